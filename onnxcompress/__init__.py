@@ -1,0 +1,50 @@
+"""Compress trained ONNX models after training."""
+
+from onnxcompress.budget import BudgetError
+from onnxcompress.core import Candidate, CompressedWeight, Layer, Method, Statistics
+from onnxcompress.data import Samples, load_samples, random_samples
+from onnxcompress.graph import (
+    Model,
+    ModelError,
+    drop_dead,
+    find_layers,
+    fold_batchnorm,
+    load,
+    name_nodes,
+    rewrite,
+    save,
+)
+from onnxcompress.methods import METHODS
+from onnxcompress.methods.basis import Basis
+from onnxcompress.pipeline import calibrate, compress, sweep
+from onnxcompress.report import Comparison, Report
+from onnxcompress.targets import Target
+
+__all__ = [
+    "METHODS",
+    "Basis",
+    "BudgetError",
+    "Candidate",
+    "Comparison",
+    "CompressedWeight",
+    "Layer",
+    "Method",
+    "Model",
+    "ModelError",
+    "Report",
+    "Samples",
+    "Statistics",
+    "Target",
+    "calibrate",
+    "compress",
+    "drop_dead",
+    "find_layers",
+    "fold_batchnorm",
+    "load",
+    "load_samples",
+    "name_nodes",
+    "random_samples",
+    "rewrite",
+    "save",
+    "sweep",
+]

@@ -1,0 +1,426 @@
+"""The types the rest of the package is written in.  Imports numpy and nothing else.
+
+    weight + Statistics ── Method.fit ──► CompressedWeight ── emit ──► subgraph
+
+A layer is linear: it multiplies input patches p with a weight, ``y = W p + bias``.  Its error is
+measured in the *metric* H, the centred second moment of the patches it reads::
+
+    error = tr((W - Ŵ) H (W - Ŵ)ᵀ) / tr(W H Wᵀ)         H = E[p pᵀ] - E[p] E[p]ᵀ + ridge I
+
+The mean is left out because the bias can absorb it; the ridge stands for inputs not yet seen.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from math import ceil, prod
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+Array = np.ndarray
+Shape = tuple[int, ...]
+Value = Any  # a tensor of the graph being built; only graph.py looks inside
+
+RIDGE = 0.003  # share of the mean input variance that is added in every direction
+SKETCH_ABOVE = 8192  # fan-in from which a second moment is kept as a sketch
+SKETCH_ROWS = 2048
+
+
+class Emitter(Protocol):
+    """Adds ONNX nodes: ``y = op.Conv(x, weight, strides=[2, 2])``.  Arrays become initializers."""
+
+    def __getattr__(self, op_type: str) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A linear node with a constant weight, detached from its graph.
+
+    Attributes:
+        name: of the node; the key of every dictionary of the pipe.
+        op_type: Conv, ConvTranspose, Gemm or MatMul.
+        weight: output first, however the node stores it: ``(out, in // groups, *kernel)`` for
+            the convolutions, ``(out, in)`` for Gemm (alpha included) and MatMul.
+        bias: ``(out,)``; a Value where the model computes it; None where there is none.
+        attributes: the node's: strides, pads, dilations, group, auto_pad, output_padding,
+            transA, beta (of a computed bias); ``left=1`` for a MatMul that computes ``W @ x``.
+        shared: name of the first layer that reads the same weight, itself where there is no other.
+    """
+
+    name: str
+    op_type: str
+    weight: Array
+    bias: Array | Value | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    shared: str = ""
+
+    @property
+    def groups(self) -> int:
+        return self.attributes.get("group", 1)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return self.weight.shape[2:]
+
+    @property
+    def grouped(self) -> Array:
+        """The weight as one matrix a group, ``(groups, out // groups, fan_in)``."""
+        return self.weight.reshape(self.groups, len(self.weight) // self.groups, -1)
+
+    def apply(self, op: Emitter, x: Value, *weights: Array | Value, bias: Any = None) -> Value:
+        """Emit this layer with another weight, or as a chain of layers with these weights.
+
+        In a chain, the stride, dilation and padding of a kernel axis go to the weight that
+        spans this axis, and the bias to the last.
+        """
+        owned = self._axes([getattr(weight, "shape", ()) for weight in weights])
+        for position, (weight, axes) in enumerate(zip(weights, owned, strict=True)):
+            last = bias if position == len(weights) - 1 else None
+            x = self._emit(op, x, weight, axes, last, first=position == 0)
+        return x
+
+    def macs(self, input_shape: Sequence[int], *shapes: Shape) -> int:
+        """Multiplications of the layer, or of a chain of layers with weights of these shapes."""
+        shapes = shapes or (self.weight.shape,)
+        if self.op_type in ("Gemm", "MatMul"):
+            rows = prod(input_shape) // self.weight.shape[1]
+            return rows * sum(map(prod, shapes))
+        batch, _, *size = input_shape
+        total = 0
+        for shape, axes in zip(shapes, self._axes(shapes), strict=True):
+            out = [self._length(n, a, shape[2 + a], a in axes) for a, n in enumerate(size)]
+            places = size if self.op_type == "ConvTranspose" else out
+            total += batch * prod(places) * prod(shape)
+            size = out
+        return total
+
+    def _axes(self, shapes: Sequence[Shape]) -> list[set[int]]:
+        """For every weight of a chain, the kernel axes whose attributes it takes."""
+        if len(shapes) == 1:
+            return [set(range(len(self.kernel)))]
+        owner = {
+            axis: next(i for i, shape in enumerate(shapes) if shape[2 + axis] == length)
+            for axis, length in enumerate(self.kernel)
+        }
+        return [{axis for axis in owner if owner[axis] == i} for i in range(len(shapes))]
+
+    def _emit(
+        self, op: Emitter, x: Value, weight: Array | Value, axes: set[int], bias: Any, first: bool
+    ) -> Value:
+        extra = () if bias is None else (bias,)
+        if self.op_type == "Gemm":
+            attributes = {"transA": self.attributes.get("transA", 0)} if first else {}
+            if bias is not None and not isinstance(bias, Array):
+                attributes["beta"] = self.attributes.get("beta", 1.0)
+            return op.Gemm(x, weight, *extra, **attributes, transB=1)
+        if self.op_type == "MatMul":
+            left = self.attributes.get("left")
+            y = op.MatMul(weight, x) if left else op.MatMul(x, _swap(op, weight))
+            if bias is None:
+                return y
+            return op.Add(y, bias[:, None] if left else bias)
+        if self.op_type == "ConvTranspose":
+            weight = _input_first(op, weight, self.groups, self.weight.shape)
+        return getattr(op, self.op_type)(x, weight, *extra, **self._attributes(axes))
+
+    def _attributes(self, axes: set[int]) -> dict[str, Any]:
+        """The attributes of a convolution that spans only these kernel axes."""
+        rank = len(self.kernel)
+        if len(axes) == rank:
+            return dict(self.attributes)
+        neutral = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}
+        result = {}
+        for key, value in self.attributes.items():
+            if key in neutral:
+                value = [v if i % rank in axes else neutral[key] for i, v in enumerate(value)]
+            result[key] = value
+        return result
+
+    def _length(self, length: int, axis: int, kernel: int, spans: bool) -> int:
+        """Output size on one axis."""
+        if not spans:
+            return length
+
+        def of(key: str, default: int, index: int = axis) -> int:
+            return self.attributes.get(key, [default] * 2 * len(self.kernel))[index]
+
+        stride, extent = of("strides", 1), of("dilations", 1) * (kernel - 1) + 1
+        automatic = self.attributes.get("auto_pad", "NOTSET")
+        pads = of("pads", 0) + of("pads", 0, axis + len(self.kernel))
+        if self.op_type == "ConvTranspose":
+            if "output_shape" in self.attributes:
+                return self.attributes["output_shape"][axis]
+            if automatic.startswith("SAME"):
+                return length * stride
+            return stride * (length - 1) + of("output_padding", 0) + extent - pads
+        if automatic.startswith("SAME"):
+            return ceil(length / stride)
+        return (length + (0 if automatic == "VALID" else pads) - extent) // stride + 1
+
+
+def _swap(op: Emitter, weight: Array | Value) -> Any:
+    """A matrix transposed: at once where it is an array, by a node where it is computed."""
+    if isinstance(weight, Array):
+        return np.ascontiguousarray(weight.T)
+    return op.Transpose(weight, perm=[1, 0])
+
+
+def _input_first(op: Emitter, weight: Array | Value, groups: int, shape: Sequence[int]) -> Any:
+    """``(out, in // groups, *kernel)`` as ConvTranspose stores it: ``(in, out // groups, ...)``."""
+    if isinstance(weight, Array):
+        out, inputs, *kernel = weight.shape
+        split = weight.reshape(groups, out // groups, inputs, *kernel)
+        return np.ascontiguousarray(split.swapaxes(1, 2).reshape(-1, out // groups, *kernel))
+    out, inputs, *kernel = shape
+    split = op.Reshape(weight, np.array([groups, out // groups, inputs, *kernel]))
+    swapped = op.Transpose(split, perm=[0, 2, 1, *range(3, 3 + len(kernel))])
+    return op.Reshape(swapped, np.array([-1, out // groups, *kernel]))
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What a layer reads: mean and second moment of its input patches.
+
+    Addition merges the statistics of two batches.  A fan-in of more than ``SKETCH_ABOVE`` is kept
+    as patches, folded with random signs into ``SKETCH_ROWS`` rows when there are more (a count
+    sketch: Charikar, Chen, Farach-Colton 2002), so that memory stays linear in the fan-in.
+
+    Attributes:
+        count: patches seen; 0 where nothing is known and every direction counts alike.
+        total: ``(groups, fan_in)``, the sum of the patches.
+        moment: ``(groups, fan_in, fan_in)``, the sum of ``p pᵀ``; None if sketched or unknown.
+        rows: ``(groups, rows, fan_in)`` with ``rowsᵀ rows`` close to the sum of ``p pᵀ``; or None.
+    """
+
+    count: int
+    total: Array
+    moment: Array | None = None
+    rows: Array | None = None
+
+    @classmethod
+    def white(cls, layer: Layer) -> Self:
+        """No calibration data: every input direction matters alike."""
+        groups, _, fan_in = layer.grouped.shape
+        return cls(0, np.zeros((groups, fan_in)))
+
+    @classmethod
+    def of(cls, patches: Array) -> Self:
+        """Statistics of patches ``(groups, count, fan_in)``."""
+        if patches.shape[2] > SKETCH_ABOVE:
+            return cls(patches.shape[1], patches.sum(1), rows=patches)._folded()
+        return cls(patches.shape[1], patches.sum(1), patches.swapaxes(1, 2) @ patches)
+
+    def __add__(self, other: Self) -> Self:
+        if not self.count or not other.count:
+            return self if self.count else other
+        count, total = self.count + other.count, self.total + other.total
+        if self.moment is not None and other.moment is not None:
+            return replace(self, count=count, total=total, moment=self.moment + other.moment)
+        assert self.rows is not None and other.rows is not None
+        rows = np.concatenate([self.rows, other.rows], axis=1)
+        return replace(self, count=count, total=total, rows=rows)._folded()
+
+    def _folded(self) -> Self:
+        if self.rows is None or self.rows.shape[1] <= 2 * SKETCH_ROWS:
+            return self
+        rng = np.random.default_rng(self.count)
+        folded = self.rows[:, :SKETCH_ROWS].copy()
+        for start in range(SKETCH_ROWS, self.rows.shape[1], SKETCH_ROWS):
+            piece = self.rows[:, start : start + SKETCH_ROWS]
+            signs = rng.choice(np.array([-1, 1], piece.dtype), piece.shape[1])
+            folded[:, : piece.shape[1]] += signs[:, None] * piece
+        return replace(self, rows=folded)
+
+    @property
+    def mean(self) -> Array:
+        """Mean patch, ``(groups, fan_in)``."""
+        return self.total / max(self.count, 1)
+
+    @property
+    def ridge(self) -> float:
+        """What the metric adds in every direction, in units of input variance."""
+        variance = self._trace() / max(self.count, 1) - float(np.sum(np.square(self.mean)))
+        return RIDGE * max(variance, 0.0) / self.total.size + 1e-12
+
+    def _trace(self) -> float:
+        if self.moment is not None:
+            return float(np.trace(self.moment, axis1=1, axis2=2).sum())
+        return 0.0 if self.rows is None else float(np.sum(np.square(self.rows)))
+
+    def times(self, x: Array) -> Array:
+        """``x H`` for ``x`` of shape ``(groups, n, fan_in)``, with H the metric of the module."""
+        if not self.count:
+            return x
+        if self.moment is not None:
+            product = x @ self.moment
+        else:
+            assert self.rows is not None
+            product = (x @ self.rows.swapaxes(1, 2)) @ self.rows
+        mean = self.mean[:, :, None].astype(x.dtype)
+        centred = product / self.count - (x @ mean) @ mean.swapaxes(1, 2)
+        return (centred + self.ridge * x).astype(x.dtype)
+
+    def partial(self, shape: Sequence[int], keep: Sequence[int]) -> Array:
+        """The metric of a part of each patch, summed over the rest of it.
+
+        Args:
+            shape: of a patch, ``(in // groups, *kernel)``.
+            keep: axes of that shape that stay.
+
+        Returns:
+            ``(groups, n, n)``, n the product of the lengths of the kept axes.
+        """
+        rest = [axis for axis in range(len(shape)) if axis not in keep]
+        size = prod(shape[axis] for axis in keep)
+        order = np.arange(prod(shape)).reshape(shape).transpose(*keep, *rest).reshape(size, -1)
+        groups = len(self.total)
+        if not self.count:
+            return np.broadcast_to(np.eye(size) * order.shape[1], (groups, size, size))
+        result = np.zeros((groups, size, size))
+        for columns in order.T:
+            if self.moment is not None:
+                result += self.moment[:, columns[:, None], columns]
+            else:
+                assert self.rows is not None
+                part = self.rows[:, :, columns]
+                result += part.swapaxes(1, 2) @ part
+            result -= self.total[:, columns, None] * (self.mean[:, None, columns])
+        return result / self.count + self.ridge * order.shape[1] * np.eye(size)
+
+    def output_moment(self, weight: Array) -> Array:
+        """Second moment ``(out, out)`` of the outputs of a weight, block diagonal over groups."""
+        groups = len(self.total)
+        flat = weight.reshape(groups, len(weight) // groups, -1)
+        blocks = self.times(flat) @ flat.swapaxes(1, 2) - self.ridge * (flat @ flat.swapaxes(1, 2))
+        means = flat @ self.mean[:, :, None]
+        blocks = blocks + means @ means.swapaxes(1, 2)
+        out = flat.shape[1]
+        result = np.zeros((len(weight), len(weight)), blocks.dtype)
+        for g, block in enumerate(blocks):
+            result[g * out : (g + 1) * out, g * out : (g + 1) * out] = block
+        return result
+
+    def error(self, weight: Array, approximation: Array) -> float:
+        """Relative squared output error: 0 for a perfect copy, 1 for an all-zero weight."""
+        energy = self.energy(weight)
+        return self.energy(weight - approximation) / energy if energy else 0.0
+
+    def energy(self, weight: Array) -> float:
+        """Output variance of a weight of any layout that starts with the outputs."""
+        flat = weight.reshape(len(self.total), len(weight) // len(self.total), -1)
+        flat = flat.astype(np.result_type(flat, np.float32))
+        return float(np.sum(flat * self.times(flat), dtype=np.float64))
+
+    def shift(self, weight: Array, approximation: Array) -> Array:
+        """What must be added to the bias ``(out,)`` so that the mean output stays as it is."""
+        flat = (weight - approximation).reshape(len(self.total), -1, self.total.shape[1])
+        return (flat @ self.mean[:, :, None]).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to compress a weight.  The fields are settings; one left at None is open."""
+
+
+    @abstractmethod
+    def settings(self, layer: Layer) -> Sequence[Self]:
+        """Settings to try on this layer, with nothing left open, smallest result first."""
+
+    @abstractmethod
+    def fit(self, layer: Layer, statistics: Statistics) -> CompressedWeight:
+        """Approximate the layer's weight so that its output changes least."""
+
+    def declined(self, layer: Layer) -> str | None:
+        """Why no setting applies to this layer, or None."""
+        return None if self.settings(layer) else "it cannot become smaller by this method"
+
+    def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
+        """Every setting with its cost and error.  Override where the fits can share work."""
+        for setting in self.settings(layer):
+            fitted = setting.fit(layer, statistics)
+            error = statistics.error(layer.weight, fitted.decode())
+            yield Candidate(setting, fitted.nbytes, fitted.factors, error)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the settings fix the size, so that no target is needed."""
+        return False
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def __str__(self) -> str:
+        """The setting as the command line spells it: ``basis:unfolding=spatial,rank=12``."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        pairs = [f"{key}={_spell(value)}" for key, value in given.items() if value is not None]
+        return ":".join([self.name, ",".join(pairs)] if pairs else [self.name])
+
+
+def _spell(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedWeight(ABC):
+    """A fitted weight.  A subclass's array fields are what the compressed model stores."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored arrays."""
+        return sum(array.nbytes for array in self.arrays())
+
+    def arrays(self) -> Iterator[Array]:
+        """The stored arrays."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            values = value if isinstance(value, tuple) else (value,)
+            yield from (v for v in values if isinstance(v, Array))
+
+    @property
+    def factors(self) -> tuple[Shape, ...]:
+        """Shapes of the chain of weights it computes with; just the layer's own if decoded."""
+        return (self.decode().shape,)
+
+    def astype(self, dtype: Any) -> Self:
+        """The same with its floating-point arrays in another type."""
+
+        def cast(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(cast, value))
+            floating = isinstance(value, Array) and value.dtype.kind not in "iub"
+            return value.astype(dtype, copy=False) if floating else value
+
+        return replace(self, **{f.name: cast(getattr(self, f.name)) for f in fields(self)})
+
+    @abstractmethod
+    def decode(self) -> Array:
+        """The weight that the emitted subgraph computes with, in the layer's shape."""
+
+    @abstractmethod
+    def scaled(self, gain: Array) -> Self:
+        """The same with output channel c multiplied by ``gain[c]``."""
+
+    @abstractmethod
+    def emit(self, op: Emitter, x: Value, layer: Layer) -> Value:
+        """Emit the subgraph that replaces the layer, bias included, and return its output."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A setting on a layer's rate-distortion curve.
+
+    Attributes:
+        setting: what to fit; None keeps the layer as it is.
+        nbytes: of the stored arrays.
+        factors: shapes of the weights it computes with, for counting multiplications.
+        error: relative squared output error, see `Statistics`.
+    """
+
+    setting: Method | None
+    nbytes: int
+    factors: tuple[Shape, ...]
+    error: float

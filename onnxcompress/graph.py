@@ -1,0 +1,800 @@
+"""The model and graph surgery.  The only file that imports onnx and onnx-graphsurgeon.
+
+The ModelProto is the truth: a pass copies it, replaces or inserts nodes in place, and leaves every
+other byte alone.  onnx-graphsurgeon builds the replacement fragments and serves as a view for
+walking; its round trip loses metadata, so it never becomes the output.
+
+A pass is a plain function ``Model -> Model``; passes are applied by a ``for`` loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from onnx import NodeProto, TensorProto, external_data_helper, numpy_helper
+
+from onnxcompress.core import Array, CompressedWeight, Layer
+
+OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+class ModelError(ValueError):
+    """A model that cannot be read, is invalid, or cannot be written; the message is one line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """An ONNX model.
+
+    Attributes:
+        proto: the truth; treat it as read only and change a `copy`.
+        folder: where the external data lies.
+    """
+
+    proto: onnx.ModelProto
+    folder: Path = field(default_factory=Path)
+
+    def copy(self) -> Model:
+        copied = onnx.ModelProto()
+        copied.CopyFrom(self.proto)
+        return Model(copied, self.folder)
+
+    @property
+    def graph(self) -> onnx.GraphProto:
+        return self.proto.graph
+
+    @property
+    def opset(self) -> int:
+        return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file, external data included."""
+        return self.proto.ByteSize() + sum(_external_length(t) for t in self.initializers.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all initializers and Constant nodes."""
+        return sum(prod(t.dims) * _itemsize(t) for t in self.constants.values())
+
+    @cached_property
+    def initializers(self) -> dict[str, TensorProto]:
+        """The initializers of the main graph."""
+        return {tensor.name: tensor for tensor in self.graph.initializer}
+
+    @cached_property
+    def constants(self) -> dict[str, TensorProto]:
+        """Every tensor of the main graph that is known before it runs."""
+        found = dict(self.initializers)
+        for node in self.graph.node:
+            if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+                found |= {node.output[0]: a.t for a in node.attribute if a.name == "value"}
+        return found
+
+    @cached_property
+    def consumers(self) -> Counter[str]:
+        """How often each tensor is read, bodies of If, Loop and Scan and the outputs included."""
+        reads = Counter(output.name for output in self.graph.output)
+        for _, node in walk(self.graph):
+            reads.update(name for name in node.input if name)
+        for graph in _bodies(self.graph):
+            reads.update(output.name for output in graph.output)
+        return reads
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """A unique name for every node of the main graph: its own, or one made for it."""
+        given = Counter(node.name for node in self.graph.node)
+        taken = set(given)
+        keys = []
+        for index, node in enumerate(self.graph.node):
+            name = node.name
+            if not name or given[name] > 1:
+                name = _unique(f"{node.op_type}_{index}", taken)
+                taken.add(name)
+            keys.append(name)
+        return keys
+
+    @cached_property
+    def names(self) -> set[str]:
+        """Every name in use: tensors and nodes, of all bodies."""
+        taken = {node.name for _, node in walk(self.graph)}
+        taken |= {name for _, node in walk(self.graph) for name in (*node.input, *node.output)}
+        for graph in (self.graph, *_bodies(self.graph)):
+            values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+            taken |= {value.name for value in values}
+        return taken
+
+    def read(self, name: str) -> Array:
+        """The value of a constant tensor."""
+        return self.value(self.constants[name])
+
+    def value(self, tensor: TensorProto) -> Array:
+        try:
+            return numpy_helper.to_array(tensor, str(self.folder))
+        except (OSError, ValueError, TypeError, onnx.checker.ValidationError) as error:
+            raise ModelError(f"tensor {tensor.name!r} cannot be read: {_line(error)}") from None
+
+    def view(self) -> gs.Graph:
+        """The graph as onnx-graphsurgeon shows it, for walking; changes do not reach the model."""
+        return gs.import_onnx(self.copy().proto)
+
+
+# ------------------------------------------------------------------------------ load and save
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read a model; external data stays on disk until a tensor is asked for.
+
+    Raises:
+        ModelError: the file is missing, no ONNX model, or invalid.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder, not an ONNX file")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    if not data:
+        raise ModelError(f"{path} is empty")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError:
+        raise ModelError(f"{path} is truncated or not an ONNX model") from None
+    del data
+    if not proto.graph.node and not proto.graph.input:
+        raise ModelError(f"{path} is not an ONNX model: it has no graph")
+    model = Model(proto, path.absolute().parent)
+    _check_external(model, path)
+    check(model, path)
+    return model
+
+
+def _check_external(model: Model, path: Path) -> None:
+    for tensor in model.graph.initializer:
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        info = external_data_helper.ExternalDataInfo(tensor)
+        file = model.folder / info.location
+        if not file.resolve().is_relative_to(model.folder.resolve()):
+            raise ModelError(f"{path}: external data {info.location!r} lies outside its folder")
+        if not file.is_file():
+            raise ModelError(f"{path}: its external data {info.location!r} is missing")
+        if file.stat().st_size < (info.offset or 0) + (info.length or 0):
+            raise ModelError(f"{path}: its external data {info.location!r} is truncated")
+
+
+def check(model: Model, path: str | os.PathLike[str] = "the model") -> None:
+    """Run onnx.checker, weights left out where they are external or the file is huge.
+
+    Raises:
+        ModelError: the model is invalid.
+    """
+    try:
+        if not any(map(external_data_helper.uses_external_data, model.graph.initializer)):
+            onnx.checker.check_model(model.proto)
+            return
+        with TemporaryDirectory() as folder:  # the checker looks for the data beside the file
+            for location in {_location(t) for t in model.graph.initializer} - {""}:
+                link = Path(folder) / location
+                link.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(OSError):
+                    os.link(model.folder / location, link)
+                if not link.exists():
+                    return  # another file system: onnxruntime will judge
+            file = Path(folder) / "model.onnx"
+            file.write_bytes(model.proto.SerializeToString())
+            onnx.checker.check_model(str(file))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(f"{path} is not a valid ONNX model: {_line(error)}") from None
+
+
+def save(model: Model, path: str | os.PathLike[str], external: bool = False) -> list[Path]:
+    """Write the model atomically and return the files written.
+
+    External data of the source is copied beside the model, into one file under a relative name;
+    ``external`` moves all weights there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    any_external = any(map(external_data_helper.uses_external_data, model.graph.initializer))
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        files = []
+        if external or any_external:
+            data = Path(scratch) / f"{path.name}.data"
+            model = _externalised(model, data, external)
+            files.append(data)
+        file = Path(scratch) / path.name
+        with file.open("wb") as stream:
+            stream.write(model.proto.SerializeToString(deterministic=True))
+            stream.flush()
+            os.fsync(stream.fileno())
+        files.append(file)
+        mode = 0o666 & ~_umask()
+        for written in files:
+            written.chmod(mode)
+            written.replace(path.parent / written.name)
+    return [path.parent / written.name for written in files]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _externalised(model: Model, data: Path, everything: bool) -> Model:
+    """A copy whose large weights lie in the file ``data``."""
+    result = model.copy()
+    with data.open("wb") as stream:
+        for tensor in result.graph.initializer:
+            outside = external_data_helper.uses_external_data(tensor)
+            if not outside and not (everything and tensor.ByteSize() > 1024):
+                continue
+            stream.write(b"\0" * (-stream.tell() % 64))
+            offset = stream.tell()
+            if outside:
+                info = external_data_helper.ExternalDataInfo(tensor)
+                with (model.folder / info.location).open("rb") as source:
+                    source.seek(info.offset or 0)
+                    _copy(source, stream, info.length)
+            else:
+                if not tensor.HasField("raw_data"):
+                    tensor.CopyFrom(numpy_helper.from_array(model.value(tensor), tensor.name))
+                stream.write(tensor.raw_data)
+            length = stream.tell() - offset
+            tensor.ClearField("raw_data")
+            tensor.ClearField("external_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            pairs = {"location": data.name, "offset": offset, "length": length}
+            for key, value in pairs.items():
+                tensor.external_data.add(key=key, value=str(value))
+    return result
+
+
+def _copy(source: Any, target: Any, length: int | None) -> None:
+    if length is None:
+        shutil.copyfileobj(source, target)
+        return
+    while length:
+        piece = source.read(min(length, 1 << 24))
+        if not piece:
+            raise ModelError("the external data is truncated")
+        target.write(piece)
+        length -= len(piece)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_tensor(path: Path) -> Array:
+    """A TensorProto file, as the ``test_data_set_*`` folders hold them."""
+    tensor = TensorProto()
+    try:
+        tensor.ParseFromString(path.read_bytes())
+        return numpy_helper.to_array(tensor)
+    except (OSError, DecodeError, ValueError, TypeError) as error:
+        raise ModelError(f"{path} is not an ONNX tensor: {_line(error)}") from None
+
+
+# ------------------------------------------------------------------------------------- walking
+
+
+def walk(graph: onnx.GraphProto, scope: str = "") -> Iterator[tuple[str, NodeProto]]:
+    """Every node with the path of the body it lies in: ``""`` for the main graph."""
+    for node in graph.node:
+        yield scope, node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                if body.node:
+                    yield from walk(body, f"{scope}{node.name or node.op_type}/{attribute.name}/")
+
+
+def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for _, node in walk(graph):
+        for attribute in node.attribute:
+            yield from (body for body in (attribute.g, *attribute.graphs) if body.node)
+
+
+def reads(node: NodeProto) -> set[str]:
+    """Names of the tensors that a node reads, its bodies included."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            for inner in body.node:
+                found |= reads(inner)
+            found |= {output.name for output in body.output}
+    return found - {""}
+
+
+def find_layers(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The layers that can be compressed, and for every other linear node the reason why not."""
+    layers: dict[str, Layer] = {}
+    skipped: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}  # what is read and how -> the first layer to read it
+    for name, node in zip(model.keys, model.graph.node, strict=True):
+        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+            continue
+        try:
+            layer = _layer(model, name, node)
+        except _SkippedError as reason:
+            skipped[name] = str(reason)
+            continue
+        key = (_weight_name(model, node), layer.op_type, *map(str, _view_of(node)))
+        layers[name] = _shared(layer, first.setdefault(key, name), layers)
+    for scope, node in walk(model.graph):
+        if scope and node.op_type in OPERATORS:
+            skipped[f"{scope}{node.name or node.output[0]}"] = "it lies in the body of a node"
+    for function in model.proto.functions:
+        for node in function.node:
+            if node.op_type in OPERATORS:
+                key = f"{function.name}/{node.name or node.output[0]}"
+                skipped[key] = "it lies in a local function"
+    return layers, skipped
+
+
+class _SkippedError(Exception):
+    """Completes the sentence "layer X was skipped: ..."."""
+
+
+def _shared(layer: Layer, first: str, layers: Mapping[str, Layer]) -> Layer:
+    weight = layers[first].weight if first in layers else layer.weight
+    return Layer(layer.name, layer.op_type, weight, layer.bias, layer.attributes, first)
+
+
+def _view_of(node: NodeProto) -> tuple[Any, ...]:
+    attributes = _attributes(node)
+    return tuple(attributes.get(key) for key in ("group", "transB", "alpha"))
+
+
+def layer_input(node: NodeProto, layer: Layer) -> str:
+    """The name of the tensor that a layer multiplies with its weight."""
+    return node.input[1 if layer.attributes.get("left") else 0]
+
+
+def _weight_name(model: Model, node: NodeProto) -> str:
+    left = node.op_type == "MatMul" and node.input[1] not in model.constants
+    return node.input[0 if left else 1]
+
+
+def _layer(model: Model, name: str, node: NodeProto) -> Layer:
+    tensor = _weight_name(model, node)
+    if tensor not in model.constants:
+        raise _SkippedError("its weight is computed while the model runs")
+    if model.proto.ir_version >= 4 and any(tensor == value.name for value in model.graph.input):
+        raise _SkippedError("its weight is a graph input, which a caller may override")
+    if model.constants[tensor].data_type not in FLOATS:
+        raise _SkippedError(f"its weight is of type {_type_name(model.constants[tensor])}")
+    weight, attributes = model.read(tensor), _attributes(node)
+    if not weight.size or not np.isfinite(weight.astype(np.float32)).all():
+        raise _SkippedError("its weight is empty or not finite")
+    if node.op_type == "MatMul":
+        if weight.ndim != 2:
+            raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of 2")
+        left = tensor == node.input[0] and node.input[1] not in model.constants
+        if left:
+            return Layer(name, "MatMul", weight, attributes={"left": 1})
+        return Layer(name, "MatMul", np.ascontiguousarray(weight.T))
+    bias = _bias(model, node, attributes)
+    if node.op_type == "Gemm":
+        weight = weight if attributes.get("transB") else weight.T
+        alpha = attributes.get("alpha", 1.0)
+        weight = np.ascontiguousarray(weight * np.asarray(alpha, weight.dtype))
+        kept = {"transA": attributes.get("transA", 0), "beta": attributes.get("beta", 1.0)}
+        return Layer(name, "Gemm", weight, bias, kept)
+    if node.op_type == "ConvTranspose":
+        groups = attributes.get("group", 1)
+        inputs, out, *kernel = weight.shape
+        split = weight.reshape(groups, inputs // groups, out, *kernel).swapaxes(1, 2)
+        weight = np.ascontiguousarray(split.reshape(-1, inputs // groups, *kernel))
+    kept = {key: value for key, value in attributes.items() if key != "kernel_shape"}
+    return Layer(name, node.op_type, weight, bias, kept)
+
+
+def _bias(model: Model, node: NodeProto, attributes: Mapping[str, Any]) -> Any:
+    """The constant bias as ``(out,)``, the name of a computed one, or None."""
+    if len(node.input) < 3 or not node.input[2]:
+        return None
+    if node.input[2] not in model.constants:
+        return node.input[2]
+    bias = model.read(node.input[2])
+    if node.op_type != "Gemm":
+        return bias
+    weight = model.constants[node.input[1]]
+    out = weight.dims[0 if attributes.get("transB") else 1]
+    if bias.shape not in ((), (1,), (out,), (1, 1), (1, out)):
+        return node.input[2]
+    beta = np.asarray(attributes.get("beta", 1.0), bias.dtype)
+    return np.ascontiguousarray(np.broadcast_to(bias.reshape(-1) * beta, (out,)))
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    result = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        result[attribute.name] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    return result
+
+
+# ------------------------------------------------------------------------------------- passes
+
+
+def declared_inputs(model: Model) -> list[tuple[str, Any, list[int | str | None] | None]]:
+    """Name, dtype and shape of every input that a caller must give; None for what is open."""
+    result = []
+    for value in model.graph.input:
+        if value.name in model.initializers:
+            continue
+        kind = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not kind.elem_type:
+            raise ModelError(f"the input {value.name!r} is no tensor")
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        dims = [
+            d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim
+        ]
+        result.append((value.name, np.dtype(dtype), dims if kind.HasField("shape") else None))
+    return result
+
+
+def linear_nodes(model: Model) -> dict[str, NodeProto]:
+    """The Conv, ConvTranspose, Gemm and MatMul nodes of the main graph that run every time."""
+    return {
+        key: node
+        for key, node in zip(model.keys, model.graph.node, strict=True)
+        if node.op_type in OPERATORS and node.domain in ("", "ai.onnx")
+    }
+
+
+def needs_float32(model: Model) -> bool:
+    """Whether the model has types for which onnxruntime's CPU kernels are missing."""
+    wide = (TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    types = {tensor.data_type for tensor in model.constants.values()}
+    return bool(types & set(wide))
+
+
+def name_nodes(model: Model) -> Model:
+    """Give every unnamed node of the main graph the unique name that it has in reports."""
+    result = model.copy()
+    for node, key in zip(result.graph.node, model.keys, strict=True):
+        node.name = key
+    return result
+
+
+def drop_dead(model: Model, names: Iterable[str]) -> Model:
+    """Remove those of the named constants that nothing reads any more."""
+    result = model.copy()
+    _drop(result, set(names))
+    return result
+
+
+def fold_batchnorm(model: Model) -> Model:
+    """Fold every BatchNormalization that follows a Conv, its only reader, into that Conv."""
+    result = model.copy()
+    producers = {node.output[0]: node for node in result.graph.node if node.output}
+    for norm in list(result.graph.node):
+        conv = producers.get(norm.input[0]) if norm.op_type == "BatchNormalization" else None
+        if conv is None or conv.op_type != "Conv" or result.consumers[conv.output[0]] != 1:
+            continue
+        sources = [*conv.input[1:], *norm.input[1:]]
+        if any(name not in result.initializers for name in sources) or len(norm.output) > 1:
+            continue
+        if result.consumers[conv.input[1]] != 1:
+            continue
+        weight, *bias = [result.read(name) for name in conv.input[1:]]
+        scale, shift, mean, variance = (result.read(name) for name in norm.input[1:5])
+        gain = scale / np.sqrt(variance + _attributes(norm).get("epsilon", 1e-5))
+        shift = shift + gain * ((bias[0] if bias else 0) - mean)
+        weight = (weight * gain.reshape(-1, *(1,) * (weight.ndim - 1))).astype(weight.dtype)
+        name = _unique(f"{conv.input[1]}_folded", result.names)
+        result.names.update((name, f"{name}_bias"))
+        result.graph.initializer.append(numpy_helper.from_array(weight, name))
+        shift = shift.astype(weight.dtype)
+        result.graph.initializer.append(numpy_helper.from_array(shift, f"{name}_bias"))
+        conv.input[:] = [conv.input[0], name, f"{name}_bias"]
+        conv.output[0] = norm.output[0]
+        result.graph.node.remove(norm)
+        result = Model(result.proto, result.folder)
+        _drop(result, set(sources))
+        result = Model(result.proto, result.folder)
+        producers = {node.output[0]: node for node in result.graph.node if node.output}
+    return result
+
+
+def rewrite(
+    model: Model,
+    weights: Mapping[str, CompressedWeight],
+    biases: Mapping[str, Array] | None = None,
+    failed: dict[str, str] | None = None,
+) -> Model:
+    """A copy in which every named layer is replaced by the subgraph of its compressed weight.
+
+    Args:
+        weights: layer name -> what to emit; layers that share a weight share the stored arrays.
+        biases: layer name -> a new bias ``(out,)``.
+        failed: filled with layer -> reason for layers that could not be replaced and stay as
+            they are; without it the first failure is raised.
+    """
+    layers, _ = find_layers(_with_only(model, weights))
+    result = model.copy()
+    store = _Constants(result)
+    nodes: list[NodeProto] = []
+    freed: set[str] = set()
+    for key, node in zip(model.keys, model.graph.node, strict=True):
+        if key not in weights:
+            nodes.append(node)
+            continue
+        layer = layers[key]
+        bias = (biases or {}).get(key, layer.bias)
+        if isinstance(bias, Array):
+            bias = bias.astype(layer.weight.dtype)
+        layer = Layer(key, layer.op_type, layer.weight, bias, layer.attributes, layer.shared)
+        try:
+            weight = weights[key].astype(layer.weight.dtype)
+            fragment = _fragment(node, key, layer, weight, store)
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[key] = f"it could not be rewritten: {_line(error)}"
+            nodes.append(node)
+            continue
+        nodes += fragment
+        freed.update(node.input[1:] if node.input[1] in model.constants else node.input[:1])
+    store.commit()
+    copies = [_copied(node) for node in nodes]
+    del result.graph.node[:]
+    result.graph.node.extend(copies)
+    result = Model(result.proto, result.folder)
+    _drop(result, freed)
+    return Model(result.proto, result.folder)
+
+
+def _with_only(model: Model, names: Iterable[str]) -> Model:
+    unknown = set(names) - set(model.keys)
+    if unknown:
+        raise KeyError(f"the model has no layer {min(unknown)!r}")
+    return model
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    copied = NodeProto()
+    copied.CopyFrom(node)
+    return copied
+
+
+def _fragment(
+    node: NodeProto, key: str, layer: Layer, weight: CompressedWeight, store: _Constants
+) -> list[NodeProto]:
+    """The nodes that replace a node; the last one keeps its name, output and metadata."""
+    op = Emitter(key, store)
+    left = layer.op_type == "MatMul" and layer.attributes.get("left")
+    x = gs.Variable(node.input[1 if left else 0])
+    y = weight.emit(op, x, layer)
+    for made in op.nodes:
+        made.outputs = [y if out is y else out for out in made.outputs]
+    y.name = node.output[0]
+    graph = gs.Graph(nodes=op.nodes, inputs=[x], outputs=[y], opset=store.opset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nodes = list(gs.export_onnx(graph, do_type_check=False).graph.node)
+    last = nodes[-1]
+    last.name = node.name
+    last.doc_string = node.doc_string
+    last.metadata_props.extend(node.metadata_props)
+    return nodes
+
+
+class Emitter:
+    """Adds nodes to a fragment; every ONNX operator is a method: ``y = op.Conv(x, weight)``.
+
+    Arrays become initializers, shared by identity: an array emitted twice is stored once.
+    """
+
+    def __init__(self, prefix: str, store: _Constants) -> None:
+        self.nodes: list[gs.Node] = []
+        self._prefix = prefix
+        self._store = store
+
+    def __getattr__(self, op_type: str) -> Callable[..., gs.Variable]:
+        def emit(*inputs: gs.Tensor | Array | str, **attributes: object) -> gs.Variable:
+            name = self._store.unique(f"{self._prefix}/{op_type}")
+            output = gs.Variable(f"{name}_out")
+            tensors = [self._tensor(x) for x in inputs]
+            self.nodes.append(gs.Node(op_type, name, attributes, tensors, [output]))
+            return output
+
+        return emit
+
+    def _tensor(self, x: gs.Tensor | Array | str) -> gs.Tensor:
+        if isinstance(x, gs.Tensor):
+            return x
+        if isinstance(x, str):
+            return gs.Variable(x)
+        return gs.Variable(self._store.add(x, self._prefix))
+
+
+class _Constants:
+    """New initializers of a model, each array once, under names that nothing else has."""
+
+    def __init__(self, model: Model) -> None:
+        self.opset = model.opset
+        self._model = model
+        self._taken = set(model.names)
+        self._known: dict[tuple[Any, ...], str] = {}
+        self._arrays: dict[str, Array] = {}
+
+    def unique(self, base: str) -> str:
+        name = _unique(base, self._taken)
+        self._taken.add(name)
+        return name
+
+    def add(self, array: Array, prefix: str) -> str:
+        small = array.size <= 64
+        key = (array.tobytes(), array.dtype, array.shape) if small else (id(array),)
+        if key not in self._known:
+            self._known[key] = self.unique("const" if small else f"{prefix}/weight")
+            self._arrays[self._known[key]] = array
+        return self._known[key]
+
+    def commit(self) -> None:
+        graph = self._model.graph
+        for name, array in self._arrays.items():
+            tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            graph.initializer.append(tensor)
+            if self._model.proto.ir_version < 4:  # there, every initializer is an input too
+                value = onnx.helper.make_tensor_value_info(name, tensor.data_type, array.shape)
+                graph.input.append(value)
+
+
+def _drop(model: Model, names: set[str]) -> None:
+    """Remove constants that nothing reads any more, in place."""
+    dead = {name for name in names if name and not model.consumers[name]}
+    graph = model.graph
+    _keep(graph.initializer, lambda tensor: tensor.name not in dead)
+    _keep(graph.input, lambda value: value.name not in dead or model.proto.ir_version >= 4)
+    _keep(graph.value_info, lambda value: value.name not in dead)
+    _keep(graph.quantization_annotation, lambda note: note.tensor_name not in dead)
+    _keep(graph.node, lambda node: node.op_type != "Constant" or node.output[0] not in dead)
+
+
+def _keep(items: Any, wanted: Callable[[Any], bool]) -> None:
+    for index in reversed([i for i, item in enumerate(items) if not wanted(item)]):
+        del items[index]
+
+
+def annotate(model: Model, properties: Mapping[str, str]) -> Model:
+    """Set entries of the model's metadata_props."""
+    result = model.copy()
+    _keep(result.proto.metadata_props, lambda entry: entry.key not in properties)
+    for key, value in properties.items():
+        result.proto.metadata_props.add(key=key, value=value)
+    return result
+
+
+def expose(model: Model, tensors: Sequence[str]) -> Model:
+    """A copy whose outputs are these tensors."""
+    result = model.copy()
+    del result.graph.output[:]
+    for name in tensors:
+        result.graph.output.add(name=name)
+    return result
+
+
+def expose_shapes(model: Model, tensors: Sequence[str]) -> tuple[Model, dict[str, str]]:
+    """A copy whose outputs are the shapes of these tensors, and tensor -> output name."""
+    result = model.copy()
+    del result.graph.output[:]
+    outputs = {}
+    for name in tensors:
+        outputs[name] = _unique(f"{name}/shape", result.names)
+        result.names.add(outputs[name])
+        result.graph.node.append(onnx.helper.make_node("Shape", [name], [outputs[name]]))
+        result.graph.output.add(name=outputs[name])
+    return result, outputs
+
+
+def segment(
+    model: Model, nodes: Sequence[NodeProto], inputs: Mapping[str, Array], outputs: Sequence[str]
+) -> Model:
+    """A model of just these nodes, with the constants that they read."""
+    result = onnx.ModelProto()
+    result.ir_version = max(model.proto.ir_version, 4)
+    result.opset_import.extend(model.proto.opset_import)
+    result.functions.extend(model.proto.functions)
+    graph = result.graph
+    graph.name = "segment"
+    graph.node.extend(nodes)
+    needed = {name for node in nodes for name in reads(node)}
+    for name, value in inputs.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+    made = {name for node in nodes for name in node.output}
+    for name, tensor in model.constants.items():
+        if name in needed and name not in inputs and name not in made:
+            graph.initializer.append(tensor)
+            graph.initializer[-1].name = name
+    for name in outputs:
+        graph.output.add(name=name)
+    return Model(result, model.folder)
+
+
+def as_float32(model: Model) -> Model:
+    """A twin that computes in float32 where the model computes in bfloat16 or float64."""
+    result = model.copy()
+    _retype(result.proto, model)
+    return Model(result.proto, result.folder)
+
+
+def _retype(message: Any, model: Model) -> None:
+    """Turn every bfloat16 and float64 of a protobuf message into float32, in place."""
+    wide = (TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    if isinstance(message, TensorProto):
+        if message.data_type in wide:
+            value = model.value(message).astype(np.float32)
+            message.CopyFrom(numpy_helper.from_array(value, message.name))
+        return
+    if isinstance(message, onnx.TypeProto.Tensor) and message.elem_type in wide:
+        message.elem_type = TensorProto.FLOAT
+    if isinstance(message, onnx.AttributeProto) and message.name in ("to", "dtype"):
+        message.i = TensorProto.FLOAT if message.i in wide else message.i
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is None:
+            continue
+        for item in value if not hasattr(value, "ListFields") else (value,):
+            _retype(item, model)
+
+
+def _unique(base: str, taken: set[str]) -> str:
+    if base not in taken:
+        return base
+    number = 1
+    while f"{base}_{number}" in taken:
+        number += 1
+    return f"{base}_{number}"
+
+
+def _location(tensor: TensorProto) -> str:
+    return next((e.value for e in tensor.external_data if e.key == "location"), "")
+
+
+def _external_length(tensor: TensorProto) -> int:
+    if not external_data_helper.uses_external_data(tensor):
+        return 0
+    return int(next((e.value for e in tensor.external_data if e.key == "length"), 0)) or (
+        prod(tensor.dims) * _itemsize(tensor)
+    )
+
+
+def _itemsize(tensor: TensorProto) -> int:
+    return onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def _type_name(tensor: TensorProto) -> str:
+    return TensorProto.DataType.Name(tensor.data_type).lower()
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

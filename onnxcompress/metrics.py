@@ -1,0 +1,139 @@
+"""How far the outputs of two models are apart, and how good they are by labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+
+import numpy as np
+
+from onnxcompress.core import Array
+
+Metric = Callable[[Array, Array], Array]  # (outputs, labels) -> one score a sample
+
+
+class MetricError(ValueError):
+    """A metric that is unknown or does not fit the outputs; the message is one line."""
+
+
+def has_class_scores(output: Array) -> bool:
+    """Whether an output holds class scores: float ``[N, K]`` or ``[N, K, 1, 1]``, K at least 2."""
+    return (
+        output.ndim in (2, 4)
+        and np.issubdtype(output.dtype, np.floating)
+        and output.shape[1] >= 2
+        and output.shape[2:] in ((), (1, 1))
+    )
+
+
+def scores(output: Array) -> Array:
+    """Class scores ``(N, K)`` in float64; probabilities (rows that sum to 1) as logarithms."""
+    flat = output.reshape(len(output), -1).astype(np.float64)
+    if flat.size and flat.min() >= 0 and np.allclose(flat.sum(1), 1, atol=1e-3):
+        return np.log(np.maximum(flat, 1e-12))
+    return flat
+
+
+@dataclass
+class Fidelity:
+    """Distance of a model's outputs from the original's, summed over batches.
+
+    Attributes:
+        signal, noise: output name -> sum of squares, and of squared differences.
+        agreed, ranked: samples with the same top class, and samples with class scores.
+        finite: whether every output was.
+    """
+
+    signal: dict[str, float] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
+    agreed: int = 0
+    ranked: int = 0
+    finite: bool = True
+
+    def add(
+        self, names: Sequence[str], reference: Sequence[Array], outputs: Sequence[Array]
+    ) -> None:
+        """Take in one batch; integer outputs count by their values, others than arrays not."""
+        for name, a, b in zip(names, reference, outputs, strict=True):
+            if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiub":
+                continue
+            if a.shape != b.shape:
+                self.finite = False
+                continue
+            if has_class_scores(a):
+                a, b = scores(a), scores(b)
+                self.agreed += int(np.sum(a.argmax(1) == b.argmax(1)))
+                self.ranked += len(a)
+            a, b = a.astype(np.float64), b.astype(np.float64)
+            self.finite &= bool(np.isfinite(b).all() or not np.isfinite(a).all())
+            known = np.isfinite(a) & np.isfinite(b)
+            self.signal[name] = self.signal.get(name, 0) + float(np.sum(np.square(a[known])))
+            difference = float(np.sum(np.square((a - b)[known])))
+            self.noise[name] = self.noise.get(name, 0) + difference
+
+    @property
+    def snr(self) -> dict[str, float]:
+        """Output name -> signal-to-noise ratio in dB, at most 200."""
+        return {name: decibel(self.signal[name], self.noise[name]) for name in self.signal}
+
+    @property
+    def worst_snr(self) -> float:
+        return min(self.snr.values(), default=200.0)
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of samples with the same top class; None without class scores."""
+        return self.agreed / self.ranked if self.ranked else None
+
+    @property
+    def loss(self) -> float:
+        """Relative squared output error, the mean over the outputs."""
+        parts = [self.noise[name] / max(self.signal[name], 1e-30) for name in self.signal]
+        return float(np.mean(parts)) if self.finite and parts else (0.0 if self.finite else np.inf)
+
+
+def decibel(signal: float, noise: float) -> float:
+    """Signal-to-noise ratio in dB, between -100 and 200."""
+    return float(np.clip(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)), -100, 200))
+
+
+def top(k: int) -> Metric:
+    """Percentage of samples whose label is among the k highest scores."""
+
+    def metric(output: Array, labels: Array) -> Array:
+        if not has_class_scores(output):
+            raise MetricError(f"top{k} needs class scores, but the output is {output.shape}")
+        best = np.argsort(-scores(output), 1, kind="stable")[:, :k]
+        return 100.0 * (best == labels.reshape(len(best), 1)).any(1)
+
+    return metric
+
+
+def psnr(output: Array, labels: Array) -> Array:
+    """Peak signal-to-noise ratio in dB of images with values from 0 to 1."""
+    if output.shape != labels.shape:
+        raise MetricError(f"psnr needs targets of shape {output.shape}, not {labels.shape}")
+    axes = tuple(range(1, output.ndim))
+    error = np.mean(np.square(np.clip(output, 0, 1).astype(np.float64) - labels), axis=axes)
+    return 10 * np.log10(1 / np.maximum(error, 1e-12))
+
+
+METRICS: Mapping[str, Metric] = {"top1": top(1), "top5": top(5), "psnr": psnr}
+
+
+def find_metric(name: str) -> Metric:
+    """A metric by name, or ``module:function`` called with (outputs, labels).
+
+    Raises:
+        MetricError: there is no such metric.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    module, _, function = name.partition(":")
+    if not function:
+        raise MetricError(f"unknown metric {name!r}; there are top1, top5, psnr, module:function")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise MetricError(f"the metric {name!r} cannot be imported: {error}") from None

@@ -1,0 +1,690 @@
+"""The whole way from a model to a smaller one; every step is public and usable alone.
+
+    find_layers ─► calibrate ─► sweep ─► weigh ─► choose ─► refit ─► rewrite ─► validate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+
+from onnxcompress.budget import BudgetError, Option, choose, frontier
+from onnxcompress.calibration import measure
+from onnxcompress.core import Array, Candidate, Layer, Method, Statistics
+from onnxcompress.data import Samples, from_batches, input_specs, random_samples
+from onnxcompress.graph import (
+    Model,
+    expose,
+    expose_shapes,
+    find_layers,
+    layer_input,
+    linear_nodes,
+    rewrite,
+)
+from onnxcompress.methods.basis import Basis
+from onnxcompress.metrics import Fidelity
+from onnxcompress.parallel import cores, each, one_thread_each
+from onnxcompress.refit import Fitted, refit
+from onnxcompress.report import Comparison, Report, Row
+from onnxcompress.runtime import Sample, Session
+from onnxcompress.targets import Target
+from onnxcompress.validation import Validation, failures, runnable, verify, warnings
+
+T = TypeVar("T")
+Track = Callable[[Iterable[T], str, int], Iterable[T]]  # (items, what is being done, how many)
+
+PATCHES = 65536  # patches per layer, at most: more did not lower any error that we measured
+PATCH_WORK = 2**36  # and no more multiplications for a second moment than this,
+PATCHES_PER_INPUT = 2  # but at least so many per input of a patch
+EXPOSED_BYTES = 256 << 20  # activations read out of the model at a time, per batch
+REFIT_BYTES = 1 << 30  # activations that refit keeps in memory
+WEIGH_WORK = 10**12  # multiplications spent on measuring sensitivities
+WEIGH_SAMPLES = 64
+WEIGH_ERROR = 0.05  # error of the setting with which a layer's sensitivity is measured
+TRIALS = 12  # real evaluations of a fidelity target
+CORRECTION_WORK = 3 * 10**12  # multiplications spent on choosing which corrections to keep
+DEFAULT_AGREEMENT = 0.98
+DEFAULT_SNR = 25.0
+
+
+def untracked(items: Iterable[T], what: str, total: int) -> Iterable[T]:
+    """No progress bar."""
+    return items
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What all steps of one compression share.
+
+    Attributes:
+        model: the original; `runnable` is the same where onnxruntime has all kernels, else its
+            float32 twin.
+        layers: those to compress, in network order.
+        shapes: layer -> shape of its input for the first sample.
+        macs: multiplications of every linear node for the first sample.
+        fit, held_out: samples to fit with, and to validate with; None without data.
+    """
+
+    model: Model
+    runnable: Model
+    layers: Mapping[str, Layer]
+    shapes: Mapping[str, tuple[int, ...]]
+    macs: Mapping[str, int]
+    fit: Samples | None
+    held_out: Samples | None
+    jobs: int
+    track: Track[Any]
+
+    @property
+    def leaders(self) -> dict[str, Layer]:
+        """One layer for every weight: the first to read it."""
+        return {name: layer for name, layer in self.layers.items() if layer.shared == name}
+
+    def readers(self, leader: str) -> list[str]:
+        """The layers that read the weight of this one."""
+        return [name for name, layer in self.layers.items() if layer.shared == leader]
+
+    def macs_of(self, leader: str, factors: Sequence[tuple[int, ...]]) -> int:
+        """Multiplications of a setting, over all layers that share the weight."""
+        readers = [name for name in self.readers(leader) if name in self.shapes]
+        return sum(self.layers[name].macs(self.shapes[name], *factors) for name in readers)
+
+
+# --------------------------------------------------------------------------------- the steps
+
+
+def input_shapes(
+    model: Model, sample: Sample
+) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """For one sample: the input shape of every linear node, and its multiplications."""
+    nodes = linear_nodes(model)
+    tensors = {t for node in nodes.values() for t in (*node.input[:2], *node.output[:1])}
+    known = {name: tuple(c.dims) for name, c in model.constants.items() if name in tensors}
+    asked = sorted(tensors - set(known))
+    exposed, names = expose_shapes(model, asked)
+    session = Session(exposed, optimize=False)
+    found = dict(zip(session.outputs, session.run(sample), strict=True))
+    known |= {name: tuple(int(n) for n in found[names[name]]) for name in asked}
+    shapes, macs = {}, {}
+    for name, node in nodes.items():
+        left, right, out = (known[t] for t in (*node.input[:2], node.output[0]))
+        constant_left = node.input[0] in model.constants
+        shapes[name] = right if constant_left else left
+        if node.op_type == "Conv":
+            macs[name] = prod(out) * prod(right[1:])
+        elif node.op_type == "ConvTranspose":
+            macs[name] = prod(left) * prod(right[1:])
+        else:
+            transposed = any(a.name == "transA" and a.i for a in node.attribute)
+            macs[name] = prod(out) * left[-2 if transposed else -1]
+    return shapes, macs
+
+
+def calibrate(
+    model: Model,
+    layers: Mapping[str, Layer],
+    samples: Iterable[Sample],
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    exact: bool = False,
+    jobs: int = 1,
+    track: Track[Any] = untracked,
+) -> dict[str, Statistics]:
+    """Statistics of what every layer reads, summed over the samples in their order.
+
+    Memory depends on the layers and on one batch, not on the number of samples: the inputs of
+    so many layers are read at a time as fit ``EXPOSED_BYTES``.
+
+    Args:
+        shapes: input shape of each layer for one sample, to plan the memory.
+        exact: look at every patch instead of at most ``PATCHES`` drawn ones.
+    """
+    samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
+    if shapes is None:
+        shapes, _ = input_shapes(model, next(iter(samples.batches(1))))
+    nodes = linear_nodes(model)
+    batch, count = _batching(samples, shapes)
+    result: dict[str, Statistics] = {}
+    for names in _groups(layers, shapes, batch):
+        tensors = {name: layer_input(nodes[name], layers[name]) for name in names}
+        inner = sorted(set(tensors.values()) - {value.name for value in model.graph.input})
+        session = Session(expose(model, inner)) if inner else None
+
+        def look(
+            job: tuple[int, Sample], session: Session | None = session, tensors: dict[str, str] = tensors
+        ) -> dict[str, Statistics]:
+            index, sample = job
+            values = dict(sample)
+            if session is not None:
+                values |= dict(zip(session.outputs, session.run(sample), strict=True))
+            return {
+                name: measure(
+                    layers[name],
+                    values[tensor],
+                    None if exact else quota(layers[name], count),
+                    index,
+                )
+                for name, tensor in tensors.items()
+            }
+
+        batches = track(enumerate(samples.batches(batch)), "calibrating", count)
+        for seen in each(look, batches, jobs):
+            for name, statistics in seen.items():
+                known = result.get(name)
+                result[name] = statistics if known is None else known + statistics
+    return result
+
+
+def quota(layer: Layer, batches: int) -> int:
+    """Patches to look at in each of so many batches."""
+    fan_in = layer.weight[0].size
+    wanted = min(PATCHES, max(PATCH_WORK // fan_in**2, PATCHES_PER_INPUT * fan_in))
+    return -(-wanted // batches)
+
+
+def _batching(
+    samples: Samples, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, int]:
+    """Samples per batch so that one layer's input stays small, and how many batches that makes."""
+    largest = max((4 * prod(shape) for shape in shapes.values()), default=1)
+    size = int(np.clip(EXPOSED_BYTES // 4 // largest, 1, 64))
+    size = samples.batch if samples.exact else min(size, max(samples.batch, 1))
+    return size, -(-len(samples) // size)
+
+
+def _groups(
+    layers: Mapping[str, Layer], shapes: Mapping[str, tuple[int, ...]], batch: int
+) -> list[list[str]]:
+    """Layers, in order, in groups whose inputs fit into memory together."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name in layers:
+        nbytes = 4 * batch * prod(shapes[name])
+        if groups[-1] and filled + nbytes > EXPOSED_BYTES:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += nbytes
+    return groups if groups[0] else []
+
+
+def sweep(
+    layers: Mapping[str, Layer],
+    statistics: Mapping[str, Statistics],
+    methods: Sequence[Method],
+    *,
+    jobs: int = 1,
+    track: Track[Any] = untracked,
+) -> dict[str, list[Candidate]]:
+    """Every setting of every method on every layer, with its size and its predicted error."""
+
+    def fit(name: str) -> list[Candidate]:
+        return [c for method in methods for c in method.candidates(layers[name], statistics[name])]
+
+    found = track(each(fit, layers, jobs), "fitting", len(layers))
+    return dict(zip(layers, found, strict=True))
+
+
+def weigh(
+    job: Job,
+    candidates: Mapping[str, Sequence[Candidate]],
+    statistics: Mapping[str, Statistics],
+) -> dict[str, float]:
+    """How much each layer's error reaches the output: measured with one compressed at a time.
+
+    The square root of the ratio of the model's error to the layer's: the plain ratio ignores
+    that errors of other layers pile up on top, and was worse on every model that we measured,
+    as were equal weights.
+    """
+    names = [name for name, found in candidates.items() if found]
+    if job.fit is None or not names:
+        return dict.fromkeys(candidates, 1.0)
+    work = sum(job.macs.values()) * (len(names) + 1)
+    count = int(np.clip(WEIGH_WORK // max(work, 1), 1, WEIGH_SAMPLES))
+    batches = list(job.fit.spread(min(count, len(job.fit))).batches(16))
+    session = Session(job.runnable)
+    reference = [session.run(batch) for batch in batches]
+
+    def sensitivity(name: str) -> float:
+        layer = job.layers[name]
+        setting = min(candidates[name], key=lambda c: (abs(c.error - WEIGH_ERROR), c.nbytes))
+        assert setting.setting is not None
+        weight = setting.setting.fit(layer, statistics[name])
+        readers = job.readers(name)
+        biases = {
+            reader: job.layers[reader].bias + statistics[name].shift(layer.weight, weight.decode())
+            for reader in readers
+            if isinstance(job.layers[reader].bias, Array)
+        }
+        alone = Session(rewrite(job.runnable, dict.fromkeys(readers, weight), biases))
+        fidelity = Fidelity()
+        for batch, expected in zip(batches, reference, strict=True):
+            fidelity.add(alone.outputs, expected, alone.run(batch))
+        return float(np.sqrt(fidelity.loss / max(setting.error, 1e-9)))
+
+    found = job.track(each(sensitivity, names, job.jobs), "weighing layers", len(names))
+    weights = dict(zip(names, found, strict=True))
+    typical = float(np.median(list(weights.values()))) or 1.0
+    usable = {name: w if np.isfinite(w) and w > 0 else typical for name, w in weights.items()}
+    return dict.fromkeys(candidates, typical) | usable
+
+
+# ----------------------------------------------------------------------- the whole compression
+
+
+@dataclass(frozen=True, eq=False)
+class _Curves:
+    """The trade-off of every weight, and where the model stands between its extremes."""
+
+    job: Job
+    candidates: Mapping[str, Sequence[Candidate]]
+    weights: Mapping[str, float]
+    by_bytes: bool
+    pinned: bool
+    options: dict[str, list[Option]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        options = {}
+        for name, found in self.candidates.items():
+            layer = self.job.layers[name]
+            keep = Candidate(None, layer.weight.nbytes, (layer.weight.shape,), 0.0)
+            useful = [c for c in found if self._cost(name, c) < self._cost(name, keep)]
+            pool = useful if self.pinned and useful else [*useful, keep]
+            options[name] = frontier(
+                Option(self._cost(name, c), self.weights[name] * c.error, c) for c in pool
+            )
+        object.__setattr__(self, "options", options)
+
+    def _cost(self, name: str, candidate: Candidate) -> int:
+        if self.by_bytes:
+            return candidate.nbytes
+        return self.job.macs_of(name, candidate.factors)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The least and the greatest cost of the layers."""
+        return (
+            sum(front[0].cost for front in self.options.values()),
+            sum(front[-1].cost for front in self.options.values()),
+        )
+
+    def at(self, limit: float) -> dict[str, Candidate]:
+        """What each weight gets so that the layers cost at most ``limit``."""
+        chosen = choose(self.options, limit)
+        return {name: option.candidate for name, option in chosen.items()}
+
+
+def compress(
+    model: Model,
+    *,
+    methods: Sequence[Method] = (Basis(),),
+    target: Target | None = None,
+    samples: Samples | Iterable[Sample] | None = None,
+    evaluation: Samples | None = None,
+    metric: str = "top1",
+    only: Callable[[str], bool] | None = None,
+    correct: bool = True,
+    input_shapes_: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+    jobs: int | None = None,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    track: Track[Any] = untracked,
+) -> tuple[Model, Report]:
+    """Replace layers by smaller subgraphs until the target is met.
+
+    Args:
+        methods: what to choose from; a layer for which nothing helps keeps its weight.
+        target: None means what settings that are fixed give, else 98 % agreement where the
+            model has class scores, 25 dB where it has not.
+        samples: unlabelled inputs; without any, the fits use the weights alone.
+        evaluation: labelled inputs for the metric.
+        only: says by name which layers may be changed; None for all.
+        correct: match the statistics of each layer's outputs to the original's.
+
+    Returns:
+        The compressed model, and the report.  It is for the caller to look at ``report.worse``
+        before using the model.
+
+    Raises:
+        BudgetError: the target is out of reach; the message names what can be attained.
+    """
+    with one_thread_each():
+        run = _Run(
+            model, methods, target, samples, evaluation, metric, only, correct,
+            input_shapes_ or {}, seed, jobs or cores(), providers, track,
+        )  # fmt: skip
+        return run.result()
+
+
+class _Run:
+    """One compression: the steps in order, and what they hand on."""
+
+    def __init__(
+        self,
+        model: Model,
+        methods: Sequence[Method],
+        target: Target | None,
+        samples: Samples | Iterable[Sample] | None,
+        evaluation: Samples | None,
+        metric: str,
+        only: Callable[[str], bool] | None,
+        correct: bool,
+        shapes: Mapping[str, Sequence[int]],
+        seed: int,
+        jobs: int,
+        providers: Sequence[str],
+        track: Track[Any],
+    ) -> None:
+        self.methods, self.evaluation, self.metric = methods, evaluation, metric
+        self.correct, self.seed, self.providers = correct, seed, providers
+        self.skipped: dict[str, str] = {}
+        self.warnings: list[str] = []
+        self.pinned = all(method.fixed for method in methods)
+        self.random = random_samples(input_specs(model), 2, seed, shapes)
+        self.job = self._job(model, samples, only, jobs, track)
+        validating = self.job.held_out or self.random
+        self.validation = Validation(
+            model,
+            validating,
+            real=self.job.held_out is not None,
+            evaluation=evaluation,
+            metric=metric,
+            providers=providers,
+            jobs=jobs,
+        )
+        self.target = self._target(target)
+
+    def _job(
+        self,
+        model: Model,
+        samples: Samples | Iterable[Sample] | None,
+        only: Callable[[str], bool] | None,
+        jobs: int,
+        track: Track[Any],
+    ) -> Job:
+        twin = runnable(model)
+        fit = held_out = None
+        if samples is not None:
+            samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
+            fit, held_out = samples.split()
+            self.warnings += [*dict.fromkeys((*fit.notes, *held_out.notes))]
+        layers, self.skipped = find_layers(model)
+        for name, layer in list(layers.items()):
+            reasons = [method.declined(layer) for method in self.methods]
+            if only is not None and not only(name):
+                self.skipped[name] = "it was left out on request"
+            elif None not in reasons:
+                self.skipped[name] = reasons[0] or ""
+            else:
+                continue
+            del layers[name]
+        layers = {
+            name: layer if layer.shared in layers else replace(layer, shared=name)
+            for name, layer in layers.items()
+        }
+        first = next(iter((fit or self.random).batches(1)))
+        shapes, macs = input_shapes(twin, first)
+        return Job(model, twin, layers, shapes, macs, fit, held_out, jobs, track)
+
+    def _target(self, target: Target | None) -> Target:
+        if target is None and self.pinned:
+            return Target()
+        if target is None:
+            if self.job.held_out is None:
+                raise BudgetError(
+                    "without calibration samples no quality can be promised: give --calib, or a "
+                    "size target (--ratio, --macs)"
+                )
+            if self.validation.scores:
+                target = Target(min_agreement=DEFAULT_AGREEMENT)
+            else:
+                target = Target(min_snr=DEFAULT_SNR)
+        if (target.min_snr or target.min_agreement) and self.job.held_out is None:
+            raise BudgetError("a fidelity target needs calibration samples: give --calib")
+        if target.max_drop is not None and self.evaluation is None:
+            raise BudgetError("--max-drop needs labelled samples: give --eval")
+        return target
+
+    def result(self) -> tuple[Model, Report]:
+        self.statistics = self._statistics()
+        candidates = sweep(
+            self.job.leaders, self.statistics, self.methods, jobs=self.job.jobs, track=self.job.track
+        )
+        for name in [name for name, found in candidates.items() if not found]:
+            self.skipped[name] = "no setting makes it smaller"
+            del candidates[name]
+        weights = weigh(self.job, candidates, self.statistics)
+        by_bytes = self.target.ratio is not None or not self._factored(candidates)
+        self.curves = _Curves(self.job, candidates, weights, by_bytes, self.pinned)
+        if not self.target.sized and not self.target.faithful:
+            return self._finished(self.curves.at(self.curves.bounds[0] if self.pinned else np.inf))
+        limit = self._size_limit()
+        if self.target.faithful:
+            limit = self._bisected(limit)
+        return self._finished(self.curves.at(limit))
+
+    def _statistics(self) -> dict[str, Statistics]:
+        job = self.job
+        if job.fit is None:
+            return {name: Statistics.white(layer) for name, layer in job.layers.items()}
+        seen = calibrate(
+            job.runnable, job.layers, job.fit, shapes=job.shapes, jobs=job.jobs, track=job.track
+        )
+        merged: dict[str, Statistics] = {}
+        for name, layer in job.layers.items():
+            known = merged.get(layer.shared)
+            merged[layer.shared] = seen[name] if known is None else known + seen[name]
+        return merged
+
+    def _factored(self, candidates: Mapping[str, Sequence[Candidate]]) -> bool:
+        """Whether every setting makes its layer faster, so that multiplications are the cost."""
+        return all(
+            len(c.factors) > 1 for found in candidates.values() for c in found
+        )
+
+    def _size_limit(self) -> float:
+        """The most that the layers may cost under the size target."""
+        least, most = self.curves.bounds
+        target, job = self.target, self.job
+        limit = float(most)
+        if target.macs is not None and not self.curves.by_bytes:
+            total = sum(job.macs.values())
+            outside = total - sum(job.macs_of(name, ()) for name in self.curves.options)
+            limit = target.macs * total - outside
+            if limit < least:
+                share = (least + outside) / total
+                raise BudgetError(
+                    f"{target.macs:g} of the multiplications is out of reach; "
+                    f"the least that the layers allow is {share:.3f}"
+                )
+        if target.ratio is not None:
+            limit = self._byte_limit(target.ratio)
+        if target.macs is not None and self.curves.by_bytes:
+            limit = self._both_limit(limit)
+        return limit
+
+    def _byte_limit(self, ratio: float) -> float:
+        """The layer bytes that make the file, graph overhead included, so many times smaller."""
+        least, most = self.curves.bounds
+        before = self.job.model.nbytes
+        limit = before / ratio - (before - most)
+        for _ in range(6):
+            size = self._file_bytes(self.curves.at(max(limit, least)))
+            if size <= before / ratio and (size > 0.985 * before / ratio or limit >= most):
+                return limit
+            if limit < least:
+                raise BudgetError(
+                    f"a ratio of {ratio:g} is out of reach; the most that the layers allow is "
+                    f"{before / self._file_bytes(self.curves.at(least)):.2f}"
+                )
+            limit = min(limit + 0.999 * before / ratio - size, float(most))
+        return limit
+
+    def _file_bytes(self, chosen: Mapping[str, Candidate]) -> int:
+        """Bytes of the file with these settings; the values do not matter."""
+        job = self.job
+
+        def fit(item: tuple[str, Candidate]) -> Any:
+            name, candidate = item
+            assert candidate.setting is not None
+            return name, candidate.setting.fit(job.layers[name], Statistics.white(job.layers[name]))
+
+        picked = [(name, c) for name, c in chosen.items() if c.setting is not None]
+        weights = dict(each(fit, picked, job.jobs))
+        every = {r: w for name, w in weights.items() for r in job.readers(name)}
+        biases = {
+            name: np.zeros(len(job.layers[name].weight))
+            for name in every
+            if job.fit is not None and _may_correct(job.layers[name])
+        }
+        return rewrite(job.model, every, biases).nbytes
+
+    def _both_limit(self, limit: float) -> float:
+        """The largest byte limit that holds the share of multiplications too."""
+        job, target = self.job, self.target
+        total = sum(job.macs.values())
+        outside = total - sum(job.macs_of(name, ()) for name in self.curves.options)
+
+        def share(at: float) -> float:
+            chosen = self.curves.at(at)
+            return (outside + sum(job.macs_of(n, c.factors) for n, c in chosen.items())) / total
+
+        low, high = float(self.curves.bounds[0]), limit
+        if share(high) <= (target.macs or 1):
+            return high
+        if share(low) > (target.macs or 1):
+            raise BudgetError(
+                f"{target.macs:g} of the multiplications is out of reach; "
+                f"the least that the layers allow is {share(low):.3f}"
+            )
+        for _ in range(24):
+            middle = (low + high) / 2
+            low, high = (middle, high) if share(middle) <= (target.macs or 1) else (low, middle)
+        return low
+
+    def _bisected(self, limit: float) -> float:
+        """The least cost, up to ``limit``, at which the fidelity target holds on real runs."""
+        low, high = float(self.curves.bounds[0]), min(limit, float(self.curves.bounds[1]))
+        if self.target.sized:  # the size target decides; fidelity is judged at the end
+            return high
+        best, tries = high, range(TRIALS)
+        for _ in self.job.track(tries, "searching", len(tries)):
+            if high - low <= 0.005 * high:
+                break
+            middle = (low + high) / 2
+            model, _ = self._build(self.curves.at(middle))
+            if self.validation.holds(model, self.target):
+                best = high = middle
+            else:
+                low = middle
+        return best
+
+    def _build(
+        self, chosen: Mapping[str, Candidate], final: bool = False
+    ) -> tuple[Model, dict[str, Fitted]]:
+        """The model with these settings, fitted in place."""
+        job = self.job
+        settings = {
+            reader: candidate.setting
+            for name, candidate in chosen.items()
+            if candidate.setting is not None
+            for reader in job.readers(name)
+        }
+        if job.fit is None or not settings:
+            alone = {n: s.fit(job.layers[n], self.statistics[n]) for n, s in settings.items() if job.layers[n].shared == n}
+            fitted = {name: Fitted(alone[job.layers[name].shared]) for name in settings}
+        elif self.correct:
+            fitted = self._refitted(settings, final)
+        else:
+            fitted = self._plainly(settings)
+        failed: dict[str, str] = {}
+        weights = {name: f.weight for name, f in fitted.items()}
+        biases = {name: f.bias for name, f in fitted.items() if f.bias is not None}
+        result = rewrite(job.model, weights, biases, failed)
+        self.skipped |= failed
+        return result, {name: f for name, f in fitted.items() if name not in failed}
+
+    def _plainly(self, settings: Mapping[str, Method]) -> dict[str, Fitted]:
+        """Every layer fitted for itself, with nothing but its mean output kept."""
+        fitted = {}
+        for name, setting in settings.items():
+            layer, statistics = self.job.layers[name], self.statistics[self.job.layers[name].shared]
+            first = fitted.get(layer.shared)
+            weight = first.weight if first else setting.fit(layer, statistics)
+            bias = None
+            if _may_correct(layer):
+                shift = statistics.shift(layer.weight, weight.decode())
+                bias = shift if layer.bias is None else layer.bias + shift
+            fitted[name] = Fitted(weight, bias)
+        return fitted
+
+    def _refitted(self, settings: Mapping[str, Method], final: bool) -> dict[str, Fitted]:
+        job = self.job
+        assert job.fit is not None
+        size, _ = _batching(job.fit, job.shapes)
+        largest = max(4 * prod(shape) for shape in job.shapes.values())
+        fitting = max(1, REFIT_BYTES // (6 * largest))
+        chosen = job.fit if fitting >= len(job.fit) else job.fit.spread(fitting)
+        batches = list(chosen.batches(size))
+        names = list(settings)
+
+        def walk(gain: bool) -> dict[str, Fitted]:
+            def track(keys: Iterable[str]) -> Iterable[str]:
+                return job.track(keys, "correcting", len(names)) if final else keys
+
+            return refit(
+                job.runnable, job.layers, settings, batches, gain=gain, jobs=job.jobs,
+                limit=lambda layer: quota(layer, len(batches)), track=track,
+            )  # fmt: skip
+
+        corrected = walk(gain=True)
+        if not final:
+            return corrected
+        return corrected
+
+    def _finished(self, chosen: Mapping[str, Candidate]) -> tuple[Model, Report]:
+        result, fitted = self._build(chosen, final=True)
+        verify(result)
+        rows = tuple(self._rows(chosen, fitted))
+        macs = sum(self.job.macs.values())
+        saved = sum(row.macs[0] - row.macs[1] for row in rows)
+        comparison = self.validation.compare(result, (macs, macs - saved))
+        report = Report(
+            target=str(self.target),
+            rows=rows,
+            skipped=self.skipped,
+            comparison=comparison,
+            failures=tuple(failures(comparison, self.target)),
+            warnings=(*self.warnings, *warnings(comparison)),
+        )
+        return result, report
+
+    def _rows(
+        self, chosen: Mapping[str, Candidate], fitted: Mapping[str, Fitted]
+    ) -> Iterable[Row]:
+        for name, layer in self.job.layers.items():
+            candidate = chosen.get(layer.shared)
+            macs = self.job.macs.get(name, 0)
+            before = layer.weight.nbytes if layer.shared == name else 0
+            kept = Row(
+                name, layer.op_type, layer.weight.shape, "", (before, before), (macs, macs),
+                note=self.skipped.get(name) or "kept: its error would cost more than it saves",
+            )  # fmt: skip
+            if candidate is None or candidate.setting is None or name not in fitted:
+                yield kept
+                continue
+            after = fitted[name].weight.nbytes if layer.shared == name else 0
+            cost = layer.macs(self.job.shapes[name], *candidate.factors)
+            yield Row(
+                name, layer.op_type, layer.weight.shape, str(candidate.setting), (before, after),
+                (macs, cost), candidate.error, fitted[name].snr,
+                "" if layer.shared == name else f"shares the weight of {layer.shared}",
+            )  # fmt: skip
+
+
+def _may_correct(layer: Layer) -> bool:
+    return layer.bias is None or isinstance(layer.bias, np.ndarray)

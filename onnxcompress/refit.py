@@ -1,0 +1,273 @@
+"""Fit the chosen settings again, in network order, on what the compressed model really computes.
+
+A layer of the compressed model reads inputs p that earlier layers have already changed, while
+the original reads q and answers ``y = W q + b``.  The *asymmetric* target is the weight that
+answers best on p (Zhang et al. 2016), drawn toward W where the inputs do not say::
+
+    T = W (cov(q, p) + d I) (cov(p, p) + d I)⁻¹           d = 0.05 mean variance
+
+The setting is fitted to T in the metric of p.  Then the *statistics correction*: each output
+channel's mean, and where it helps its standard deviation too, is matched to the original's::
+
+    gain = clip(std(y) / std(ŷ), 1/2, 2)       b' = b + W E[q] - gain Ŵ E[p]
+
+Both streams advance together, so every node runs once per batch and model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxcompress.calibration import patches
+from onnxcompress.core import Array, CompressedWeight, Layer, Method, Statistics
+from onnxcompress.graph import Model, layer_input, reads, rewrite, segment
+from onnxcompress.metrics import decibel
+from onnxcompress.parallel import each
+from onnxcompress.runtime import Sample, Session
+
+SHRINK = 0.05  # toward the original weight, share of the mean input variance
+GAIN = 2.0  # largest correction of a standard deviation, and its inverse the smallest
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A layer's compressed weight in its place in the model.
+
+    Attributes:
+        bias: ``(out,)``, corrected; None to keep the original's.
+        snr: of the layer's output on the compressed stream against the original, in dB.
+    """
+
+    weight: CompressedWeight
+    bias: Array | None = None
+    snr: float | None = None
+
+
+def refit(
+    model: Model,
+    layers: Mapping[str, Layer],
+    settings: Mapping[str, Method],
+    batches: Sequence[Sample],
+    *,
+    gain: bool = True,
+    asymmetric: bool = True,
+    limit: Callable[[Layer], int] | None = None,
+    jobs: int = 1,
+    track: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> dict[str, Fitted]:
+    """Fit every setting in network order against the original's responses.
+
+    Args:
+        settings: layer name -> what to fit; other layers stay as they are.
+        batches: calibration samples; their activations are kept in memory.
+        limit: patches to look at per batch, for a layer.
+        track: wraps the layer names, for a progress bar.
+    """
+    streams = _Streams(model, batches, jobs)
+    fitted: dict[str, Fitted] = {}
+    nodes = dict(zip(model.keys, model.graph.node, strict=True))
+    for name in track([key for key in model.keys if key in settings]):
+        layer, node = layers[name], nodes[name]
+        original, compressed = streams.inputs_of(name, layer_input(node, layer))
+        fit = _Fit(layer, original, compressed, limit(layer) if limit else None, jobs)
+        if layer.shared in fitted:
+            weight = fitted[layer.shared].weight
+            fitted[name] = fit.corrected(weight, gain=False)
+        else:
+            alone = sum(other.shared == layer.shared for other in layers.values()) == 1
+            target = fit.target() if asymmetric and alone else layer
+            weight = settings[name].fit(target, fit.statistics)
+            fitted[name] = fit.corrected(weight, gain and alone)
+        streams.replace(name, fitted[name])
+    return fitted
+
+
+class _Fit:
+    """What one layer reads in both streams."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        original: Sequence[Array],
+        compressed: Sequence[Array],
+        limit: int | None,
+        jobs: int,
+    ) -> None:
+        self.layer = layer
+        self.changed = original is not compressed
+        weight = layer.grouped.astype(np.float32)
+
+        def look(job: tuple[int, Array, Array]) -> tuple[Statistics, Array, Array, Array | None]:
+            index, q, p = job
+            seen = patches(layer, p, limit, index)
+            truth = patches(layer, q, limit, index) if self.changed else seen
+            responses = truth @ weight.swapaxes(1, 2)
+            statistics = Statistics.of(seen)
+            cross = None
+            if self.changed and statistics.moment is not None:
+                cross = truth.swapaxes(1, 2) @ seen
+            squares = np.square(responses, dtype=np.float64).sum(1)
+            return statistics, truth.sum(1), squares, cross
+
+        work = zip(range(len(original)), original, compressed, strict=True)
+        parts = each(look, work, jobs)
+        self.statistics, self.total, self.squares, self.cross = next(parts)
+        for statistics, total, squares, cross in parts:
+            self.statistics = self.statistics + statistics
+            self.total, self.squares = self.total + total, self.squares + squares
+            if self.cross is not None:
+                self.cross += cross
+        self.mean = self.total / self.statistics.count
+
+    def target(self) -> Layer:
+        """The layer with the asymmetric target for its weight."""
+        statistics, weight = self.statistics, self.layer.grouped
+        if not self.changed or self.cross is None or statistics.moment is None:
+            return self.layer
+        result = []
+        for g, w in enumerate(weight):
+            mean = statistics.mean[g]
+            cross = self.cross[g] / statistics.count - np.outer(self.mean[g], mean)
+            moment = statistics.moment[g] / statistics.count - np.outer(mean, mean)
+            shrink = SHRINK * np.trace(moment) / len(moment) + 1e-12
+            cross[np.diag_indices_from(cross)] += shrink
+            moment[np.diag_indices_from(moment)] += shrink
+            result.append(np.linalg.solve(moment.T, (w @ cross).T).T)
+        target = np.stack(result).astype(np.float32).reshape(self.layer.weight.shape)
+        return replace(self.layer, weight=target.astype(self.layer.weight.dtype))
+
+    def corrected(self, weight: CompressedWeight, gain: bool) -> Fitted:
+        """The weight with the mean, and if asked the deviation, of each channel corrected."""
+        layer, statistics = self.layer, self.statistics
+        flat = layer.grouped.astype(np.float64)
+        mean = (flat @ self.mean[:, :, None])[:, :, 0]
+        variance = np.maximum(self.squares / statistics.count - np.square(mean), 0)
+        if gain:
+            spread = np.sqrt(_variance(statistics, self._decoded(weight)))
+            ratio = np.sqrt(variance) / np.maximum(spread, 1e-9)
+            alive = np.sqrt(variance) > 1e-6 * np.sqrt(variance.mean() + 1e-30)
+            weight = weight.scaled(np.where(alive, np.clip(ratio, 1 / GAIN, GAIN), 1).ravel())
+        decoded = self._decoded(weight)
+        noise = self._noise(flat, decoded, variance)
+        snr = decibel(float(variance.sum()), noise)
+        if layer.bias is not None and not isinstance(layer.bias, np.ndarray):
+            return Fitted(weight, None, snr)  # the model computes its bias
+        shift = mean - (decoded @ statistics.mean[:, :, None])[:, :, 0]
+        bias = (0 if layer.bias is None else layer.bias) + shift.ravel()
+        return Fitted(weight, bias.astype(np.float32), snr)
+
+    def _decoded(self, weight: CompressedWeight) -> Array:
+        return weight.decode().reshape(self.layer.grouped.shape).astype(np.float32)
+
+    def _noise(self, flat: Array, decoded: Array, variance: Array) -> float:
+        """Variance of ``W q - Ŵ p``, summed over the channels."""
+        statistics = self.statistics
+        answered = _variance(statistics, decoded)
+        if not self.changed:
+            return float(_variance(statistics, (flat - decoded).astype(np.float32)).sum())
+        if self.cross is None:
+            return float(np.square(np.sqrt(variance) - np.sqrt(answered)).sum())
+        cross = self.cross / statistics.count
+        cross = cross - self.mean[:, :, None] * statistics.mean[:, None, :]
+        both = np.einsum("gof,gof->go", flat @ cross, decoded)
+        return float(np.maximum(variance + answered - 2 * both, 0).sum())
+
+
+def _variance(statistics: Statistics, flat: Array) -> Array:
+    """Output variances ``(groups, out // groups)`` of a grouped weight, without the ridge."""
+    product = statistics.times(flat) - np.asarray(statistics.ridge, flat.dtype) * flat
+    return np.maximum(np.einsum("gof,gof->go", product, flat, dtype=np.float64), 0)
+
+
+class _Streams:
+    """The activations of the original and of the compressed model, node by node.
+
+    Tensors that nothing needs any more are let go, and until the first replaced layer the two
+    streams are one.
+    """
+
+    def __init__(self, model: Model, batches: Sequence[Sample], jobs: int) -> None:
+        self._model, self._jobs, self._count = model, jobs, len(batches)
+        self._nodes = list(model.graph.node)
+        self._keys = model.keys
+        self._last = {name: i for i, node in enumerate(self._nodes) for name in reads(node)}
+        inputs = {name: [batch[name] for batch in batches] for name in batches[0]}
+        self._original = dict(inputs)
+        self._compressed = dict(inputs)
+        self._pending: tuple[list[Any], list[Any]] = ([], [])
+        self._next = 0
+
+    def inputs_of(self, name: str, tensor: str) -> tuple[list[Array], list[Array]]:
+        """What the named layer reads in both streams, batch by batch; one object if equal."""
+        position = self._keys.index(name)
+        for node in self._nodes[self._next : position]:
+            if not self._model.constants.keys() & set(node.output):
+                for pending in self._pending:
+                    pending.append(node)
+        self._next = position
+        self._flush()
+        return self._original[tensor], self._compressed[tensor]
+
+    def replace(self, name: str, fitted: Fitted) -> None:
+        """Go past the layer: the original as it is, the compressed stream with its new weight."""
+        node = self._nodes[self._next]
+        biases = {} if fitted.bias is None else {name: fitted.bias}
+        read = [t for t in reads(node) if t in self._compressed]
+        values = {t: self._compressed[t] for t in read}
+        alone = segment(self._model, [node], {t: v[0] for t, v in values.items()}, node.output)
+        key = alone.keys[0]
+        alone = rewrite(alone, {key: fitted.weight}, {key: b for b in biases.values()})
+        self._pending[0].append(node)
+        self._next += 1
+        self._compressed |= self._run(alone, values)
+        self._forget(self._compressed, self._pending[1])
+
+    def _flush(self) -> None:
+        first, second = self._pending
+        before = dict(self._original)
+        self._advance(self._original, first)
+        if [id(node) for node in first] == [id(node) for node in second] and all(
+            self._compressed.get(name) is before.get(name)
+            for node in second
+            for name in reads(node)
+            if name in before or name in self._compressed
+        ):
+            made = {name for node in second for name in node.output}
+            self._compressed |= {n: v for n, v in self._original.items() if n in made}
+        else:
+            self._advance(self._compressed, second)
+        first.clear()
+        second.clear()
+        self._forget(self._original, first)
+        self._forget(self._compressed, second)
+
+    def _advance(self, values: dict[str, list[Array]], nodes: Sequence[Any]) -> None:
+        if not nodes:
+            return
+        made = {name for node in nodes for name in node.output if name}
+        needed = sorted(name for name in made if self._last.get(name, -1) >= self._next)
+        if not needed:
+            return
+        read = {name for node in nodes for name in reads(node)} - made
+        inputs = {name: values[name] for name in sorted(read) if name in values}
+        first = {name: value[0] for name, value in inputs.items()}
+        values |= self._run(segment(self._model, nodes, first, needed), inputs)
+
+    def _run(self, model: Model, inputs: Mapping[str, list[Array]]) -> dict[str, list[Array]]:
+        session = Session(model)
+
+        def one(index: int) -> list[Array]:
+            return session.run({name: values[index] for name, values in inputs.items()})
+
+        results = list(each(one, range(self._count), self._jobs))
+        return {name: [r[i] for r in results] for i, name in enumerate(session.outputs)}
+
+    def _forget(self, values: dict[str, list[Array]], pending: Sequence[Any]) -> None:
+        wanted = {name for node in pending for name in reads(node)}
+        for name in list(values):
+            if self._last.get(name, -1) < self._next and name not in wanted:
+                del values[name]

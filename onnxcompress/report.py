@@ -1,0 +1,117 @@
+"""What a compression did, in numbers.  The text table, the JSON and later pages come from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from onnxcompress.runtime import Latency
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer.
+
+    Attributes:
+        shape: of its weight, output first.
+        method: the setting as the command line spells it; "" where the layer was kept.
+        nbytes, macs: before and after; a weight that several layers share counts once.
+        error: predicted relative squared output error, 0 where kept.
+        snr: measured in dB on the calibration stream, corrections included; None without data.
+        note: why it was kept, or what else is to be known.
+    """
+
+    layer: str
+    op_type: str
+    shape: tuple[int, ...]
+    method: str
+    nbytes: tuple[int, int]
+    macs: tuple[int, int]
+    error: float = 0.0
+    snr: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of one model.
+
+    Attributes:
+        nbytes: of the file, external data included.
+        weights: bytes of all initializers and Constant nodes.
+        macs: multiplications at the shape of the first sample; None where it could not run.
+        metric: by labels; None without them.
+    """
+
+    nbytes: int
+    weights: int
+    macs: int | None = None
+    metric: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models side by side.
+
+    Attributes:
+        samples: how many the outputs were compared on; random where ``real`` is false.
+        snr: output name -> dB.
+        agreement: share of samples with the same top class; None without class scores.
+        metric: its name; the values are in before and after.
+        finite: whether the outputs are free of NaN and infinities that the original's have not.
+    """
+
+    before: Size
+    after: Size
+    samples: int
+    real: bool
+    snr: Mapping[str, float]
+    agreement: float | None
+    metric: str | None
+    latency: Latency | None
+    finite: bool = True
+
+    @property
+    def ratio(self) -> float:
+        return self.before.nbytes / self.after.nbytes
+
+    @property
+    def worst_snr(self) -> float:
+        return min(self.snr.values(), default=200.0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `compress` did.
+
+    Attributes:
+        target: what was asked for, in words.
+        rows: the layers, in network order.
+        skipped: layer -> reason that completes "layer X was skipped: ...".
+        comparison: the original against the result; None if there is no result.
+        failures: why the result is worse or misses its target; empty if all is well.
+        warnings: what the user should know all the same.
+        provenance: versions, hashes, configuration and seed, enough to repeat the run.
+    """
+
+    target: str
+    rows: tuple[Row, ...]
+    skipped: Mapping[str, str]
+    comparison: Comparison | None
+    failures: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def worse(self) -> bool:
+        return bool(self.failures)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        result = asdict(self)
+        if self.comparison:
+            result["comparison"]["ratio"] = self.comparison.ratio
+            if self.comparison.latency:
+                result["comparison"]["latency"]["verdict"] = self.comparison.latency.verdict
+        return result | {"worse": self.worse}

@@ -1,0 +1,131 @@
+"""Running models.  The only file that imports onnxruntime."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as OrtNotImplemented
+
+from onnxcompress.core import Array
+from onnxcompress.graph import Model, ModelError, as_float32
+
+Sample = Mapping[str, Array]  # input name -> batch
+
+ort.set_default_logger_severity(4)
+
+
+class Session:
+    """A model loaded by onnxruntime, on one thread: parallel work runs one batch a thread.
+
+    Where onnxruntime has no kernel for a type (bfloat16, float64 Conv), its float32 twin runs.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int = 1,
+        optimize: bool = True,
+    ) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(model.folder.absolute())
+        )
+        try:
+            try:
+                self._session = _load(model, options, providers)
+            except OrtNotImplemented:
+                self._session = _load(as_float32(model), options, providers)
+        except Exception as error:
+            raise ModelError(f"onnxruntime cannot load the model: {line(error)}") from None
+        self._inputs = {value.name: value.type for value in self._session.get_inputs()}
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def run(self, sample: Sample) -> list[Array]:
+        """The outputs for one batch, in the model's order."""
+        feeds = {
+            name: value.astype(np.float32)
+            if self._inputs.get(name) == "tensor(float)" and value.dtype != np.float32
+            else value
+            for name, value in sample.items()
+            if name in self._inputs
+        }
+        try:
+            return list(self._session.run(None, feeds))
+        except Exception as error:
+            raise ModelError(f"onnxruntime cannot run the model: {line(error)}") from None
+
+
+def _load(model: Model, options: ort.SessionOptions, providers: Sequence[str]) -> ort.InferenceSession:
+    return ort.InferenceSession(
+        model.proto.SerializeToString(), options, providers=list(providers)
+    )
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Paired measurement of two models, run in turn.
+
+    Attributes:
+        before, after: median milliseconds of one run.
+        ratio: median of after / before over the pairs; below 1 is faster.
+        low, high: quartiles of that ratio.
+    """
+
+    before: float
+    after: float
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """faster, slower, or inconclusive where the spread is larger than the effect."""
+        if self.high < 0.98:
+            return "faster"
+        return "slower" if self.low > 1.02 else "inconclusive"
+
+
+def latency(
+    original: Model, compressed: Model, sample: Sample, providers: Sequence[str], seconds: float = 3
+) -> Latency:
+    """Run both models on one sample in turn, A B B A, until the time is up (at least 7 pairs)."""
+    sessions = [Session(model, providers) for model in (original, compressed)]
+    for session in sessions:
+        session.run(sample)
+    times: list[tuple[float, float]] = []
+    start = time.perf_counter()
+    while len(times) < 7 or (time.perf_counter() - start < seconds and len(times) < 200):
+        order = (0, 1) if len(times) % 2 else (1, 0)
+        spent = [0.0, 0.0]
+        for which in order:
+            began = time.perf_counter()
+            sessions[which].run(sample)
+            spent[which] = time.perf_counter() - began
+        times.append((spent[0], spent[1]))
+    ratios = np.array([after / before for before, after in times])
+    low, high = np.quantile(ratios, [0.25, 0.75])
+    before, after = (1000 * median(column) for column in zip(*times, strict=True))
+    return Latency(before, after, float(np.median(ratios)), float(low), float(high))
+
+
+def run(model: Model, samples: Iterable[Sample]) -> list[list[Array]]:
+    """The outputs of the model for every batch."""
+    session = Session(model)
+    return [session.run(sample) for sample in samples]
+
+
+def line(error: BaseException) -> str:
+    """The first line of an error's message, without onnxruntime's prefix and paths."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text.rsplit(" : ", 1)[-1] if text.startswith("[ONNXRuntimeError]") else text

@@ -1,0 +1,188 @@
+"""Is the result as good as was asked?  The original against the compressed model, on real runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from onnxcompress.core import Array
+from onnxcompress.data import Samples
+from onnxcompress.graph import Model, as_float32, check, needs_float32
+from onnxcompress.metrics import Fidelity, MetricError, find_metric, has_class_scores
+from onnxcompress.parallel import each
+from onnxcompress.report import Comparison, Size
+from onnxcompress.runtime import Latency, Session, latency
+from onnxcompress.targets import Target
+
+REMEMBERED_BYTES = 256 << 20  # outputs of the original that are kept instead of computed again
+
+
+class Validation:
+    """Compares models with one original, on the same samples.
+
+    Args:
+        samples: held-out samples, or random ones if ``real`` is false.
+        evaluation: labelled samples for the metric, or None.
+        macs: multiplications of the original's linear nodes.
+    """
+
+    def __init__(
+        self,
+        original: Model,
+        samples: Samples,
+        *,
+        real: bool = True,
+        evaluation: Samples | None = None,
+        metric: str = "top1",
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        jobs: int = 1,
+    ) -> None:
+        self.original, self.samples, self.real = original, samples, real
+        self._evaluation, self._metric = evaluation, metric
+        self._providers, self._jobs = providers, jobs
+        self._reference = Session(runnable(original), providers)
+        self._remembered: list[list[Array]] | None = None
+        self._baseline: float | None = None
+
+    @property
+    def baseline(self) -> float | None:
+        """The original's metric, None without labels."""
+        if self._evaluation is not None and self._baseline is None:
+            self._baseline = self._measure(self._reference)
+        return self._baseline
+
+    def fidelity(self, model: Model) -> Fidelity:
+        """How far the model's outputs are from the original's."""
+        session = Session(runnable(model), self._providers)
+        result = Fidelity()
+        for expected, outputs in zip(self._expected(), self._run(session), strict=True):
+            result.add(session.outputs, expected, outputs)
+        return result
+
+    def metric_of(self, model: Model) -> float | None:
+        """The model's metric on the labelled samples, None without them."""
+        if self._evaluation is None:
+            return None
+        return self._measure(Session(runnable(model), self._providers))
+
+    def holds(self, model: Model, target: Target) -> bool:
+        """Whether the model reaches the fidelity that the target asks for."""
+        fidelity = self.fidelity(model)
+        drop = None
+        if target.max_drop is not None:
+            drop = (self.baseline or 0) - (self.metric_of(model) or 0)
+        return not _missed(target, fidelity.worst_snr, fidelity.agreement, drop, fidelity.finite)
+
+    def compare(self, model: Model, macs: tuple[int | None, int | None]) -> Comparison:
+        """Everything that the report says about the two models; macs before and after."""
+        fidelity = self.fidelity(model)
+        one = next(iter(self.samples.batches(1)))
+        timed: Latency | None = latency(runnable(self.original), runnable(model), one, self._providers)
+        return Comparison(
+            before=Size(self.original.nbytes, self.original.weight_bytes, macs[0], self.baseline),
+            after=Size(model.nbytes, model.weight_bytes, macs[1], self.metric_of(model)),
+            samples=len(self.samples),
+            real=self.real,
+            snr=fidelity.snr,
+            agreement=fidelity.agreement if self.real else None,
+            metric=self._metric if self._evaluation is not None else None,
+            latency=timed,
+            finite=fidelity.finite,
+        )
+
+    @property
+    def scores(self) -> bool:
+        """Whether the model's outputs are class scores."""
+        outputs = self._reference.run(next(iter(self.samples.batches(1))))
+        return any(isinstance(y, np.ndarray) and has_class_scores(y) for y in outputs)
+
+    def _expected(self) -> Iterable[list[Array]]:
+        if self._remembered is not None:
+            return self._remembered
+        return self._remember()
+
+    def _remember(self) -> Iterator[list[Array]]:
+        kept: list[list[Array]] | None = []
+        filled = 0
+        for outputs in self._run(self._reference):
+            filled += sum(y.nbytes for y in outputs if isinstance(y, np.ndarray))
+            kept = [*kept, outputs] if kept is not None and filled < REMEMBERED_BYTES else None
+            yield outputs
+        self._remembered = kept
+
+    def _run(self, session: Session) -> Iterator[list[Array]]:
+        return each(session.run, iter(self.samples), self._jobs)
+
+    def _measure(self, session: Session) -> float:
+        samples = self._evaluation
+        assert samples is not None
+        labels = samples.labels
+        if labels is None:
+            raise MetricError("the evaluation samples have no labels")
+        metric: Callable[[Array, Array], Array] = find_metric(self._metric)
+        total, seen = 0.0, 0
+        for outputs in each(session.run, iter(samples), self._jobs):
+            count = len(outputs[0])
+            total += float(np.sum(metric(outputs[0], labels[seen : seen + count])))
+            seen += count
+        return total / seen
+
+
+def runnable(model: Model) -> Model:
+    """The model, or its float32 twin where onnxruntime lacks kernels for its types."""
+    return as_float32(model) if needs_float32(model) else model
+
+
+def verify(model: Model) -> None:
+    """Raise unless onnx.checker and onnxruntime accept the model as it would be written.
+
+    Raises:
+        ModelError: one of them does not.
+    """
+    check(model, "the result")
+    Session(model)
+
+
+def failures(comparison: Comparison, target: Target) -> Iterator[str]:
+    """Why a result is worse than the original, or misses what was asked; in sentences."""
+    before, after = comparison.before, comparison.after
+    drop = None
+    if before.metric is not None and after.metric is not None:
+        drop = before.metric - after.metric
+    if not comparison.finite:
+        yield "its outputs hold NaN or infinities where the original's do not"
+    if after.nbytes > before.nbytes:
+        yield f"the file grew from {before.nbytes:,} to {after.nbytes:,} bytes"
+    if target.ratio is not None and comparison.ratio < target.ratio:
+        yield f"the file is {comparison.ratio:.3f} times smaller instead of {target.ratio:g}"
+    if target.macs is not None and before.macs and after.macs is not None:
+        share = after.macs / before.macs
+        if share > target.macs * (1 + 1e-9):
+            yield f"{share:.4f} of the multiplications are left instead of {target.macs:g}"
+    if target.macs is not None and target.macs < 1 and comparison.latency:
+        if comparison.latency.verdict == "slower":
+            yield f"it is slower: {comparison.latency.ratio:.2f} of the original's time"
+    yield from _missed(target, comparison.worst_snr, comparison.agreement, drop, True)
+
+
+def _missed(
+    target: Target, snr: float, agreement: float | None, drop: float | None, finite: bool
+) -> list[str]:
+    found = [] if finite else ["its outputs are not finite"]
+    if target.min_snr is not None and snr < target.min_snr:
+        found.append(f"the output SNR is {snr:.2f} dB instead of {target.min_snr:g}")
+    if target.min_agreement is not None and (agreement or 0) < target.min_agreement:
+        reached = "unknown" if agreement is None else f"{agreement:.4f}"
+        found.append(f"the agreement is {reached} instead of {target.min_agreement:g}")
+    if target.max_drop is not None and drop is not None and drop > target.max_drop:
+        found.append(f"the metric fell by {drop:.3f} instead of at most {target.max_drop:g}")
+    return found
+
+
+def warnings(comparison: Comparison) -> Iterator[str]:
+    """What is no failure but should be known."""
+    if not comparison.real:
+        yield "no calibration data: the outputs were compared on random inputs, which say little"
+    if comparison.latency and comparison.latency.verdict == "slower":
+        yield f"it takes {comparison.latency.ratio:.2f} of the original's time"
