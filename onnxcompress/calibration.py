@@ -7,13 +7,17 @@ convolution is read as the convolution it equals: zeros between the inputs, the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from onnxcompress.core import Array, Layer, Statistics
+
+T = TypeVar("T", bound=Any)
+GATHERED_BYTES = 16 << 20
 
 
 def measure(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> Statistics:
@@ -55,6 +59,20 @@ def outputs(layer: Layer, y: Array, limit: int | None = None, seed: int = 0) -> 
     else:
         flat = np.moveaxis(y, 1, -1).reshape(-1, y.shape[1])
     return flat[_drawn(len(flat), limit, seed)]
+
+
+def gathered(parts: Iterable[T], nbytes: int = GATHERED_BYTES) -> Iterator[list[T]]:
+    """Groups of consecutive parts of about so many bytes: few large products beat many small."""
+    group: list[T] = []
+    filled = 0
+    for part in parts:
+        group.append(part)
+        filled += sum(array.nbytes for array in (part if isinstance(part, tuple) else (part,)))
+        if filled >= nbytes:
+            yield group
+            group, filled = [], 0
+    if group:
+        yield group
 
 
 def _drawn(count: int, limit: int | None, seed: int) -> slice | Array:

@@ -524,19 +524,13 @@ def _from_test_data(folders: list[Path], inputs: Sequence[InputSpec], limit: int
 
     def read(rows: Array) -> Sample:
         folder = folders[rows[0]]
-        return {
-            spec.name: _fit(_read_tensor(folder / f"input_{i}.pb"), spec)
-            for i, spec in enumerate(inputs)
-        }
+        with _reading("a tensor"):
+            return {
+                spec.name: _fit(read_tensor(folder / f"input_{i}.pb"), spec)
+                for i, spec in enumerate(inputs)
+            }
 
     return Samples(read, np.arange(len(folders)))
-
-
-def _read_tensor(path: Path) -> Array:
-    from onnxcompress.graph import read_tensor  # so that images and arrays work without onnx
-
-    with _reading("a tensor"):
-        return read_tensor(path)
 
 
 def _from_function(name: str, inputs: Sequence[InputSpec], limit: int) -> Samples:

@@ -14,7 +14,7 @@ import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +32,7 @@ from onnx import NodeProto, TensorProto, external_data_helper, numpy_helper
 from onnxcompress.core import Array, CompressedWeight, Layer
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+DETACHED_BYTES = 4096  # weights from this size are handed to onnxruntime without a copy
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
@@ -328,13 +329,21 @@ def reads(node: NodeProto) -> set[str]:
     return found - {""}
 
 
-def find_layers(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The layers that can be compressed, and for every other linear node the reason why not."""
+def find_layers(
+    model: Model, only: Container[str] | None = None
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The layers that can be compressed, and for every other linear node the reason why not.
+
+    Args:
+        only: look at these nodes alone.
+    """
     layers: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}  # what is read and how -> the first layer to read it
     for name, node in zip(model.keys, model.graph.node, strict=True):
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+            continue
+        if only is not None and name not in only:
             continue
         try:
             layer = _layer(model, name, node)
@@ -537,7 +546,7 @@ def rewrite(
         failed: filled with layer -> reason for layers that could not be replaced and stay as
             they are; without it the first failure is raised.
     """
-    layers, _ = find_layers(_with_only(model, weights))
+    layers, _ = find_layers(_with_only(model, weights), weights)
     result = model.copy()
     store = _Constants(result)
     nodes: list[NodeProto] = []
@@ -713,6 +722,39 @@ def expose_shapes(model: Model, tensors: Sequence[str]) -> tuple[Model, dict[str
         result.graph.node.append(onnx.helper.make_node("Shape", [name], [outputs[name]]))
         result.graph.output.add(name=outputs[name])
     return result, outputs
+
+
+def detached(model: Model) -> tuple[bytes, dict[str, Array]]:
+    """The serialized model without its large weights, and these, as views of the model's memory."""
+    source, result = model.graph, onnx.ModelProto()
+    for descriptor, value in model.proto.ListFields():
+        if descriptor.name != "graph":
+            _assign(result, descriptor.name, value)
+    for descriptor, value in source.ListFields():
+        if descriptor.name != "initializer":
+            _assign(result.graph, descriptor.name, value)
+    weights: dict[str, Array] = {}
+    for tensor in source.initializer:
+        if len(tensor.raw_data) < DETACHED_BYTES:
+            result.graph.initializer.append(tensor)
+            continue
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        weights[tensor.name] = np.frombuffer(tensor.raw_data, dtype).reshape(tensor.dims)
+        stub = result.graph.initializer.add(name=tensor.name, data_type=tensor.data_type)
+        stub.dims.extend(tensor.dims)
+        stub.data_location = TensorProto.EXTERNAL
+        stub.external_data.add(key="location", value="memory")
+    return result.SerializeToString(), weights
+
+
+def _assign(message: Any, name: str, value: Any) -> None:
+    field = getattr(message, name)
+    if hasattr(field, "extend"):
+        field.extend(value)
+    elif hasattr(field, "CopyFrom"):
+        field.CopyFrom(value)
+    else:
+        setattr(message, name, value)
 
 
 def segment(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from onnxcompress.budget import BudgetError, Option, choose, frontier
-from onnxcompress.calibration import measure
+from onnxcompress.calibration import GATHERED_BYTES, patches
 from onnxcompress.core import Array, Candidate, Layer, Method, Statistics
 from onnxcompress.data import Samples, from_batches, input_specs, random_samples
 from onnxcompress.graph import (
@@ -40,7 +40,7 @@ Track = Callable[[Iterable[T], str, int], Iterable[T]]  # (items, what is being 
 PATCHES = 65536  # patches per layer, at most: more did not lower any error that we measured
 PATCH_WORK = 2**36  # and no more multiplications for a second moment than this,
 PATCHES_PER_INPUT = 2  # but at least so many per input of a patch
-EXPOSED_BYTES = 256 << 20  # activations read out of the model at a time, per batch
+EXPOSED_BYTES = 128 << 20  # activations read out of the model at a time, per batch
 REFIT_BYTES = 1 << 30  # activations that refit keeps in memory
 WEIGH_WORK = 10**12  # multiplications spent on measuring sensitivities
 WEIGH_SAMPLES = 64
@@ -156,26 +156,34 @@ def calibrate(
 
         def look(
             job: tuple[int, Sample], session: Session | None = session, tensors: dict[str, str] = tensors
-        ) -> dict[str, Statistics]:
+        ) -> dict[str, Array]:
             index, sample = job
             values = dict(sample)
             if session is not None:
                 values |= dict(zip(session.outputs, session.run(sample), strict=True))
             return {
-                name: measure(
-                    layers[name],
-                    values[tensor],
-                    None if exact else quota(layers[name], count),
-                    index,
+                name: patches(
+                    layers[name], values[tensor], None if exact else quota(layers[name], count), index
                 )
                 for name, tensor in tensors.items()
             }
 
         batches = track(enumerate(samples.batches(batch)), "calibrating", count)
-        for seen in each(look, batches, jobs):
-            for name, statistics in seen.items():
-                known = result.get(name)
-                result[name] = statistics if known is None else known + statistics
+        waiting: dict[str, list[Array]] = {name: [] for name in names}
+
+        def absorb(name: str, waiting: dict[str, list[Array]] = waiting) -> None:
+            seen = Statistics.of(np.concatenate(waiting[name], axis=1))
+            result[name] = result[name] + seen if name in result else seen
+            waiting[name].clear()
+
+        for found in each(look, batches, jobs):
+            for name, part in found.items():
+                waiting[name].append(part)
+                if sum(p.nbytes for p in waiting[name]) >= GATHERED_BYTES:
+                    absorb(name)
+        for name in names:
+            if waiting[name]:
+                absorb(name)
     return result
 
 
@@ -191,7 +199,7 @@ def _batching(
 ) -> tuple[int, int]:
     """Samples per batch so that one layer's input stays small, and how many batches that makes."""
     largest = max((4 * prod(shape) for shape in shapes.values()), default=1)
-    size = int(np.clip(EXPOSED_BYTES // 4 // largest, 1, 64))
+    size = int(np.clip(EXPOSED_BYTES // 2 // largest, 1, 64))
     size = samples.batch if samples.exact else min(size, max(samples.batch, 1))
     return size, -(-len(samples) // size)
 
@@ -460,6 +468,8 @@ class _Run:
         weights = weigh(self.job, candidates, self.statistics)
         by_bytes = self.target.ratio is not None or not self._factored(candidates)
         self.curves = _Curves(self.job, candidates, weights, by_bytes, self.pinned)
+        if self.job.fit is not None and self.correct:
+            self.statistics.clear()  # refit takes its own; these are large
         if not self.target.sized and not self.target.faithful:
             return self._finished(self.curves.at(self.curves.bounds[0] if self.pinned else np.inf))
         limit = self._size_limit()

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.linalg import solve
 
-from onnxcompress.calibration import patches
+from onnxcompress.calibration import gathered, patches
 from onnxcompress.core import Array, CompressedWeight, Layer, Method, Statistics
 from onnxcompress.graph import Model, layer_input, reads, rewrite, segment
 from onnxcompress.metrics import decibel
@@ -30,6 +31,7 @@ from onnxcompress.parallel import each
 from onnxcompress.runtime import Sample, Session
 
 SHRINK = 0.05  # toward the original weight, share of the mean input variance
+ENOUGH = 2  # patches per input of a patch; with fewer, the plain weight is the target
 GAIN = 2.0  # largest correction of a standard deviation, and its inverse the smallest
 
 
@@ -101,80 +103,72 @@ class _Fit:
         self.changed = original is not compressed
         weight = layer.grouped.astype(np.float32)
 
-        def look(job: tuple[int, Array, Array]) -> tuple[Statistics, Array, Array, Array | None]:
+        def look(job: tuple[int, Array, Array]) -> tuple[Array, Array]:
             index, q, p = job
             seen = patches(layer, p, limit, index)
-            truth = patches(layer, q, limit, index) if self.changed else seen
-            responses = truth @ weight.swapaxes(1, 2)
-            statistics = Statistics.of(seen)
-            cross = None
-            if self.changed and statistics.moment is not None:
-                cross = truth.swapaxes(1, 2) @ seen
-            squares = np.square(responses, dtype=np.float64).sum(1)
-            return statistics, truth.sum(1), squares, cross
+            return seen, patches(layer, q, limit, index) if self.changed else seen
 
+        self.statistics = Statistics.white(layer)
+        self.cross = np.zeros(weight.shape, np.float32)
+        self.answers = np.zeros(weight.shape[:2])
+        self.squares = np.zeros(weight.shape[:2])
         work = zip(range(len(original)), original, compressed, strict=True)
-        parts = each(look, work, jobs)
-        self.statistics, self.total, self.squares, self.cross = next(parts)
-        for statistics, total, squares, cross in parts:
-            self.statistics = self.statistics + statistics
-            self.total, self.squares = self.total + total, self.squares + squares
-            if self.cross is not None:
-                self.cross += cross
-        self.mean = self.total / self.statistics.count
+        for group in gathered(each(look, work, jobs)):
+            seen, truth = (np.concatenate(parts, axis=1) for parts in zip(*group, strict=True))
+            self.statistics = self.statistics + Statistics.of(seen)
+            responses = truth @ weight.swapaxes(1, 2)
+            self.squares += np.square(responses, dtype=np.float64).sum(1)
+            self.answers += responses.sum(1)
+            self.cross = self.cross + responses.swapaxes(1, 2) @ seen
+        count = self.statistics.count
+        self.mean = self.answers / count
+        self.variance = np.maximum(self.squares / count - np.square(self.mean), 0)
+        self.cross = self.cross / count - self.mean[:, :, None] * self.statistics.mean[:, None]
 
     def target(self) -> Layer:
         """The layer with the asymmetric target for its weight."""
-        statistics, weight = self.statistics, self.layer.grouped
-        if not self.changed or self.cross is None or statistics.moment is None:
+        statistics = self.statistics
+        enough = statistics.count >= ENOUGH * statistics.total.shape[1]
+        if not self.changed or not enough or statistics.moment is None:
             return self.layer
         result = []
-        for g, w in enumerate(weight):
-            mean = statistics.mean[g]
-            cross = self.cross[g] / statistics.count - np.outer(self.mean[g], mean)
+        for g, weight in enumerate(self.layer.grouped.astype(np.float32)):
+            mean = statistics.mean[g].astype(np.float32)
             moment = statistics.moment[g] / statistics.count - np.outer(mean, mean)
             shrink = SHRINK * np.trace(moment) / len(moment) + 1e-12
-            cross[np.diag_indices_from(cross)] += shrink
             moment[np.diag_indices_from(moment)] += shrink
-            result.append(np.linalg.solve(moment.T, (w @ cross).T).T)
-        target = np.stack(result).astype(np.float32).reshape(self.layer.weight.shape)
+            cross = self.cross[g] + shrink * weight
+            result.append(solve(moment, cross.T, assume_a="pos", check_finite=False).T)
+        target = np.stack(result).reshape(self.layer.weight.shape)
         return replace(self.layer, weight=target.astype(self.layer.weight.dtype))
 
     def corrected(self, weight: CompressedWeight, gain: bool) -> Fitted:
         """The weight with the mean, and if asked the deviation, of each channel corrected."""
         layer, statistics = self.layer, self.statistics
-        flat = layer.grouped.astype(np.float64)
-        mean = (flat @ self.mean[:, :, None])[:, :, 0]
-        variance = np.maximum(self.squares / statistics.count - np.square(mean), 0)
         if gain:
             spread = np.sqrt(_variance(statistics, self._decoded(weight)))
-            ratio = np.sqrt(variance) / np.maximum(spread, 1e-9)
-            alive = np.sqrt(variance) > 1e-6 * np.sqrt(variance.mean() + 1e-30)
+            ratio = np.sqrt(self.variance) / np.maximum(spread, 1e-9)
+            alive = self.variance > 1e-12 * self.variance.mean() + 1e-30
             weight = weight.scaled(np.where(alive, np.clip(ratio, 1 / GAIN, GAIN), 1).ravel())
         decoded = self._decoded(weight)
-        noise = self._noise(flat, decoded, variance)
-        snr = decibel(float(variance.sum()), noise)
+        snr = decibel(float(self.variance.sum()), self._noise(decoded))
         if layer.bias is not None and not isinstance(layer.bias, np.ndarray):
             return Fitted(weight, None, snr)  # the model computes its bias
-        shift = mean - (decoded @ statistics.mean[:, :, None])[:, :, 0]
+        shift = self.mean - (decoded @ statistics.mean[:, :, None])[:, :, 0]
         bias = (0 if layer.bias is None else layer.bias) + shift.ravel()
         return Fitted(weight, bias.astype(np.float32), snr)
 
     def _decoded(self, weight: CompressedWeight) -> Array:
         return weight.decode().reshape(self.layer.grouped.shape).astype(np.float32)
 
-    def _noise(self, flat: Array, decoded: Array, variance: Array) -> float:
+    def _noise(self, decoded: Array) -> float:
         """Variance of ``W q - Ŵ p``, summed over the channels."""
-        statistics = self.statistics
-        answered = _variance(statistics, decoded)
         if not self.changed:
-            return float(_variance(statistics, (flat - decoded).astype(np.float32)).sum())
-        if self.cross is None:
-            return float(np.square(np.sqrt(variance) - np.sqrt(answered)).sum())
-        cross = self.cross / statistics.count
-        cross = cross - self.mean[:, :, None] * statistics.mean[:, None, :]
-        both = np.einsum("gof,gof->go", flat @ cross, decoded)
-        return float(np.maximum(variance + answered - 2 * both, 0).sum())
+            difference = self.layer.grouped.astype(np.float32) - decoded
+            return float(_variance(self.statistics, difference).sum())
+        both = np.einsum("gof,gof->go", self.cross, decoded, dtype=np.float64)
+        answered = _variance(self.statistics, decoded)
+        return float(np.maximum(self.variance + answered - 2 * both, 0).sum())
 
 
 def _variance(statistics: Statistics, flat: Array) -> Array:

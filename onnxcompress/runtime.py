@@ -12,9 +12,11 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as OrtNotImplemented
 
 from onnxcompress.core import Array
-from onnxcompress.graph import Model, ModelError, as_float32
+from onnxcompress.graph import Model, ModelError, as_float32, detached
 
 Sample = Mapping[str, Array]  # input name -> batch
+
+PLAIN = tuple(np.dtype(code) for code in "efdbBhHiIlLqQ?")
 
 ort.set_default_logger_severity(4)
 
@@ -66,10 +68,16 @@ class Session:
             raise ModelError(f"onnxruntime cannot run the model: {line(error)}") from None
 
 
-def _load(model: Model, options: ort.SessionOptions, providers: Sequence[str]) -> ort.InferenceSession:
-    return ort.InferenceSession(
-        model.proto.SerializeToString(), options, providers=list(providers)
-    )
+def _load(
+    model: Model, options: ort.SessionOptions, providers: Sequence[str]
+) -> ort.InferenceSession:
+    graph, weights = detached(model)
+    sizes = {name: value for name, value in weights.items() if value.dtype in PLAIN}
+    if len(sizes) < len(weights):  # types that numpy has no own name for
+        graph, sizes = model.proto.SerializeToString(), {}
+    values = [ort.OrtValue.ortvalue_from_numpy(value) for value in sizes.values()]
+    options.add_external_initializers(list(sizes), values)
+    return ort.InferenceSession(graph, options, providers=list(providers))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -41,9 +42,12 @@ class Validation:
         self.original, self.samples, self.real = original, samples, real
         self._evaluation, self._metric = evaluation, metric
         self._providers, self._jobs = providers, jobs
-        self._reference = Session(runnable(original), providers)
         self._remembered: list[list[Array]] | None = None
         self._baseline: float | None = None
+
+    @cached_property
+    def _reference(self) -> Session:
+        return Session(runnable(self.original), self._providers)
 
     @property
     def baseline(self) -> float | None:

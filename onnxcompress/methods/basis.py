@@ -38,7 +38,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import combinations
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from einops import einsum, rearrange
@@ -56,7 +56,8 @@ from onnxcompress.core import (
     Value,
 )
 
-INPUT_RANKS = 8  # how many input ranks the tucker unfolding tries
+INPUT_RANKS = 8  # tucker tries multiples of an eighth of the inputs
+WIDEST_INPUT_RANK = 5 / 8  # of the inputs: wider ones never were on any layer's frontier
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,17 @@ class Basis(Method):
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
         weight = layer.grouped.astype(np.result_type(layer.weight, np.float32))
         energy = statistics.energy(layer.weight.astype(weight.dtype))
-        shared: dict[Basis, _Unfolding] = {}
+        by_unfolding: dict[Basis, list[Basis]] = {}
         for setting in self.settings(layer):
             key = replace(setting, rank=None, input_rank=None)
-            if key not in shared:
-                shared[key] = _Unfolding(key, layer, weight, statistics)
-            shapes = setting._shapes(layer)
-            error = max(0.0, 1 - shared[key].explained(setting) / energy) if energy else 0.0
-            yield Candidate(
-                setting, layer.weight.itemsize * sum(map(prod, shapes)), shapes, error
-            )
+            by_unfolding.setdefault(key, []).append(setting)
+        for key, settings in by_unfolding.items():
+            unfolding = _Unfolding(key, layer, weight, statistics)
+            for setting in settings:
+                shapes = setting._shapes(layer)
+                error = max(0.0, 1 - unfolding.explained(setting) / energy) if energy else 0.0
+                nbytes = layer.weight.itemsize * sum(map(prod, shapes))
+                yield Candidate(setting, nbytes, shapes, error)
 
     def _unfoldings(self, layer: Layer) -> Iterator[Basis]:
         """Every unfolding that this setting leaves open and the layer allows."""
@@ -171,7 +173,8 @@ class Basis(Method):
             yield from (replace(self, rank=rank) for rank in ranks if rank <= limit)
             return
         step = max(1, inputs // INPUT_RANKS)
-        given = [self.input_rank] if self.input_rank else range(step, inputs, step)
+        widest = max(step, int(inputs * WIDEST_INPUT_RANK))
+        given = [self.input_rank] if self.input_rank else range(step, widest + 1, step)
         for input_rank in given:
             for rank in ranks:
                 if rank <= min(out, input_rank * prod(layer.kernel)):
@@ -223,9 +226,7 @@ class _Unfolding:
         self.root, self.z = [], []
         for a, h, w in zip(rows, image, weight, strict=True):
             gram = (a @ h.T).astype(np.float64)
-            gram[np.diag_indices_from(gram)] *= 1 + 1e-12
-            gram[np.diag_indices_from(gram)] += np.trace(gram) / len(gram) * _noise(a.dtype)
-            root = cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
+            root = _root(gram, 1e-13 if a.dtype == np.float64 else 1e-7)
             cross = (h @ w.T).astype(np.float64)
             self.root.append(root)
             self.z.append(solve_triangular(root, cross, lower=True, check_finite=False))
@@ -239,9 +240,8 @@ class _Unfolding:
     def _spatial(self, weight: Array, statistics: Statistics) -> list[Array]:
         result = []
         for w, metric in zip(weight, statistics.partial(self.patch, self.keep), strict=True):
-            size = len(metric)
-            root = cholesky(metric + np.trace(metric) / size * 1e-9 * np.eye(size), lower=True)
-            spread = self._split(w, size)
+            root = _root(metric.copy(), 1e-9)
+            spread = self._split(w, len(metric))
             left, _, _ = np.linalg.svd(root.T @ spread, full_matrices=False)
             result.append(solve_triangular(root.T, left, lower=False).T.astype(w.dtype))
         return result
@@ -300,9 +300,26 @@ class _Unfolding:
         return self._spectra[count]
 
 
-def _noise(dtype: Any) -> float:
-    """Added to a Gram matrix, relative to its mean diagonal, so that rounding keeps it positive."""
-    return 1e-13 if dtype == np.float64 else 1e-7
+def _root(gram: Array, noise: float) -> Array:
+    """Cholesky factor of a Gram matrix that rounding may have made slightly indefinite.
+
+    The matrix itself is overwritten.
+
+    Args:
+        noise: what is added to each diagonal entry at first, relative to it.
+    """
+    size = np.sqrt(np.maximum(np.diagonal(gram), 1e-30))
+    gram /= size[:, None]
+    gram /= size
+    while True:
+        gram[np.diag_indices_from(gram)] = 1 + noise
+        try:
+            root = cholesky(gram, lower=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            noise *= 10
+        else:
+            root *= size[:, None]
+            return root
 
 
 def _largest(setting: Basis, layer: Layer, block: int) -> int:

@@ -1,0 +1,66 @@
+"""Calibration samples for the zoo's models, never taken from what the model is evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+Array = np.ndarray
+
+
+def cifar10(zoo: Path) -> Array:
+    """512 training images, unlabelled, evenly spread over the zoo's 5,000."""
+    pixels = np.load(zoo / "data/cifar10/train5k.npz")["x"]
+    chosen = pixels[np.linspace(0, len(pixels) - 1, 512).astype(int)].astype(np.float32)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    return _channels_first((chosen / 255 - mean) / std)
+
+
+def noisy(zoo: Path) -> Array:
+    """60 gray training images of 180 x 180 with noise of deviation 25."""
+    files = sorted((zoo / "data/bsd-train-gray").glob("*.png"))
+    clean = np.stack([np.asarray(Image.open(f).convert("L"), np.float32) for f in files])
+    noise = np.random.default_rng(0).normal(0, 25, clean.shape)
+    return ((clean + noise) / 255).astype(np.float32)[:, None]
+
+
+def brain(zoo: Path) -> Array:
+    """256 training scans, channels last."""
+    files = sorted((zoo / "data/brain-mri/training").glob("*.jpg"))
+    chosen = [files[i] for i in np.linspace(0, len(files) - 1, 256).astype(int)]
+    images = [Image.open(f).convert("RGB").resize((240, 240), Image.Resampling.BICUBIC) for f in chosen]
+    return np.stack([np.asarray(i, np.float32) / 255 for i in images])
+
+
+def imagenet_lite(zoo: Path) -> Array:
+    return _imagenet(zoo, lambda im: (_crop(im, 224, 224 / 256, Image.Resampling.BICUBIC) - 127) / 128)
+
+
+def imagenet_caffe(zoo: Path) -> Array:
+    mean = np.array([104, 117, 123], np.float32)
+    bilinear = Image.Resampling.BILINEAR
+    return _imagenet(zoo, lambda im: _crop(im, 227, 227 / 256, bilinear)[:, :, ::-1] - mean)
+
+
+def _imagenet(zoo: Path, prepare: Callable[[Image.Image], Array]) -> Array:
+    """384 images of the second half of the sample; the first half is for evaluation."""
+    rows = (zoo / "data/imagenet1k-sample/labels.csv").read_text().splitlines()[1:]
+    names = [row.split(",")[0] for row in rows][500:]
+    folder = zoo / "data/imagenet1k-sample"
+    folder = folder if (folder / names[0]).exists() else folder / "images"
+    chosen = [names[i] for i in np.linspace(0, len(names) - 1, 384).astype(int)]
+    return _channels_first(np.stack([prepare(Image.open(folder / n).convert("RGB")) for n in chosen]))
+
+
+def _crop(image: Image.Image, size: int, share: float, method: Image.Resampling) -> Array:
+    width, height = image.size
+    side = share * min(width, height)
+    box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
+    return np.asarray(image.resize((size, size), method, box=box), np.float32)
+
+
+def _channels_first(images: Array) -> Array:
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
