@@ -46,7 +46,8 @@ WEIGH_WORK = 10**12  # multiplications spent on measuring sensitivities
 WEIGH_SAMPLES = 64
 WEIGH_ERROR = 0.05  # error of the setting with which a layer's sensitivity is measured
 TRIALS = 12  # real evaluations of a fidelity target
-CORRECTION_WORK = 3 * 10**12  # multiplications spent on choosing which corrections to keep
+CORRECTION_TRIALS = 12  # real runs that decide where corrections stay,
+CORRECTION_SAMPLES = 64  # each with at most so many held-out samples
 DEFAULT_AGREEMENT = 0.98
 DEFAULT_SNR = 25.0
 
@@ -254,8 +255,7 @@ def weigh(
     work = sum(job.macs.values()) * (len(names) + 1)
     count = int(np.clip(WEIGH_WORK // max(work, 1), 1, WEIGH_SAMPLES))
     batches = list(job.fit.spread(min(count, len(job.fit))).batches(16))
-    session = Session(job.runnable)
-    reference = [session.run(batch) for batch in batches]
+    reference = list(map(Session(job.runnable).run, batches))
 
     def sensitivity(name: str) -> float:
         layer = job.layers[name]
@@ -640,21 +640,46 @@ class _Run:
         fitting = max(1, REFIT_BYTES // (6 * largest))
         chosen = job.fit if fitting >= len(job.fit) else job.fit.spread(fitting)
         batches = list(chosen.batches(size))
-        names = list(settings)
 
-        def walk(gain: bool) -> dict[str, Fitted]:
-            def track(keys: Iterable[str]) -> Iterable[str]:
-                return job.track(keys, "correcting", len(names)) if final else keys
+        def track(keys: Iterable[str]) -> Iterable[str]:
+            return job.track(keys, "correcting", len(settings)) if final else keys
 
-            return refit(
-                job.runnable, job.layers, settings, batches, gain=gain, jobs=job.jobs,
-                limit=lambda layer: quota(layer, len(batches)), track=track,
-            )  # fmt: skip
+        fitted = refit(
+            job.runnable,
+            job.layers,
+            settings,
+            batches,
+            jobs=job.jobs,
+            limit=lambda layer: quota(layer, len(batches)),
+            track=track,
+        )
+        return self._helpful(fitted) if final else fitted
 
-        corrected = walk(gain=True)
-        if not final:
-            return corrected
-        return corrected
+    def _helpful(self, fitted: dict[str, Fitted]) -> dict[str, Fitted]:
+        """Keep the correction of the deviations only where it lowers the held-out error.
+
+        Neighbouring layers are judged together where there are more than ``CORRECTION_TRIALS``.
+        """
+        job = self.job
+        names = [name for name, f in fitted.items() if f.plain is not None]
+
+        def loss(state: Mapping[str, Fitted]) -> float:
+            weights = {name: f.weight for name, f in state.items()}
+            biases = {name: f.bias for name, f in state.items() if f.bias is not None}
+            return self.validation.fidelity(
+                rewrite(job.runnable, weights, biases), CORRECTION_SAMPLES
+            ).loss
+
+        best, least = fitted, loss(fitted)
+        groups = [
+            list(group) for group in np.array_split(names, min(len(names), CORRECTION_TRIALS))
+        ] if names else []
+        for group in job.track([names, *groups], "checking corrections", len(groups) + 1):
+            undone = {name: best[name].plain or best[name] for name in group}
+            error = loss(best | undone)
+            if error < least:
+                best, least = best | undone, error
+        return best
 
     def _finished(self, chosen: Mapping[str, Candidate]) -> tuple[Model, Report]:
         result, fitted = self._build(chosen, final=True)

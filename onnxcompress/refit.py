@@ -42,11 +42,13 @@ class Fitted:
     Attributes:
         bias: ``(out,)``, corrected; None to keep the original's.
         snr: of the layer's output on the compressed stream against the original, in dB.
+        plain: the same without the correction of the standard deviations, if there is one.
     """
 
     weight: CompressedWeight
     bias: Array | None = None
     snr: float | None = None
+    plain: Fitted | None = None
 
 
 def refit(
@@ -144,12 +146,18 @@ class _Fit:
 
     def corrected(self, weight: CompressedWeight, gain: bool) -> Fitted:
         """The weight with the mean, and if asked the deviation, of each channel corrected."""
+        plain = self._centred(weight)
+        if not gain:
+            return plain
+        spread = np.sqrt(_variance(self.statistics, self._decoded(weight)))
+        ratio = np.sqrt(self.variance) / np.maximum(spread, 1e-9)
+        alive = self.variance > 1e-12 * self.variance.mean() + 1e-30
+        gains = np.where(alive, np.clip(ratio, 1 / GAIN, GAIN), 1).ravel()
+        return replace(self._centred(weight.scaled(gains)), plain=plain)
+
+    def _centred(self, weight: CompressedWeight) -> Fitted:
+        """The weight, and the bias that keeps the mean of every channel."""
         layer, statistics = self.layer, self.statistics
-        if gain:
-            spread = np.sqrt(_variance(statistics, self._decoded(weight)))
-            ratio = np.sqrt(self.variance) / np.maximum(spread, 1e-9)
-            alive = self.variance > 1e-12 * self.variance.mean() + 1e-30
-            weight = weight.scaled(np.where(alive, np.clip(ratio, 1 / GAIN, GAIN), 1).ravel())
         decoded = self._decoded(weight)
         snr = decibel(float(self.variance.sum()), self._noise(decoded))
         if layer.bias is not None and not isinstance(layer.bias, np.ndarray):

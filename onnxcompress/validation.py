@@ -13,7 +13,7 @@ from onnxcompress.graph import Model, as_float32, check, needs_float32
 from onnxcompress.metrics import Fidelity, MetricError, find_metric, has_class_scores
 from onnxcompress.parallel import each
 from onnxcompress.report import Comparison, Size
-from onnxcompress.runtime import Latency, Session, latency
+from onnxcompress.runtime import Latency, Sample, Session, latency
 from onnxcompress.targets import Target
 
 REMEMBERED_BYTES = 256 << 20  # outputs of the original that are kept instead of computed again
@@ -56,11 +56,22 @@ class Validation:
             self._baseline = self._measure(self._reference)
         return self._baseline
 
-    def fidelity(self, model: Model) -> Fidelity:
-        """How far the model's outputs are from the original's."""
+    def fidelity(self, model: Model, limit: int | None = None) -> Fidelity:
+        """How far the model's outputs are from the original's, on about ``limit`` samples."""
         session = Session(runnable(model), self._providers)
+        seen = 0
+
+        def enough() -> Iterator[Sample]:
+            nonlocal seen
+            for batch in self.samples:
+                if limit is not None and seen >= limit:
+                    return
+                seen += max((len(x) for x in batch.values() if x.ndim), default=1)
+                yield batch
+
         result = Fidelity()
-        for expected, outputs in zip(self._expected(), self._run(session), strict=True):
+        runs = each(session.run, enough(), self._jobs)
+        for outputs, expected in zip(runs, self._expected(), strict=False):
             result.add(session.outputs, expected, outputs)
         return result
 
