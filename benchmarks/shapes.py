@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,14 +39,21 @@ class _Net:
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[TensorProto] = []
 
-    def node(self, op_type: str, inputs: list[str], output: str = "", **attributes: object) -> str:
+    def node(self, op_type: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
         name = f"{op_type.lower()}_{len(self._nodes)}"
         output = output or f"{name}_out"
         self._nodes.append(helper.make_node(op_type, inputs, [output], name, **attributes))
         return output
 
     def conv(
-        self, x: str, inputs: int, out: int, size: int, stride: int, relu: bool = True, gain: float = 1
+        self,
+        x: str,
+        inputs: int,
+        out: int,
+        size: int,
+        stride: int,
+        relu: bool = True,
+        gain: float = 1,
     ) -> str:
         scale = gain * np.sqrt(2 / (inputs * size * size))
         weight = self._weight(scale * self._rng.normal(size=(out, inputs, size, size)))
@@ -62,7 +70,9 @@ class _Net:
         self._weights.append(numpy_helper.from_array(value.astype(np.float32), name))
         return name
 
-    def save(self, path: Path, input_shape: list[int | None], output_shape: list[int | None]) -> None:
+    def save(
+        self, path: Path, input_shape: list[int | None], output_shape: list[int | None]
+    ) -> None:
         graph = helper.make_graph(
             self._nodes,
             path.stem,

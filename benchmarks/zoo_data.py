@@ -31,12 +31,16 @@ def brain(zoo: Path) -> Array:
     """256 training scans, channels last."""
     files = sorted((zoo / "data/brain-mri/training").glob("*.jpg"))
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, 256).astype(int)]
-    images = [Image.open(f).convert("RGB").resize((240, 240), Image.Resampling.BICUBIC) for f in chosen]
+    images = [
+        Image.open(f).convert("RGB").resize((240, 240), Image.Resampling.BICUBIC) for f in chosen
+    ]
     return np.stack([np.asarray(i, np.float32) / 255 for i in images])
 
 
 def imagenet_lite(zoo: Path) -> Array:
-    return _imagenet(zoo, lambda im: (_crop(im, 224, 224 / 256, Image.Resampling.BICUBIC) - 127) / 128)
+    return _imagenet(
+        zoo, lambda im: (_crop(im, 224, 224 / 256, Image.Resampling.BICUBIC) - 127) / 128
+    )
 
 
 def imagenet_caffe(zoo: Path) -> Array:
@@ -52,7 +56,9 @@ def _imagenet(zoo: Path, prepare: Callable[[Image.Image], Array]) -> Array:
     folder = zoo / "data/imagenet1k-sample"
     folder = folder if (folder / names[0]).exists() else folder / "images"
     chosen = [names[i] for i in np.linspace(0, len(names) - 1, 384).astype(int)]
-    return _channels_first(np.stack([prepare(Image.open(folder / n).convert("RGB")) for n in chosen]))
+    return _channels_first(
+        np.stack([prepare(Image.open(folder / n).convert("RGB")) for n in chosen])
+    )
 
 
 def _crop(image: Image.Image, size: int, share: float, method: Image.Resampling) -> Array:

@@ -54,7 +54,7 @@ def patches(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> 
 def outputs(layer: Layer, y: Array, limit: int | None = None, seed: int = 0) -> Array:
     """The outputs ``(count, out)`` at the positions whose patches `patches` returns."""
     if layer.op_type in ("Gemm", "MatMul"):
-        flat = (np.swapaxes(y, -1, -2) if layer.attributes.get("left") else y)
+        flat = np.swapaxes(y, -1, -2) if layer.attributes.get("left") else y
         flat = flat.reshape(-1, y.shape[-2 if layer.attributes.get("left") else -1])
     else:
         flat = np.moveaxis(y, 1, -1).reshape(-1, y.shape[1])
@@ -138,7 +138,9 @@ def _pads(
 def _padded(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
     """Zeros around the spatial axes; a negative number cuts off."""
     grown = np.pad(x, [(0, 0), (0, 0), *((max(a, 0), max(b, 0)) for a, b in pads)])
-    cut = [slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(pads, grown.shape[2:], strict=True)]
+    cut = [
+        slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(pads, grown.shape[2:], strict=True)
+    ]
     return grown[:, :, *cut]
 
 

@@ -324,7 +324,6 @@ class Statistics:
 class Method(ABC):
     """A way to compress a weight.  The fields are settings; one left at None is open."""
 
-
     @abstractmethod
     def settings(self, layer: Layer) -> Sequence[Self]:
         """Settings to try on this layer, with nothing left open, smallest result first."""

@@ -86,7 +86,8 @@ class Model:
         found = dict(self.initializers)
         for node in self.graph.node:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                found |= {node.output[0]: a.t for a in node.attribute if a.name == "value"}
+                given = [a.t for a in node.attribute if a.name == "value"]
+                found |= dict(zip(node.output, given, strict=False))
         return found
 
     @cached_property
@@ -444,7 +445,9 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
         value = onnx.helper.get_attribute_value(attribute)
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
-        result[attribute.name] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        result[attribute.name] = (
+            list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        )
     return result
 
 
@@ -601,8 +604,6 @@ def _fragment(
     left = layer.op_type == "MatMul" and layer.attributes.get("left")
     x = gs.Variable(node.input[1 if left else 0])
     y = weight.emit(op, x, layer)
-    for made in op.nodes:
-        made.outputs = [y if out is y else out for out in made.outputs]
     y.name = node.output[0]
     graph = gs.Graph(nodes=op.nodes, inputs=[x], outputs=[y], opset=store.opset)
     with warnings.catch_warnings():

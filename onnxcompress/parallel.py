@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
@@ -27,8 +27,10 @@ def each(function: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[
     """``map`` over threads: lazy, in order, at most a few results ahead."""
     if jobs == 1:
         return map(function, items)
-    pool = Parallel(n_jobs=jobs, backend="threading", return_as="generator", pre_dispatch=jobs)
-    return iter(pool(delayed(function)(item) for item in items) or ())
+    pool: Any = Parallel(
+        n_jobs=jobs, backend="threading", return_as="generator", pre_dispatch=str(jobs)
+    )
+    return pool(delayed(function)(item) for item in items)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The whole way from a model to a smaller one; every step is public and usable alone.
 
-    find_layers ─► calibrate ─► sweep ─► weigh ─► choose ─► refit ─► rewrite ─► validate
+find_layers ─► calibrate ─► sweep ─► weigh ─► choose ─► refit ─► rewrite ─► validate
 """
 
 from __future__ import annotations
@@ -8,217 +8,45 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from onnxcompress.budget import BudgetError, Option, choose, frontier
-from onnxcompress.calibration import GATHERED_BYTES, patches
-from onnxcompress.core import Array, Candidate, Layer, Method, Statistics
+from onnxcompress.core import Candidate, Layer, Method, Statistics
 from onnxcompress.data import Samples, from_batches, input_specs, random_samples
 from onnxcompress.graph import (
     Model,
-    expose,
-    expose_shapes,
+    annotate,
     find_layers,
-    layer_input,
-    linear_nodes,
     rewrite,
 )
+from onnxcompress.measuring import (
+    Job,
+    Track,
+    batching,
+    calibrate,
+    input_shapes,
+    quota,
+    untracked,
+    weigh,
+)
 from onnxcompress.methods.basis import Basis
-from onnxcompress.metrics import Fidelity
 from onnxcompress.parallel import cores, each, one_thread_each
 from onnxcompress.refit import Fitted, refit
 from onnxcompress.report import Comparison, Report, Row
-from onnxcompress.runtime import Sample, Session
+from onnxcompress.runtime import Sample
 from onnxcompress.targets import Target
 from onnxcompress.validation import Validation, failures, runnable, verify, warnings
 
-T = TypeVar("T")
-Track = Callable[[Iterable[T], str, int], Iterable[T]]  # (items, what is being done, how many)
-
-PATCHES = 65536  # patches per layer, at most: more did not lower any error that we measured
-PATCH_WORK = 2**36  # and no more multiplications for a second moment than this,
-PATCHES_PER_INPUT = 2  # but at least so many per input of a patch
-EXPOSED_BYTES = 128 << 20  # activations read out of the model at a time, per batch
 REFIT_BYTES = 1 << 30  # activations that refit keeps in memory
-WEIGH_WORK = 10**12  # multiplications spent on measuring sensitivities
-WEIGH_SAMPLES = 64
-WEIGH_ERROR = 0.05  # error of the setting with which a layer's sensitivity is measured
 TRIALS = 12  # real evaluations of a fidelity target
-CORRECTION_TRIALS = 12  # real runs that decide where corrections stay,
-CORRECTION_SAMPLES = 64  # each with at most so many held-out samples
+CORRECTION_TRIALS = 8  # real runs that decide where corrections stay,
+CORRECTION_SAMPLES = 64  # each with at most so many held-out samples,
+CORRECTION_WORK = 10**12  # and all together with about so many multiplications
+WORTHWHILE = 0.05  # least saving for which a fidelity target is worth a changed model
 DEFAULT_AGREEMENT = 0.98
 DEFAULT_SNR = 25.0
-
-
-def untracked(items: Iterable[T], what: str, total: int) -> Iterable[T]:
-    """No progress bar."""
-    return items
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """What all steps of one compression share.
-
-    Attributes:
-        model: the original; `runnable` is the same where onnxruntime has all kernels, else its
-            float32 twin.
-        layers: those to compress, in network order.
-        shapes: layer -> shape of its input for the first sample.
-        macs: multiplications of every linear node for the first sample.
-        fit, held_out: samples to fit with, and to validate with; None without data.
-    """
-
-    model: Model
-    runnable: Model
-    layers: Mapping[str, Layer]
-    shapes: Mapping[str, tuple[int, ...]]
-    macs: Mapping[str, int]
-    fit: Samples | None
-    held_out: Samples | None
-    jobs: int
-    track: Track[Any]
-
-    @property
-    def leaders(self) -> dict[str, Layer]:
-        """One layer for every weight: the first to read it."""
-        return {name: layer for name, layer in self.layers.items() if layer.shared == name}
-
-    def readers(self, leader: str) -> list[str]:
-        """The layers that read the weight of this one."""
-        return [name for name, layer in self.layers.items() if layer.shared == leader]
-
-    def macs_of(self, leader: str, factors: Sequence[tuple[int, ...]]) -> int:
-        """Multiplications of a setting, over all layers that share the weight."""
-        readers = [name for name in self.readers(leader) if name in self.shapes]
-        return sum(self.layers[name].macs(self.shapes[name], *factors) for name in readers)
-
-
-# --------------------------------------------------------------------------------- the steps
-
-
-def input_shapes(
-    model: Model, sample: Sample
-) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-    """For one sample: the input shape of every linear node, and its multiplications."""
-    nodes = linear_nodes(model)
-    tensors = {t for node in nodes.values() for t in (*node.input[:2], *node.output[:1])}
-    known = {name: tuple(c.dims) for name, c in model.constants.items() if name in tensors}
-    asked = sorted(tensors - set(known))
-    exposed, names = expose_shapes(model, asked)
-    session = Session(exposed, optimize=False)
-    found = dict(zip(session.outputs, session.run(sample), strict=True))
-    known |= {name: tuple(int(n) for n in found[names[name]]) for name in asked}
-    shapes, macs = {}, {}
-    for name, node in nodes.items():
-        left, right, out = (known[t] for t in (*node.input[:2], node.output[0]))
-        constant_left = node.input[0] in model.constants
-        shapes[name] = right if constant_left else left
-        if node.op_type == "Conv":
-            macs[name] = prod(out) * prod(right[1:])
-        elif node.op_type == "ConvTranspose":
-            macs[name] = prod(left) * prod(right[1:])
-        else:
-            transposed = any(a.name == "transA" and a.i for a in node.attribute)
-            macs[name] = prod(out) * left[-2 if transposed else -1]
-    return shapes, macs
-
-
-def calibrate(
-    model: Model,
-    layers: Mapping[str, Layer],
-    samples: Iterable[Sample],
-    *,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    exact: bool = False,
-    jobs: int = 1,
-    track: Track[Any] = untracked,
-) -> dict[str, Statistics]:
-    """Statistics of what every layer reads, summed over the samples in their order.
-
-    Memory depends on the layers and on one batch, not on the number of samples: the inputs of
-    so many layers are read at a time as fit ``EXPOSED_BYTES``.
-
-    Args:
-        shapes: input shape of each layer for one sample, to plan the memory.
-        exact: look at every patch instead of at most ``PATCHES`` drawn ones.
-    """
-    samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
-    if shapes is None:
-        shapes, _ = input_shapes(model, next(iter(samples.batches(1))))
-    nodes = linear_nodes(model)
-    batch, count = _batching(samples, shapes)
-    result: dict[str, Statistics] = {}
-    for names in _groups(layers, shapes, batch):
-        tensors = {name: layer_input(nodes[name], layers[name]) for name in names}
-        inner = sorted(set(tensors.values()) - {value.name for value in model.graph.input})
-        session = Session(expose(model, inner)) if inner else None
-
-        def look(
-            job: tuple[int, Sample], session: Session | None = session, tensors: dict[str, str] = tensors
-        ) -> dict[str, Array]:
-            index, sample = job
-            values = dict(sample)
-            if session is not None:
-                values |= dict(zip(session.outputs, session.run(sample), strict=True))
-            return {
-                name: patches(
-                    layers[name], values[tensor], None if exact else quota(layers[name], count), index
-                )
-                for name, tensor in tensors.items()
-            }
-
-        batches = track(enumerate(samples.batches(batch)), "calibrating", count)
-        waiting: dict[str, list[Array]] = {name: [] for name in names}
-
-        def absorb(name: str, waiting: dict[str, list[Array]] = waiting) -> None:
-            seen = Statistics.of(np.concatenate(waiting[name], axis=1))
-            result[name] = result[name] + seen if name in result else seen
-            waiting[name].clear()
-
-        for found in each(look, batches, jobs):
-            for name, part in found.items():
-                waiting[name].append(part)
-                if sum(p.nbytes for p in waiting[name]) >= GATHERED_BYTES:
-                    absorb(name)
-        for name in names:
-            if waiting[name]:
-                absorb(name)
-    return result
-
-
-def quota(layer: Layer, batches: int) -> int:
-    """Patches to look at in each of so many batches."""
-    fan_in = layer.weight[0].size
-    wanted = min(PATCHES, max(PATCH_WORK // fan_in**2, PATCHES_PER_INPUT * fan_in))
-    return -(-wanted // batches)
-
-
-def _batching(
-    samples: Samples, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[int, int]:
-    """Samples per batch so that one layer's input stays small, and how many batches that makes."""
-    largest = max((4 * prod(shape) for shape in shapes.values()), default=1)
-    size = int(np.clip(EXPOSED_BYTES // 2 // largest, 1, 64))
-    size = samples.batch if samples.exact else min(size, max(samples.batch, 1))
-    return size, -(-len(samples) // size)
-
-
-def _groups(
-    layers: Mapping[str, Layer], shapes: Mapping[str, tuple[int, ...]], batch: int
-) -> list[list[str]]:
-    """Layers, in order, in groups whose inputs fit into memory together."""
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for name in layers:
-        nbytes = 4 * batch * prod(shapes[name])
-        if groups[-1] and filled + nbytes > EXPOSED_BYTES:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += nbytes
-    return groups if groups[0] else []
 
 
 def sweep(
@@ -236,49 +64,6 @@ def sweep(
 
     found = track(each(fit, layers, jobs), "fitting", len(layers))
     return dict(zip(layers, found, strict=True))
-
-
-def weigh(
-    job: Job,
-    candidates: Mapping[str, Sequence[Candidate]],
-    statistics: Mapping[str, Statistics],
-) -> dict[str, float]:
-    """How much each layer's error reaches the output: measured with one compressed at a time.
-
-    The square root of the ratio of the model's error to the layer's: the plain ratio ignores
-    that errors of other layers pile up on top, and was worse on every model that we measured,
-    as were equal weights.
-    """
-    names = [name for name, found in candidates.items() if found]
-    if job.fit is None or not names:
-        return dict.fromkeys(candidates, 1.0)
-    work = sum(job.macs.values()) * (len(names) + 1)
-    count = int(np.clip(WEIGH_WORK // max(work, 1), 1, WEIGH_SAMPLES))
-    batches = list(job.fit.spread(min(count, len(job.fit))).batches(16))
-    reference = list(map(Session(job.runnable).run, batches))
-
-    def sensitivity(name: str) -> float:
-        layer = job.layers[name]
-        setting = min(candidates[name], key=lambda c: (abs(c.error - WEIGH_ERROR), c.nbytes))
-        assert setting.setting is not None
-        weight = setting.setting.fit(layer, statistics[name])
-        readers = job.readers(name)
-        biases = {
-            reader: job.layers[reader].bias + statistics[name].shift(layer.weight, weight.decode())
-            for reader in readers
-            if isinstance(job.layers[reader].bias, Array)
-        }
-        alone = Session(rewrite(job.runnable, dict.fromkeys(readers, weight), biases))
-        fidelity = Fidelity()
-        for batch, expected in zip(batches, reference, strict=True):
-            fidelity.add(alone.outputs, expected, alone.run(batch))
-        return float(np.sqrt(fidelity.loss / max(setting.error, 1e-9)))
-
-    found = job.track(each(sensitivity, names, job.jobs), "weighing layers", len(names))
-    weights = dict(zip(names, found, strict=True))
-    typical = float(np.median(list(weights.values()))) or 1.0
-    usable = {name: w if np.isfinite(w) and w > 0 else typical for name, w in weights.items()}
-    return dict.fromkeys(candidates, typical) | usable
 
 
 # ----------------------------------------------------------------------- the whole compression
@@ -320,6 +105,15 @@ class _Curves:
             sum(front[-1].cost for front in self.options.values()),
         )
 
+    def points(self) -> dict[str, list[tuple[float, float]]]:
+        """For every layer, the share of its cost that is left against its relative error."""
+        result = {}
+        for name, front in self.options.items():
+            layer = self.job.layers[name]
+            whole = layer.weight.nbytes if self.by_bytes else self.job.macs_of(name, ())
+            result[name] = [(o.cost / max(whole, 1), o.candidate.error) for o in front]
+        return result
+
     def at(self, limit: float) -> dict[str, Candidate]:
         """What each weight gets so that the layers cost at most ``limit``."""
         chosen = choose(self.options, limit)
@@ -336,7 +130,8 @@ def compress(
     metric: str = "top1",
     only: Callable[[str], bool] | None = None,
     correct: bool = True,
-    input_shapes_: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    metadata: Mapping[str, str] | None = None,
     seed: int = 0,
     jobs: int | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
@@ -351,7 +146,10 @@ def compress(
         samples: unlabelled inputs; without any, the fits use the weights alone.
         evaluation: labelled inputs for the metric.
         only: says by name which layers may be changed; None for all.
-        correct: match the statistics of each layer's outputs to the original's.
+        correct: fit again in network order and match the statistics of each layer's outputs.
+        shapes: input name -> shape, for inputs whose dimensions the model leaves open.
+        metadata: entries for the result's metadata_props; they count in its size.
+        seed: of the random inputs that stand in where there are no samples.
 
     Returns:
         The compressed model, and the report.  It is for the caller to look at ``report.worse``
@@ -363,7 +161,7 @@ def compress(
     with one_thread_each():
         run = _Run(
             model, methods, target, samples, evaluation, metric, only, correct,
-            input_shapes_ or {}, seed, jobs or cores(), providers, track,
+            shapes or {}, metadata or {}, seed, jobs or cores(), providers, track,
         )  # fmt: skip
         return run.result()
 
@@ -382,13 +180,14 @@ class _Run:
         only: Callable[[str], bool] | None,
         correct: bool,
         shapes: Mapping[str, Sequence[int]],
+        metadata: Mapping[str, str],
         seed: int,
         jobs: int,
         providers: Sequence[str],
         track: Track[Any],
     ) -> None:
         self.methods, self.evaluation, self.metric = methods, evaluation, metric
-        self.correct, self.seed, self.providers = correct, seed, providers
+        self.correct, self.metadata = correct, metadata
         self.skipped: dict[str, str] = {}
         self.warnings: list[str] = []
         self.pinned = all(method.fixed for method in methods)
@@ -460,7 +259,11 @@ class _Run:
     def result(self) -> tuple[Model, Report]:
         self.statistics = self._statistics()
         candidates = sweep(
-            self.job.leaders, self.statistics, self.methods, jobs=self.job.jobs, track=self.job.track
+            self.job.leaders,
+            self.statistics,
+            self.methods,
+            jobs=self.job.jobs,
+            track=self.job.track,
         )
         for name in [name for name, found in candidates.items() if not found]:
             self.skipped[name] = "no setting makes it smaller"
@@ -492,9 +295,7 @@ class _Run:
 
     def _factored(self, candidates: Mapping[str, Sequence[Candidate]]) -> bool:
         """Whether every setting makes its layer faster, so that multiplications are the cost."""
-        return all(
-            len(c.factors) > 1 for found in candidates.values() for c in found
-        )
+        return all(len(c.factors) > 1 for found in candidates.values() for c in found)
 
     def _size_limit(self) -> float:
         """The most that the layers may cost under the size target."""
@@ -551,7 +352,7 @@ class _Run:
             for name in every
             if job.fit is not None and _may_correct(job.layers[name])
         }
-        return rewrite(job.model, every, biases).nbytes
+        return annotate(rewrite(job.model, every, biases), self.metadata).nbytes
 
     def _both_limit(self, limit: float) -> float:
         """The largest byte limit that holds the share of multiplications too."""
@@ -605,7 +406,11 @@ class _Run:
             for reader in job.readers(name)
         }
         if job.fit is None or not settings:
-            alone = {n: s.fit(job.layers[n], self.statistics[n]) for n, s in settings.items() if job.layers[n].shared == n}
+            alone = {
+                n: s.fit(job.layers[n], self.statistics[n])
+                for n, s in settings.items()
+                if job.layers[n].shared == n
+            }
             fitted = {name: Fitted(alone[job.layers[name].shared]) for name in settings}
         elif self.correct:
             fitted = self._refitted(settings, final)
@@ -616,7 +421,9 @@ class _Run:
         biases = {name: f.bias for name, f in fitted.items() if f.bias is not None}
         result = rewrite(job.model, weights, biases, failed)
         self.skipped |= failed
-        return result, {name: f for name, f in fitted.items() if name not in failed}
+        return annotate(result, self.metadata), {
+            name: f for name, f in fitted.items() if name not in failed
+        }
 
     def _plainly(self, settings: Mapping[str, Method]) -> dict[str, Fitted]:
         """Every layer fitted for itself, with nothing but its mean output kept."""
@@ -635,7 +442,7 @@ class _Run:
     def _refitted(self, settings: Mapping[str, Method], final: bool) -> dict[str, Fitted]:
         job = self.job
         assert job.fit is not None
-        size, _ = _batching(job.fit, job.shapes)
+        size, _ = batching(job.fit, job.shapes)
         largest = max(4 * prod(shape) for shape in job.shapes.values())
         fitting = max(1, REFIT_BYTES // (6 * largest))
         chosen = job.fit if fitting >= len(job.fit) else job.fit.spread(fitting)
@@ -666,14 +473,17 @@ class _Run:
         def loss(state: Mapping[str, Fitted]) -> float:
             weights = {name: f.weight for name, f in state.items()}
             biases = {name: f.bias for name, f in state.items() if f.bias is not None}
-            return self.validation.fidelity(
-                rewrite(job.runnable, weights, biases), CORRECTION_SAMPLES
-            ).loss
+            return self.validation.fidelity(rewrite(job.runnable, weights, biases), samples).loss
+
+        work = CORRECTION_WORK // (CORRECTION_TRIALS * max(sum(job.macs.values()), 1))
+        samples = int(np.clip(work, 1, CORRECTION_SAMPLES))
 
         best, least = fitted, loss(fitted)
-        groups = [
-            list(group) for group in np.array_split(names, min(len(names), CORRECTION_TRIALS))
-        ] if names else []
+        groups = (
+            [list(group) for group in np.array_split(names, min(len(names), CORRECTION_TRIALS))]
+            if names
+            else []
+        )
         for group in job.track([names, *groups], "checking corrections", len(groups) + 1):
             undone = {name: best[name].plain or best[name] for name in group}
             error = loss(best | undone)
@@ -693,14 +503,24 @@ class _Run:
             rows=rows,
             skipped=self.skipped,
             comparison=comparison,
-            failures=tuple(failures(comparison, self.target)),
+            failures=(*failures(comparison, self.target), *self._too_little(comparison)),
+            curves={} if not self.target.faithful else self.curves.points(),
             warnings=(*self.warnings, *warnings(comparison)),
         )
         return result, report
 
-    def _rows(
-        self, chosen: Mapping[str, Candidate], fitted: Mapping[str, Fitted]
-    ) -> Iterable[Row]:
+    def _too_little(self, comparison: Comparison) -> Iterable[str]:
+        """A fidelity target that allows next to nothing is a miss: the layers' curves say why."""
+        if not self.target.faithful or self.target.sized:
+            return
+        before, after = comparison.before, comparison.after
+        saved, what = 1 - after.nbytes / before.nbytes, "of the file"
+        if not self.curves.by_bytes and before.macs and after.macs is not None:
+            saved, what = 1 - after.macs / before.macs, "of the multiplications"
+        if saved < WORTHWHILE:
+            yield f"at that fidelity only {saved:.1%} {what} can be saved, which is not worth it"
+
+    def _rows(self, chosen: Mapping[str, Candidate], fitted: Mapping[str, Fitted]) -> Iterable[Row]:
         for name, layer in self.job.layers.items():
             candidate = chosen.get(layer.shared)
             macs = self.job.macs.get(name, 0)

@@ -217,12 +217,12 @@ class _Streams:
     def replace(self, name: str, fitted: Fitted) -> None:
         """Go past the layer: the original as it is, the compressed stream with its new weight."""
         node = self._nodes[self._next]
-        biases = {} if fitted.bias is None else {name: fitted.bias}
         read = [t for t in reads(node) if t in self._compressed]
         values = {t: self._compressed[t] for t in read}
         alone = segment(self._model, [node], {t: v[0] for t, v in values.items()}, node.output)
         key = alone.keys[0]
-        alone = rewrite(alone, {key: fitted.weight}, {key: b for b in biases.values()})
+        biases = {} if fitted.bias is None else {key: fitted.bias}
+        alone = rewrite(alone, {key: fitted.weight}, biases)
         self._pending[0].append(node)
         self._next += 1
         self._compressed |= self._run(alone, values)
@@ -262,7 +262,7 @@ class _Streams:
     def _run(self, model: Model, inputs: Mapping[str, list[Array]]) -> dict[str, list[Array]]:
         session = Session(model)
 
-        def one(index: int) -> list[Array]:
+        def one(index: int) -> Sequence[Any]:
             return session.run({name: values[index] for name, values in inputs.items()})
 
         results = list(each(one, range(self._count), self._jobs))

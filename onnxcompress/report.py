@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -92,6 +92,8 @@ class Report:
         comparison: the original against the result; None if there is no result.
         failures: why the result is worse or misses its target; empty if all is well.
         warnings: what the user should know all the same.
+        curves: layer -> pairs (share of its cost left, relative error), cheapest first; of a
+            fidelity target only.
         provenance: versions, hashes, configuration and seed, enough to repeat the run.
     """
 
@@ -101,6 +103,7 @@ class Report:
     comparison: Comparison | None
     failures: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -53,7 +54,7 @@ class Session:
         self._inputs = {value.name: value.type for value in self._session.get_inputs()}
         self.outputs = [value.name for value in self._session.get_outputs()]
 
-    def run(self, sample: Sample) -> list[Array]:
+    def run(self, sample: Sample) -> Sequence[Any]:
         """The outputs for one batch, in the model's order."""
         feeds = {
             name: value.astype(np.float32)
@@ -63,7 +64,7 @@ class Session:
             if name in self._inputs
         }
         try:
-            return list(self._session.run(None, feeds))
+            return self._session.run(None, feeds)
         except Exception as error:
             raise ModelError(f"onnxruntime cannot run the model: {line(error)}") from None
 
@@ -125,12 +126,6 @@ def latency(
     low, high = np.quantile(ratios, [0.25, 0.75])
     before, after = (1000 * median(column) for column in zip(*times, strict=True))
     return Latency(before, after, float(np.median(ratios)), float(low), float(high))
-
-
-def run(model: Model, samples: Iterable[Sample]) -> list[list[Array]]:
-    """The outputs of the model for every batch."""
-    session = Session(model)
-    return [session.run(sample) for sample in samples]
 
 
 def line(error: BaseException) -> str:

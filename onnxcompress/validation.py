@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnxcompress.graph import Model, as_float32, check, needs_float32
 from onnxcompress.metrics import Fidelity, MetricError, find_metric, has_class_scores
 from onnxcompress.parallel import each
 from onnxcompress.report import Comparison, Size
-from onnxcompress.runtime import Latency, Sample, Session, latency
+from onnxcompress.runtime import Latency, Session, latency
 from onnxcompress.targets import Target
 
 REMEMBERED_BYTES = 256 << 20  # outputs of the original that are kept instead of computed again
@@ -42,7 +42,7 @@ class Validation:
         self.original, self.samples, self.real = original, samples, real
         self._evaluation, self._metric = evaluation, metric
         self._providers, self._jobs = providers, jobs
-        self._remembered: list[list[Array]] | None = None
+        self._remembered: dict[int, list[Sequence[Array]]] = {}  # by how many samples
         self._baseline: float | None = None
 
     @cached_property
@@ -57,22 +57,15 @@ class Validation:
         return self._baseline
 
     def fidelity(self, model: Model, limit: int | None = None) -> Fidelity:
-        """How far the model's outputs are from the original's, on about ``limit`` samples."""
+        """How far the model's outputs are from the original's, on at most ``limit`` samples."""
+        samples = self.samples
+        if limit is not None and limit < len(samples):
+            samples = samples[: max(limit, samples.batch if samples.exact else 1)]
         session = Session(runnable(model), self._providers)
-        seen = 0
-
-        def enough() -> Iterator[Sample]:
-            nonlocal seen
-            for batch in self.samples:
-                if limit is not None and seen >= limit:
-                    return
-                seen += max((len(x) for x in batch.values() if x.ndim), default=1)
-                yield batch
-
+        expected = self._expected(samples)
         result = Fidelity()
-        runs = each(session.run, enough(), self._jobs)
-        for outputs, expected in zip(runs, self._expected(), strict=False):
-            result.add(session.outputs, expected, outputs)
+        for outputs in each(session.run, iter(samples), self._jobs):
+            result.add(session.outputs, next(expected), outputs)
         return result
 
     def metric_of(self, model: Model) -> float | None:
@@ -93,7 +86,9 @@ class Validation:
         """Everything that the report says about the two models; macs before and after."""
         fidelity = self.fidelity(model)
         one = next(iter(self.samples.batches(1)))
-        timed: Latency | None = latency(runnable(self.original), runnable(model), one, self._providers)
+        timed: Latency | None = latency(
+            runnable(self.original), runnable(model), one, self._providers
+        )
         return Comparison(
             before=Size(self.original.nbytes, self.original.weight_bytes, macs[0], self.baseline),
             after=Size(model.nbytes, model.weight_bytes, macs[1], self.metric_of(model)),
@@ -112,22 +107,20 @@ class Validation:
         outputs = self._reference.run(next(iter(self.samples.batches(1))))
         return any(isinstance(y, np.ndarray) and has_class_scores(y) for y in outputs)
 
-    def _expected(self) -> Iterable[list[Array]]:
-        if self._remembered is not None:
-            return self._remembered
-        return self._remember()
-
-    def _remember(self) -> Iterator[list[Array]]:
-        kept: list[list[Array]] | None = []
+    def _expected(self, samples: Samples) -> Iterator[Sequence[Array]]:
+        """The original's outputs, from memory where they are small enough to be kept."""
+        if len(samples) in self._remembered:
+            yield from self._remembered[len(samples)]
+            return
+        kept: list[Sequence[Array]] = []
         filled = 0
-        for outputs in self._run(self._reference):
+        for outputs in map(self._reference.run, samples):
             filled += sum(y.nbytes for y in outputs if isinstance(y, np.ndarray))
-            kept = [*kept, outputs] if kept is not None and filled < REMEMBERED_BYTES else None
+            if filled < REMEMBERED_BYTES:
+                kept.append(outputs)
             yield outputs
-        self._remembered = kept
-
-    def _run(self, session: Session) -> Iterator[list[Array]]:
-        return each(session.run, iter(self.samples), self._jobs)
+        if filled < REMEMBERED_BYTES:
+            self._remembered[len(samples)] = kept
 
     def _measure(self, session: Session) -> float:
         samples = self._evaluation
@@ -175,9 +168,9 @@ def failures(comparison: Comparison, target: Target) -> Iterator[str]:
         share = after.macs / before.macs
         if share > target.macs * (1 + 1e-9):
             yield f"{share:.4f} of the multiplications are left instead of {target.macs:g}"
-    if target.macs is not None and target.macs < 1 and comparison.latency:
-        if comparison.latency.verdict == "slower":
-            yield f"it is slower: {comparison.latency.ratio:.2f} of the original's time"
+    slower = comparison.latency is not None and comparison.latency.verdict == "slower"
+    if slower and comparison.latency and target.macs is not None and target.macs < 1:
+        yield f"it is slower: {comparison.latency.ratio:.2f} of the original's time"
     yield from _missed(target, comparison.worst_snr, comparison.agreement, drop, True)
 
 

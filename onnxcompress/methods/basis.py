@@ -42,7 +42,7 @@ from typing import Literal
 
 import numpy as np
 from einops import einsum, rearrange
-from scipy.linalg import cholesky, qr, solve_triangular
+from scipy.linalg import cholesky, solve_triangular
 
 from onnxcompress.core import (
     Array,
@@ -144,7 +144,7 @@ class Basis(Method):
 
     def _unfoldings(self, layer: Layer) -> Iterator[Basis]:
         """Every unfolding that this setting leaves open and the layer allows."""
-        groups, out, fan_in = layer.grouped.shape
+        _, out, fan_in = layer.grouped.shape
         if min(out, fan_in) == 1:
             return
         wide = [axis for axis, length in enumerate(layer.kernel) if length > 1]
@@ -162,7 +162,7 @@ class Basis(Method):
 
     def _ranks(self, layer: Layer) -> Iterator[Basis]:
         """Every rank that this setting leaves open."""
-        groups, out, fan_in = layer.grouped.shape
+        _, out, fan_in = layer.grouped.shape
         if self.energy is not None:
             yield replace(self, rank=_rank_of_energy(layer.grouped, self.energy), energy=None)
             return
@@ -215,9 +215,7 @@ class _Unfolding:
         z: ``(n * block, out)``, Z of the module's formulas.
     """
 
-    def __init__(
-        self, setting: Basis, layer: Layer, weight: Array, statistics: Statistics
-    ) -> None:
+    def __init__(self, setting: Basis, layer: Layer, weight: Array, statistics: Statistics) -> None:
         patch = (layer.weight.shape[1], *layer.kernel)
         keep = {
             "filter": tuple(range(len(patch))),
@@ -227,7 +225,7 @@ class _Unfolding:
         rest = [axis for axis in range(len(patch)) if axis not in keep]
         self.block = prod(patch[axis] for axis in rest)
         places = np.arange(prod(patch)).reshape(patch).transpose(*keep, *rest)
-        self._places = places.reshape(-1, self.block)  # of the kept entries, for each row of a block
+        self._places = places.reshape(-1, self.block)  # of a seed's entries, in each row of a block
         self._weight, self._statistics = weight, statistics
         if setting.unfolding == "filter":
             seeds = self._responses()
@@ -275,7 +273,8 @@ class _Unfolding:
     def _gathered(self, rows: Array) -> Array:
         """The transpose of `_spread`: ``(groups, n, kept)``."""
         rows = rows.reshape(len(rows), -1, self.block, self._places.size)
-        return sum(rows[:, :, place, columns] for place, columns in enumerate(self._places.T))
+        parts = [rows[:, :, place, columns] for place, columns in enumerate(self._places.T)]
+        return np.sum(parts, axis=0, dtype=rows.dtype)
 
     def alternate(self, setting: Basis) -> None:
         """Fit the seeds to the coefficients, then the coefficients to the seeds, and again.
@@ -290,9 +289,7 @@ class _Unfolding:
             w = np.stack(list(self._coefficients(setting))).astype(self._weight.dtype)
             gram, wanted = w.swapaxes(1, 2) @ w, w.swapaxes(1, 2) @ self._weight
 
-            def image(
-                seeds: Array, gram: Array = gram
-            ) -> Array:  # of the quadratic form's matrix
+            def image(seeds: Array, gram: Array = gram) -> Array:
                 return self._gathered(gram @ self._statistics.times(self._spread(seeds)))
 
             right = self._gathered(self._statistics.times(wanted))
@@ -323,7 +320,7 @@ class _Unfolding:
         """What the rows of the basis are multiplied with, ``(out, blocks * block)``, by group."""
         n = _blocks(setting) * self.block
         for g, (root, z) in enumerate(zip(self.root, self.z, strict=True)):
-            w = solve_triangular(root[:n, :n], z[:n], lower=True, trans="T", check_finite=False).T
+            w = solve_triangular(root[:n, :n], z[:n], lower=True, trans=1, check_finite=False).T
             if setting.unfolding == "tucker":
                 top = self._spectrum(setting)[g][1][:, : setting.rank]
                 w = top @ (top.T @ w)
@@ -352,7 +349,7 @@ def _conjugate_gradients(
     """Lower ``x image(x) / 2 - x right`` from ``start``, each group by itself (Hestenes 1952)."""
 
     def dot(a: Array, b: Array) -> Array:
-        return np.sum(a * b, axis=(1, 2), keepdims=True, dtype=np.float64)
+        return np.einsum("gnk,gnk->g", a, b, dtype=np.float64)[:, None, None]
 
     x, residual = start, right - image(start)
     direction, square = residual, dot(residual, residual)
@@ -400,8 +397,8 @@ def _largest(setting: Basis, layer: Layer) -> int:
 
 
 def _orthonormal(rows: Array) -> tuple[Array, Array]:
-    """Orthonormal rows q and a matrix r with ``rows = rᵀ q``; r is what the next weight takes in."""
-    q, r = qr(rows.T.astype(np.float64), mode="economic")
+    """Orthonormal rows q and the r with ``rows = rᵀ q`` that the next weight takes in."""
+    q, r = np.linalg.qr(rows.T.astype(np.float64))
     return q.T, r
 
 

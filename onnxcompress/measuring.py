@@ -1,0 +1,246 @@
+"""What running the original tells: shapes, what the layers read, and how much each one matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+
+from onnxcompress.calibration import GATHERED_BYTES, patches
+from onnxcompress.core import Array, Candidate, Layer, Statistics
+from onnxcompress.data import Samples, from_batches
+from onnxcompress.graph import (
+    Model,
+    expose,
+    expose_shapes,
+    layer_input,
+    linear_nodes,
+    rewrite,
+)
+from onnxcompress.metrics import Fidelity
+from onnxcompress.parallel import each
+from onnxcompress.runtime import Sample, Session
+
+T = TypeVar("T")
+Track = Callable[[Iterable[T], str, int], Iterable[T]]  # (items, what is being done, how many)
+
+PATCHES = 65536  # patches per layer, at most: more did not lower any error that we measured
+PATCH_WORK = 2**36  # and no more multiplications for a second moment than this,
+PATCHES_PER_INPUT = 2  # but at least so many per input of a patch
+EXPOSED_BYTES = 128 << 20  # activations read out of the model at a time, per batch
+WEIGH_WORK = 10**12  # multiplications spent on measuring sensitivities
+WEIGH_SAMPLES = 64
+WEIGH_ERROR = 0.05  # error of the setting with which a layer's sensitivity is measured
+
+
+def untracked(items: Iterable[T], what: str, total: int) -> Iterable[T]:
+    """No progress bar."""
+    return items
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What all steps of one compression share.
+
+    Attributes:
+        model: the original; `runnable` is the same where onnxruntime has all kernels, else its
+            float32 twin.
+        layers: those to compress, in network order.
+        shapes: layer -> shape of its input for the first sample.
+        macs: multiplications of every linear node for the first sample.
+        fit, held_out: samples to fit with, and to validate with; None without data.
+    """
+
+    model: Model
+    runnable: Model
+    layers: Mapping[str, Layer]
+    shapes: Mapping[str, tuple[int, ...]]
+    macs: Mapping[str, int]
+    fit: Samples | None
+    held_out: Samples | None
+    jobs: int
+    track: Track[Any]
+
+    @property
+    def leaders(self) -> dict[str, Layer]:
+        """One layer for every weight: the first to read it."""
+        return {name: layer for name, layer in self.layers.items() if layer.shared == name}
+
+    def readers(self, leader: str) -> list[str]:
+        """The layers that read the weight of this one."""
+        return [name for name, layer in self.layers.items() if layer.shared == leader]
+
+    def macs_of(self, leader: str, factors: Sequence[tuple[int, ...]]) -> int:
+        """Multiplications of a setting, over all layers that share the weight."""
+        readers = [name for name in self.readers(leader) if name in self.shapes]
+        return sum(self.layers[name].macs(self.shapes[name], *factors) for name in readers)
+
+
+def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """For one sample: the input shape of every linear node, and its multiplications."""
+    nodes = linear_nodes(model)
+    tensors = {t for node in nodes.values() for t in (*node.input[:2], *node.output[:1])}
+    known = {name: tuple(c.dims) for name, c in model.constants.items() if name in tensors}
+    asked = sorted(tensors - set(known))
+    exposed, names = expose_shapes(model, asked)
+    session = Session(exposed, optimize=False)
+    found = dict(zip(session.outputs, session.run(sample), strict=True))
+    known |= {name: tuple(int(n) for n in found[names[name]]) for name in asked}
+    shapes, macs = {}, {}
+    for name, node in nodes.items():
+        left, right, out = (known[t] for t in (*node.input[:2], node.output[0]))
+        constant_left = node.input[0] in model.constants
+        shapes[name] = right if constant_left else left
+        if node.op_type == "Conv":
+            macs[name] = prod(out) * prod(right[1:])
+        elif node.op_type == "ConvTranspose":
+            macs[name] = prod(left) * prod(right[1:])
+        else:
+            transposed = any(a.name == "transA" and a.i for a in node.attribute)
+            macs[name] = prod(out) * left[-2 if transposed else -1]
+    return shapes, macs
+
+
+def calibrate(
+    model: Model,
+    layers: Mapping[str, Layer],
+    samples: Iterable[Sample],
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    exact: bool = False,
+    jobs: int = 1,
+    track: Track[Any] = untracked,
+) -> dict[str, Statistics]:
+    """Statistics of what every layer reads, summed over the samples in their order.
+
+    Memory depends on the layers and on one batch, not on the number of samples: the inputs of
+    so many layers are read at a time as fit ``EXPOSED_BYTES``.
+
+    Args:
+        shapes: input shape of each layer for one sample, to plan the memory.
+        exact: look at every patch instead of at most ``PATCHES`` drawn ones.
+    """
+    samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
+    if shapes is None:
+        shapes, _ = input_shapes(model, next(iter(samples.batches(1))))
+    nodes = linear_nodes(model)
+    batch, count = batching(samples, shapes)
+    result: dict[str, Statistics] = {}
+    for names in _groups(layers, shapes, batch):
+        tensors = {name: layer_input(nodes[name], layers[name]) for name in names}
+        inner = sorted(set(tensors.values()) - {value.name for value in model.graph.input})
+        session = Session(expose(model, inner)) if inner else None
+
+        def look(
+            job: tuple[int, Sample],
+            session: Session | None = session,
+            tensors: dict[str, str] = tensors,
+        ) -> dict[str, Array]:
+            index, sample = job
+            values = dict(sample)
+            if session is not None:
+                values |= dict(zip(session.outputs, session.run(sample), strict=True))
+            return {
+                name: patches(
+                    layers[name],
+                    values[tensor],
+                    None if exact else quota(layers[name], count),
+                    index,
+                )
+                for name, tensor in tensors.items()
+            }
+
+        batches = track(enumerate(samples.batches(batch)), "calibrating", count)
+        waiting: dict[str, list[Array]] = {name: [] for name in names}
+
+        def absorb(name: str, waiting: dict[str, list[Array]] = waiting) -> None:
+            seen = Statistics.of(np.concatenate(waiting[name], axis=1))
+            result[name] = result[name] + seen if name in result else seen
+            waiting[name].clear()
+
+        for found in each(look, batches, jobs):
+            for name, part in found.items():
+                waiting[name].append(part)
+                if sum(p.nbytes for p in waiting[name]) >= GATHERED_BYTES:
+                    absorb(name)
+        for name in names:
+            if waiting[name]:
+                absorb(name)
+    return result
+
+
+def quota(layer: Layer, batches: int) -> int:
+    """Patches to look at in each of so many batches."""
+    fan_in = layer.weight[0].size
+    wanted = min(PATCHES, max(PATCH_WORK // fan_in**2, PATCHES_PER_INPUT * fan_in))
+    return -(-wanted // batches)
+
+
+def batching(samples: Samples, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Samples per batch so that one layer's input stays small, and how many batches that makes."""
+    largest = max((4 * prod(shape) for shape in shapes.values()), default=1)
+    size = int(np.clip(EXPOSED_BYTES // 2 // largest, 1, 64))
+    size = samples.batch if samples.exact else min(size, max(samples.batch, 1))
+    return size, -(-len(samples) // size)
+
+
+def _groups(
+    layers: Mapping[str, Layer], shapes: Mapping[str, tuple[int, ...]], batch: int
+) -> list[list[str]]:
+    """Layers, in order, in groups whose inputs fit into memory together."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name in layers:
+        nbytes = 4 * batch * prod(shapes[name])
+        if groups[-1] and filled + nbytes > EXPOSED_BYTES:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += nbytes
+    return groups if groups[0] else []
+
+
+def weigh(
+    job: Job,
+    candidates: Mapping[str, Sequence[Candidate]],
+    statistics: Mapping[str, Statistics],
+) -> dict[str, float]:
+    """How much each layer's error reaches the output: measured with one compressed at a time.
+
+    The square root of the ratio of the model's error to the layer's: the plain ratio ignores
+    that errors of other layers pile up on top, and was worse on every model that we measured,
+    as were equal weights.
+    """
+    names = [name for name, found in candidates.items() if found]
+    if job.fit is None or not names:
+        return dict.fromkeys(candidates, 1.0)
+    work = sum(job.macs.values()) * (len(names) + 1)
+    count = int(np.clip(WEIGH_WORK // max(work, 1), 1, WEIGH_SAMPLES))
+    batches = list(job.fit.spread(min(count, len(job.fit))).batches(16))
+    reference = list(map(Session(job.runnable).run, batches))
+
+    def sensitivity(name: str) -> float:
+        layer = job.layers[name]
+        setting = min(candidates[name], key=lambda c: (abs(c.error - WEIGH_ERROR), c.nbytes))
+        assert setting.setting is not None
+        weight = setting.setting.fit(layer, statistics[name])
+        readers = job.readers(name)
+        biases = {
+            reader: job.layers[reader].bias + statistics[name].shift(layer.weight, weight.decode())
+            for reader in readers
+            if isinstance(job.layers[reader].bias, Array)
+        }
+        alone = Session(rewrite(job.runnable, dict.fromkeys(readers, weight), biases))
+        fidelity = Fidelity()
+        for batch, expected in zip(batches, reference, strict=True):
+            fidelity.add(alone.outputs, expected, alone.run(batch))
+        return float(np.sqrt(fidelity.loss / max(setting.error, 1e-9)))
+
+    found = job.track(each(sensitivity, names, job.jobs), "weighing layers", len(names))
+    weights = dict(zip(names, found, strict=True))
+    typical = float(np.median(list(weights.values()))) or 1.0
+    usable = {name: w if np.isfinite(w) and w > 0 else typical for name, w in weights.items()}
+    return dict.fromkeys(candidates, typical) | usable
