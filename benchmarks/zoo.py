@@ -1,0 +1,184 @@
+"""Compress the zoo's networks through the command line and print what the results are worth.
+
+    python benchmarks/zoo.py ZOO LARGE [ROW ...]
+
+ZOO is the folder of trained models and labelled data with its ``evaluate.py``; LARGE the folder
+with the models that are not kept there.  Each row runs ``onnxcompress`` as a user would, in a
+process of its own, on unlabelled calibration samples, and then judges the written file with
+``evaluate.py`` on data that was never used for fitting.  Figures: share of multiplications kept,
+file ratio, paired latency ratio (median, quartiles), score before and after, agreement with the
+original on the same evaluation data, wall time and peak memory of the compression.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from shapes import resnet50
+from zoo_data import brain, cifar10, imagenet_caffe, imagenet_lite, noisy
+
+sys.path.insert(0, str(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: a model, what to ask, what to calibrate with, and how to judge the result."""
+
+    name: str
+    model: str
+    arguments: str
+    samples: Callable[[Path], np.ndarray] | None
+    judge: Sequence[str]
+    bar: str
+
+
+CIFAR = ("classify", "data/cifar10/test.npz", "--prep", "cifar", "--batch", "200")
+IMAGENET = ("classify", "data/imagenet1k-sample", "--limit", "500", "--prep")
+BRAIN = ("classify", "data/brain-mri", "--part", "testing", "--prep", "keras240")
+DENOISE = ("denoise", "data/set12", "--sigma", "25")
+
+
+def cifar(name: str, net: str, arguments: str, bar: str) -> Row:
+    return Row(name, f"cifar10_{net}", f"--method basis {arguments}", cifar10, CIFAR, bar)
+
+
+ROWS = (
+    cifar("resnet56-0.75", "resnet56", "--macs 0.75", "93.0 %"),
+    cifar("resnet56-0.5", "resnet56", "--macs 0.5", "91.8 %, goal 92.5"),
+    cifar("resnet56-0.36", "resnet56", "--macs 0.36", "89 %, goal 91"),
+    cifar("resnet20-0.75", "resnet20", "--macs 0.75", "91.2 %"),
+    cifar("resnet20-0.5", "resnet20", "--macs 0.5", "88.5 %"),
+    Row(
+        "resnet56-energy",
+        "cifar10_resnet56",
+        "--method basis:unfolding=filter --energy 0.63",
+        cifar10,
+        CIFAR,
+        "0.3233 of the MACs",
+    ),
+    Row("dncnn-0.6", "dncnn_s25", "--method basis --macs 0.6", noisy, DENOISE, "-0.38 dB, goal -0.2"),
+    Row("vgg16-0.4", "vgg16_brain_mri", "--method basis --macs 0.4", brain, BRAIN, "97.5 %, goal 99"),
+    Row(
+        "efficientnet-25dB",
+        "efficientnet_lite0",
+        "--method basis --min-snr 25",
+        imagenet_lite,
+        (*IMAGENET, "lite224"),
+        "0.95 of the MACs or exit 1",
+    ),
+    Row(
+        "squeezenet-25dB",
+        "squeezenet1_1",
+        "--method basis --min-snr 25",
+        imagenet_caffe,
+        (*IMAGENET, "caffe227"),
+        "0.95 of the MACs or exit 1",
+    ),
+    Row("resnet50-0.6", "resnet50", "--method basis --macs 0.6", None, (), "90 s, 2.5 GB"),
+)
+
+
+def main() -> None:
+    zoo, large, *wanted = sys.argv[1:]
+    table = Table(
+        "row", "MACs", "file", "latency", "before", "after", "agree", "time", "memory", "bar"
+    )
+    for row in ROWS:
+        if not wanted or row.name in wanted:
+            table.add_row(row.name, *measure(row, Path(zoo), Path(large)), row.bar)
+    Console(width=160).print(table)
+
+
+def measure(row: Row, zoo: Path, large: Path) -> list[str]:
+    """The cells of one row."""
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        model = next((p for p in _places(row.model, zoo, large) if p.exists()), folder / "net.onnx")
+        if not model.exists():
+            resnet50(model)
+        samples = row.samples(zoo) if row.samples else _random_images()
+        np.save(folder / "calibration.npy", samples)
+        out = folder / "small.onnx"
+        command = [sys.executable, "-m", "onnxcompress", str(model), str(out)]
+        command += [*row.arguments.split(), "--calib", str(folder / "calibration.npy"), "--json"]
+        print("$", *command, file=sys.stderr)
+        start = time.perf_counter()
+        with (folder / "report.json").open("wb") as stdout:
+            child = subprocess.Popen(command, stdout=stdout)
+            usage = os.wait4(child.pid, 0)[2]
+        seconds = time.perf_counter() - start
+        printed = (folder / "report.json").read_text()
+        report = json.loads(printed) if printed.startswith("{") else {}
+        cells = [*_sizes(report), *_scores(row, zoo, model, out)]
+        return [*cells, f"{seconds:.0f} s", f"{usage.ru_maxrss / 2**20:.2f} GiB"]
+
+
+def _places(name: str, zoo: Path, large: Path) -> list[Path]:
+    return [zoo / "models" / f"{name}.onnx", large / f"{name}.onnx"]
+
+
+def _random_images() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(32, 3, 224, 224)).astype(np.float32)
+
+
+def _sizes(report: dict) -> list[str]:
+    if not report.get("comparison"):
+        return ["none written", "", ""]
+    both = report["comparison"]
+    share = both["after"]["macs"] / both["before"]["macs"]
+    spent = both["latency"]
+    marks = "" if not report["failures"] else " (exit 1)"
+    latency = f"{spent['ratio']:.2f} ({spent['low']:.2f} to {spent['high']:.2f})"
+    return [f"{share:.4f}{marks}", f"{both['ratio']:.2f}x", latency]
+
+
+def _scores(row: Row, zoo: Path, model: Path, out: Path) -> list[str]:
+    """Score before and after by the zoo's own judge, and agreement on the same data."""
+    if not out.exists() or not row.judge:
+        return ["", "", ""]
+    task, data, *options = row.judge
+    scores = []
+    for path in (model, out):
+        command = [sys.executable, str(zoo / "evaluate.py"), task, str(path), str(zoo / data)]
+        answer = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+        figures = json.loads(answer.stdout.splitlines()[-1])
+        scores.append(figures.get("top1", figures.get("psnr")))
+    agreement = f"{_agreement(row, zoo, model, out):.2f}" if task == "classify" else ""
+    return [f"{scores[0]}", f"{scores[1]}", agreement]
+
+
+def _agreement(row: Row, zoo: Path, model: Path, out: Path) -> float:
+    import evaluate  # the zoo's
+
+    _, data, *options = row.judge
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    prepare = evaluate.PREP[given["--prep"]]
+    pairs = evaluate.labelled(
+        str(zoo / data), given.get("--part", ""), int(given.get("--limit", "0"))
+    )
+    images = [prepare(image) for image, _ in pairs]
+    tops = []
+    for path in (model, out):
+        session = evaluate.session(str(path), os.cpu_count() or 1)
+        name = session.get_inputs()[0].name
+        batches = (images[i : i + 32] for i in range(0, len(images), 32))
+        answers = [session.run(None, {name: np.stack(b).astype(np.float32)})[0] for b in batches]
+        tops.append(np.concatenate([a.reshape(len(a), -1).argmax(1) for a in answers]))
+    return 100 * float(np.mean(tops[0] == tops[1]))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    main()
