@@ -67,8 +67,12 @@ ROWS = (
         CIFAR,
         "0.3233 of the MACs",
     ),
-    Row("dncnn-0.6", "dncnn_s25", "--method basis --macs 0.6", noisy, DENOISE, "-0.38 dB, goal -0.2"),
-    Row("vgg16-0.4", "vgg16_brain_mri", "--method basis --macs 0.4", brain, BRAIN, "97.5 %, goal 99"),
+    Row(
+        "dncnn-0.6", "dncnn_s25", "--method basis --macs 0.6", noisy, DENOISE, "-0.38 dB, goal -0.2"
+    ),
+    Row(
+        "vgg16-0.4", "vgg16_brain_mri", "--method basis --macs 0.4", brain, BRAIN, "97.5 %, goal 99"
+    ),
     Row(
         "efficientnet-25dB",
         "efficientnet_lite0",
@@ -159,7 +163,7 @@ def _scores(row: Row, zoo: Path, model: Path, out: Path) -> list[str]:
 
 
 def _agreement(row: Row, zoo: Path, model: Path, out: Path) -> float:
-    import evaluate  # the zoo's
+    import evaluate  # the zoo's  # pyright: ignore[reportMissingImports]
 
     _, data, *options = row.judge
     given = dict(zip(options[::2], options[1::2], strict=True))

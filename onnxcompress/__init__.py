@@ -2,7 +2,7 @@
 
 from onnxcompress.budget import BudgetError
 from onnxcompress.core import Candidate, CompressedWeight, Layer, Method, Statistics
-from onnxcompress.data import Samples, load_samples, random_samples
+from onnxcompress.data import Samples, input_specs, load_samples, random_samples
 from onnxcompress.graph import (
     Model,
     ModelError,
@@ -16,7 +16,8 @@ from onnxcompress.graph import (
 )
 from onnxcompress.methods import METHODS
 from onnxcompress.methods.basis import Basis
-from onnxcompress.pipeline import calibrate, compress, sweep
+from onnxcompress.measuring import calibrate
+from onnxcompress.pipeline import compress, sweep
 from onnxcompress.report import Comparison, Report
 from onnxcompress.targets import Target
 
@@ -40,6 +41,7 @@ __all__ = [
     "drop_dead",
     "find_layers",
     "fold_batchnorm",
+    "input_specs",
     "load",
     "load_samples",
     "name_nodes",

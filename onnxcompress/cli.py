@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
@@ -60,6 +61,9 @@ class DefaultGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help", "-h", "--version"):
+            near = get_close_matches(args[0], self.commands, 1)
+            if near and not Path(args[0]).exists():
+                raise click.UsageError(f"no command or file {args[0]!r}; did you mean {near[0]}?")
             args = ["compress", *args]
         return super().parse_args(ctx, args)
 
@@ -97,7 +101,7 @@ def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--providers", default="CPUExecutionProvider", show_default=True,
                          help="Execution providers of onnxruntime, separated by commas."),
             click.option("--seed", type=int, default=0, show_default=True),
-            click.option("--jobs", type=click.IntRange(min=1), help="Threads.  [default: all cores]"),
+            click.option("--jobs", type=click.IntRange(min=1), help="Threads.  [default: all]"),
             click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
             click.option("--verbose", is_flag=True, help="Show tracebacks of internal errors."),
         )
@@ -109,12 +113,22 @@ def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @cli.command()
 @click.argument("source", metavar="INPUT", type=Path)
 @click.argument("output", metavar="OUTPUT", type=Path)
-@click.option("--method", "specs", metavar="SPEC", multiple=True, help="What to use, such as basis "
-              "or basis:unfolding=filter,rank=16; repeat.  [default: auto, all methods]")
+@click.option(
+    "--method",
+    "specs",
+    metavar="SPEC",
+    multiple=True,
+    help="What to use, such as basis "
+    "or basis:unfolding=filter,rank=16; repeat.  [default: auto, all methods]",
+)
 @click.option("--ratio", type=float, help="File bytes before over after.")
 @click.option("--macs", type=Percent(), help="Share kept of the multiplications.")
-@click.option("--energy", type=Percent(), help="The paper's rule for basis: filter unfolding, the "
-              "smallest rank that keeps this share of the squared singular values.")
+@click.option(
+    "--energy",
+    type=Percent(),
+    help="The paper's rule for basis: filter unfolding, the "
+    "smallest rank that keeps this share of the squared singular values.",
+)
 @click.option("--max-drop", type=float, help="Loss by labels, in the metric's unit.")
 @click.option("--min-agreement", type=Percent(), help="Share of samples with the same top class.")
 @click.option("--min-snr", type=float, help="Of every output, in dB.")
@@ -123,8 +137,11 @@ def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--skip", metavar="GLOB", multiple=True, help="Leave these layers alone; repeat.")
 @click.option("--no-correct", is_flag=True, help="Fit every layer by itself.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
-@click.option("--force", is_flag=True, help="Write a result that misses its target, marked as "
-              "such; allow OUTPUT = INPUT.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Write a result that misses its target, marked as such; allow OUTPUT = INPUT.",
+)
 @click.option("--save-as-external-data", "external", is_flag=True, help="Weights beside the model.")
 @click.option("--quiet", is_flag=True, help="Print the verdict alone.")
 def compress(source: Path, output: Path, **options: Any) -> int:
@@ -161,7 +178,9 @@ def compress(source: Path, output: Path, **options: Any) -> int:
             providers=options["providers"].split(","),
             track=track,
         )
-    report = replace(report, provenance=_versions() | {"metadata": metadata, "seed": options["seed"]})
+    report = replace(
+        report, provenance=_versions() | {"metadata": metadata, "seed": options["seed"]}
+    )
     written = not options["dry_run"] and (not report.worse or options["force"])
     if written:
         if report.worse:
@@ -174,7 +193,9 @@ def compress(source: Path, output: Path, **options: Any) -> int:
 
 @cli.command()
 @click.argument("source", metavar="MODEL", type=Path)
-@click.option("--input-shapes", "shapes", type=Shape(), multiple=True, help="Shapes of open inputs.")
+@click.option(
+    "--input-shapes", "shapes", type=Shape(), multiple=True, help="Shapes of open inputs."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks of internal errors.")
 def inspect(source: Path, shapes: Sequence[Any], as_json: bool, verbose: bool) -> int:
@@ -317,14 +338,14 @@ def _target(options: dict[str, Any]) -> Any:
 def _chosen(model: Model, only: Sequence[str], skip: Sequence[str]) -> Callable[[str], bool] | None:
     """Which layers the patterns leave; a pattern that matches nothing is an error."""
     from onnxcompress.graph import linear_nodes
-    from onnxcompress.preprocess import nearest
 
     if not only and not skip:
         return None
     names = list(linear_nodes(model))
     for pattern in (*only, *skip):
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"no layer matches {pattern!r}{nearest(pattern, names)}")
+            near = get_close_matches(pattern, names, 5, 0.3) or names[:5]
+            raise ValueError(f"no layer matches {pattern!r}; there are {', '.join(near)}, ...")
 
     def chosen(name: str) -> bool:
         wanted = not only or any(fnmatchcase(name, pattern) for pattern in only)

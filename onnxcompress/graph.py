@@ -564,7 +564,9 @@ def rewrite(
             bias = bias.astype(layer.weight.dtype)
         layer = Layer(key, layer.op_type, layer.weight, bias, layer.attributes, layer.shared)
         try:
-            weight = weights[key].astype(layer.weight.dtype)
+            weight = weights[key]
+            if layer.weight.dtype == np.float32 and any(map(_is_wide, weight.arrays())):
+                weight = weight.astype(np.float32)  # the model is a twin of one in that type
             fragment = _fragment(node, key, layer, weight, store)
         except Exception as error:
             if failed is None:
@@ -581,6 +583,11 @@ def rewrite(
     result = Model(result.proto, result.folder)
     _drop(result, freed)
     return Model(result.proto, result.folder)
+
+
+def _is_wide(array: Array) -> bool:
+    """Whether an array is of a type for which float32 twins exist."""
+    return array.dtype == np.float64 or array.dtype.name == "bfloat16"
 
 
 def _with_only(model: Model, names: Iterable[str]) -> Model:

@@ -116,8 +116,10 @@ def show_comparison(comparison: Comparison) -> None:
     """Two models side by side."""
     before, after = comparison.before, comparison.after
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, side in (("", "left"), ("before", "right"), ("after", "right"), ("", "left")):
-        table.add_column(name, justify=side)
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    table.add_column("")
     ratio = f"{comparison.ratio:.2f} times smaller" if comparison.ratio >= 1 else "larger"
     table.add_row("file, bytes", f"{before.nbytes:,}", f"{after.nbytes:,}", ratio)
     table.add_row("weights, bytes", f"{before.weights:,}", f"{after.weights:,}", "")
@@ -125,7 +127,9 @@ def show_comparison(comparison: Comparison) -> None:
         share = f"{after.macs / before.macs:.4f} of them"
         table.add_row("multiplications", f"{before.macs:,}", f"{after.macs:,}", share)
     if spent := comparison.latency:
-        spread = f"{spent.ratio:.2f} of the time ({spent.low:.2f} to {spent.high:.2f}): {spent.verdict}"
+        spread = (
+            f"{spent.ratio:.2f} of the time ({spent.low:.2f} to {spent.high:.2f}): {spent.verdict}"
+        )
         table.add_row("latency, ms", f"{spent.before:.2f}", f"{spent.after:.2f}", spread)
     if comparison.metric is not None:
         table.add_row(f"{comparison.metric} (labels)", *_metrics(before, after))
@@ -163,11 +167,11 @@ def _verdict(report: Report, written: str | None) -> str:
 def show_inspection(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """What a model is made of."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, side in (
-        ("layer", "left"), ("type", "left"), ("weight", "left"), ("KB", "right"),
-        ("of file", "right"), ("MMACs", "right"), ("of all", "right"), ("compressible by", "left"),
-    ):  # fmt: skip
-        table.add_column(name, justify=side, overflow="fold")
+    for name in ("layer", "type", "weight"):
+        table.add_column(name, overflow="fold")
+    for name in ("KB", "of file", "MMACs", "of all"):
+        table.add_column(name, justify="right")
+    table.add_column("compressible by", overflow="fold")
     for row in rows:
         size, macs = row["bytes"], row["macs"]
         total = facts["macs"] or 1

@@ -1,0 +1,123 @@
+"""Who may import what.  These two tables are the architecture."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "onnxcompress"
+
+OWNERS = {  # library -> the modules that know it; numpy is everywhere
+    "onnx": {"graph"},
+    "onnx_graphsurgeon": {"graph"},
+    "google": {"graph"},
+    "onnxruntime": {"runtime"},
+    "click": {"cli"},
+    "rich": {"tables"},
+    "PIL": {"preprocess", "data"},
+    "yaml": {"preprocess"},
+    "pydantic": {"preprocess"},
+    "joblib": {"parallel"},
+    "threadpoolctl": {"parallel"},
+    "scipy": {"methods", "refit"},
+    "einops": {"methods"},
+    "torch": set(),
+}
+BELOW = {  # module -> the modules of ours that it may import
+    "core": set(),
+    "parallel": set(),
+    "preprocess": set(),
+    "targets": set(),
+    "budget": {"core"},
+    "calibration": {"core"},
+    "graph": {"core"},
+    "methods": {"core"},
+    "metrics": {"core"},
+    "data": {"graph", "preprocess"},
+    "runtime": {"core", "graph"},
+    "specs": {"core", "methods", "preprocess"},
+    "report": {"runtime"},
+    "tables": {"report"},
+    "measuring": {"calibration", "core", "data", "graph", "metrics", "parallel", "runtime"},
+    "refit": {"calibration", "core", "graph", "metrics", "parallel", "runtime"},
+    "validation": {
+        *{"core", "data", "graph", "metrics", "parallel"},
+        *{"report", "runtime", "targets"},
+    },
+    "pipeline": {
+        *{"budget", "core", "data", "graph", "measuring", "methods", "parallel"},
+        *{"refit", "report", "runtime", "targets", "validation"},
+    },
+}
+TOP = {"cli", "__init__", "__main__"}  # may import all of ours; none of ours imports them
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path):
+    """Dotted names of everything that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "onnxcompress":
+            yield from (f"onnxcompress.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def ours(path):
+    return {name.split(".")[1] for name in imports(path) if name.startswith("onnxcompress.")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_imports_point_downwards(path):
+    module = module_of(path)
+    if module in TOP:
+        allowed = {*BELOW, "cli"} if module == "__main__" else set(BELOW)
+    else:
+        assert module in BELOW, f"{module} is missing in the table"
+        allowed = BELOW[module] | {module}
+    assert ours(path) <= allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_library_is_known_to_its_owners_alone(path):
+    libraries = {name.split(".")[0] for name in imports(path)}
+    for library in libraries - set(sys.stdlib_module_names) - {"onnxcompress", "numpy"}:
+        assert library in OWNERS, f"{library} has no owner"
+        assert module_of(path) in OWNERS[library]
+
+
+def test_the_tables_allow_nothing_that_is_not_used():
+    used = {module: set() for module in BELOW}
+    owners = {library: set() for library in OWNERS}
+    for path in FILES:
+        module = module_of(path)
+        if module in used:
+            used[module] |= ours(path) - {module}
+        for name in imports(path):
+            if name.split(".")[0] in owners:
+                owners[name.split(".")[0]].add(module)
+    assert used == BELOW
+    assert owners == OWNERS
+
+
+def test_the_core_imports_numpy_and_nothing_else():
+    libraries = {name.split(".")[0] for name in imports(PACKAGE / "core.py")}
+    assert libraries - set(sys.stdlib_module_names) == {"numpy"}
+
+
+def test_the_readme_lists_exactly_the_existing_modules():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    blocks = re.findall(r"```\w*\n(.*?)```", readme, re.DOTALL)
+    trees = [block for block in blocks if re.match(r"\s*onnxcompress/\s", block)]
+    if not trees:
+        pytest.skip("README.md has no layout block yet")
+    listed = re.findall(r"\b(\w+)\.py\b", trees[0])
+    assert sorted(listed) == sorted(p.stem for p in FILES if not p.stem.startswith("__"))

@@ -1,0 +1,44 @@
+"""What the README shows is true: its Python runs, its layout is the tree, its commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_every_python_example_runs(block, tmp_path, monkeypatch):
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    space = {"__name__": "example"}
+    exec(compile(block, "README.md", "exec"), space)  # noqa: S102
+    assert "smaller" in space or "model" in space
+
+
+def test_a_users_method_makes_the_file_smaller(tmp_path, monkeypatch):
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    [example] = [block for block in BLOCKS if "class Half" in block]
+    space = {"__name__": "example"}
+    exec(compile(example, "README.md", "exec"), space)  # noqa: S102
+    assert space["report"].comparison.ratio > 1.9
+    assert not space["report"].worse
+
+
+def test_the_layout_names_exactly_the_files_of_the_package():
+    [block] = re.findall(r"```\n(onnxcompress/\n.*?)```", README, re.DOTALL)
+    shown = set(re.findall(r"^ +(\w+\.py|\w+/)", block, re.MULTILINE))
+    package = ROOT / "onnxcompress"
+    files = {path.name for path in package.rglob("*.py") if path.name != "__init__.py"}
+    assert shown == files | {"methods/"}
+
+
+def test_its_two_set_up_commands_are_where_continuous_integration_looks_for_them():
+    commands = re.findall(r"^ *(python3 -m venv .*)$", README, re.MULTILINE)
+    assert len(commands) == 2
+    assert "onnxcompress models/cifar10_resnet.onnx" in commands[0]
+    assert commands[1].endswith("pytest -q")
