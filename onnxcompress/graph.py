@@ -15,7 +15,6 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -34,6 +33,7 @@ from onnxcompress.core import Array, CompressedWeight, Layer
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 DETACHED_BYTES = 4096  # weights from this size are handed to onnxruntime without a copy
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits of one value
 
 
 class ModelError(ValueError):
@@ -73,7 +73,7 @@ class Model:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all initializers and Constant nodes."""
-        return sum(prod(t.dims) * _itemsize(t) for t in self.constants.values())
+        return sum(_nbytes(t) for t in self.constants.values())
 
     @cached_property
     def initializers(self) -> dict[str, TensorProto]:
@@ -122,6 +122,7 @@ class Model:
         for graph in (self.graph, *_bodies(self.graph)):
             values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
             taken |= {value.name for value in values}
+            taken |= {sparse.values.name for sparse in graph.sparse_initializer}
         return taken
 
     def read(self, name: str) -> Array:
@@ -186,26 +187,23 @@ def _check_external(model: Model, path: Path) -> None:
 
 
 def check(model: Model, path: str | os.PathLike[str] = "the model") -> None:
-    """Run onnx.checker, weights left out where they are external or the file is huge.
+    """Run onnx.checker; weights outside the file count as inputs, `load` has looked at them.
 
     Raises:
         ModelError: the model is invalid.
     """
+    outside = list(filter(external_data_helper.uses_external_data, model.graph.initializer))
+    proto = model.copy().proto if outside else model.proto
+    if outside:
+        known = {value.name for value in proto.graph.input}
+        _keep(proto.graph.initializer, lambda t: not external_data_helper.uses_external_data(t))
+        proto.graph.input.extend(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            for tensor in outside
+            if tensor.name not in known
+        )
     try:
-        if not any(map(external_data_helper.uses_external_data, model.graph.initializer)):
-            onnx.checker.check_model(model.proto)
-            return
-        with TemporaryDirectory() as folder:  # the checker looks for the data beside the file
-            for location in {_location(t) for t in model.graph.initializer} - {""}:
-                link = Path(folder) / location
-                link.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(OSError):
-                    os.link(model.folder / location, link)
-                if not link.exists():
-                    return  # another file system: onnxruntime will judge
-            file = Path(folder) / "model.onnx"
-            file.write_bytes(model.proto.SerializeToString())
-            onnx.checker.check_model(str(file))
+        onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(f"{path} is not a valid ONNX model: {_line(error)}") from None
 
@@ -522,14 +520,13 @@ def fold_batchnorm(model: Model) -> Model:
         weight = (weight * gain.reshape(-1, *(1,) * (weight.ndim - 1))).astype(weight.dtype)
         name = _unique(f"{conv.input[1]}_folded", result.names)
         result.names.update((name, f"{name}_bias"))
-        result.graph.initializer.append(numpy_helper.from_array(weight, name))
-        shift = shift.astype(weight.dtype)
-        result.graph.initializer.append(numpy_helper.from_array(shift, f"{name}_bias"))
+        _append(result, name, weight)
+        _append(result, f"{name}_bias", shift.astype(weight.dtype))
         conv.input[:] = [conv.input[0], name, f"{name}_bias"]
-        conv.output[0] = norm.output[0]
+        between, conv.output[0] = conv.output[0], norm.output[0]
         result.graph.node.remove(norm)
         result = Model(result.proto, result.folder)
-        _drop(result, set(sources))
+        _drop(result, {*sources, between})
         result = Model(result.proto, result.folder)
         producers = {node.output[0]: node for node in result.graph.node if node.output}
     return result
@@ -576,7 +573,7 @@ def rewrite(
             continue
         nodes += fragment
         freed.update(node.input[1:] if node.input[1] in model.constants else node.input[:1])
-    store.commit()
+    store.commit(nodes)
     copies = [_copied(node) for node in nodes]
     del result.graph.node[:]
     result.graph.node.extend(copies)
@@ -626,7 +623,7 @@ def _fragment(
 class Emitter:
     """Adds nodes to a fragment; every ONNX operator is a method: ``y = op.Conv(x, weight)``.
 
-    Arrays become initializers, shared by identity: an array emitted twice is stored once.
+    Arrays become initializers, shared by value: an array emitted twice is stored once.
     """
 
     def __init__(self, prefix: str, store: _Constants) -> None:
@@ -659,7 +656,7 @@ class _Constants:
         self.opset = model.opset
         self._model = model
         self._taken = set(model.names)
-        self._known: dict[tuple[Any, ...], str] = {}
+        self._known: dict[tuple[Any, ...], list[str]] = {}
         self._arrays: dict[str, Array] = {}
 
     def unique(self, base: str) -> str:
@@ -669,20 +666,30 @@ class _Constants:
 
     def add(self, array: Array, prefix: str) -> str:
         small = array.size <= 64
-        key = (array.tobytes(), array.dtype, array.shape) if small else (id(array),)
-        if key not in self._known:
-            self._known[key] = self.unique("const" if small else f"{prefix}/weight")
-            self._arrays[self._known[key]] = array
-        return self._known[key]
+        alike = (array.flat[:64].tobytes(), array.dtype, array.shape)
+        known = self._known.setdefault(alike, [])
+        for name in known:
+            if small or np.array_equal(self._arrays[name], array):
+                return name
+        known.append(self.unique("const" if small else f"{prefix}/weight"))
+        self._arrays[known[-1]] = array
+        return known[-1]
 
-    def commit(self) -> None:
-        graph = self._model.graph
+    def commit(self, nodes: Iterable[NodeProto]) -> None:
+        """Store what these nodes read; a fragment that failed half way leaves nothing."""
+        used = {name for node in nodes for name in node.input}
         for name, array in self._arrays.items():
-            tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
-            graph.initializer.append(tensor)
-            if self._model.proto.ir_version < 4:  # there, every initializer is an input too
-                value = onnx.helper.make_tensor_value_info(name, tensor.data_type, array.shape)
-                graph.input.append(value)
+            if name in used:
+                _append(self._model, name, array)
+
+
+def _append(model: Model, name: str, array: Array) -> None:
+    """A new initializer, in place."""
+    tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+    model.graph.initializer.append(tensor)
+    if model.proto.ir_version < 4:  # there, every initializer is an input too
+        value = onnx.helper.make_tensor_value_info(name, tensor.data_type, array.shape)
+        model.graph.input.append(value)
 
 
 def _drop(model: Model, names: set[str]) -> None:
@@ -743,10 +750,11 @@ def detached(model: Model) -> tuple[bytes, dict[str, Array]]:
             _assign(result.graph, descriptor.name, value)
     weights: dict[str, Array] = {}
     for tensor in source.initializer:
-        if len(tensor.raw_data) < DETACHED_BYTES:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        packed = len(tensor.raw_data) < prod(tensor.dims) * dtype.itemsize
+        if len(tensor.raw_data) < DETACHED_BYTES or packed:
             result.graph.initializer.append(tensor)
             continue
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         weights[tensor.name] = np.frombuffer(tensor.raw_data, dtype).reshape(tensor.dims)
         stub = result.graph.initializer.add(name=tensor.name, data_type=tensor.data_type)
         stub.dims.extend(tensor.dims)
@@ -833,12 +841,14 @@ def _external_length(tensor: TensorProto) -> int:
     if not external_data_helper.uses_external_data(tensor):
         return 0
     return int(next((e.value for e in tensor.external_data if e.key == "length"), 0)) or (
-        prod(tensor.dims) * _itemsize(tensor)
+        _nbytes(tensor)
     )
 
 
-def _itemsize(tensor: TensorProto) -> int:
-    return onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+def _nbytes(tensor: TensorProto) -> int:
+    size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    bits = PACKED.get(TensorProto.DataType.Name(tensor.data_type), 8 * size)
+    return (prod(tensor.dims) * bits + 7) // 8
 
 
 def _type_name(tensor: TensorProto) -> str:

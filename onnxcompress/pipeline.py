@@ -40,7 +40,8 @@ from onnxcompress.targets import Target
 from onnxcompress.validation import Validation, failures, runnable, verify, warnings
 
 REFIT_BYTES = 1 << 30  # activations that refit keeps in memory
-TRIALS = 12  # real evaluations of a fidelity target
+TRIALS = 9  # real evaluations of a fidelity target
+BYTE_TRIALS = 10  # files built, without data, to find what graph overhead leaves of a ratio
 CORRECTION_TRIALS = 8  # real runs that decide where corrections stay,
 CORRECTION_SAMPLES = 64  # each with at most so many held-out samples,
 CORRECTION_WORK = 10**12  # and all together with about so many multiplications
@@ -322,18 +323,26 @@ class _Run:
         """The layer bytes that make the file, graph overhead included, so many times smaller."""
         least, most = self.curves.bounds
         before = self.job.model.nbytes
-        limit = before / ratio - (before - most)
-        for _ in range(6):
-            size = self._file_bytes(self.curves.at(max(limit, least)))
-            if size <= before / ratio and (size > 0.985 * before / ratio or limit >= most):
-                return limit
-            if limit < least:
+        goal = before / ratio
+        limit, best = goal - (before - most), None
+        for _ in range(BYTE_TRIALS):
+            limit = float(np.clip(limit, least, most))
+            size = self._file_bytes(self.curves.at(limit))
+            if size <= goal:
+                best = limit if best is None else max(best, limit)
+                if size > 0.99 * goal or limit >= most:
+                    break
+                limit += 0.999 * goal - size
+            elif limit <= least:
                 raise BudgetError(
                     f"a ratio of {ratio:g} is out of reach; the most that the layers allow is "
-                    f"{before / self._file_bytes(self.curves.at(least)):.2f}"
+                    f"{before / size:.2f}"
                 )
-            limit = min(limit + 0.999 * before / ratio - size, float(most))
-        return limit
+            else:
+                limit -= 1.001 * (size - goal) + 64
+        if best is None:
+            raise BudgetError(f"no choice of settings makes the file {ratio:g} times smaller")
+        return best
 
     def _file_bytes(self, chosen: Mapping[str, Candidate]) -> int:
         """Bytes of the file with these settings; the values do not matter."""
@@ -347,9 +356,9 @@ class _Run:
         picked = [(name, c) for name, c in chosen.items() if c.setting is not None]
         weights = dict(each(fit, picked, job.jobs))
         every = {r: w for name, w in weights.items() for r in job.readers(name)}
-        biases = {
-            name: np.zeros(len(job.layers[name].weight))
-            for name in every
+        biases = {  # all different, as equal ones would be stored once
+            name: index + np.arange(len(job.layers[name].weight)) / 7
+            for index, name in enumerate(every)
             if job.fit is not None and _may_correct(job.layers[name])
         }
         return annotate(rewrite(job.model, every, biases), self.metadata).nbytes
@@ -493,6 +502,8 @@ class _Run:
 
     def _finished(self, chosen: Mapping[str, Candidate]) -> tuple[Model, Report]:
         result, fitted = self._build(chosen, final=True)
+        if self.target.faithful and not self.validation.holds(result, self.target):
+            result, fitted = self._build(chosen)  # as it was when the search found it to hold
         verify(result)
         rows = tuple(self._rows(chosen, fitted))
         macs = sum(self.job.macs.values())
