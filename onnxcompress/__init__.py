@@ -14,9 +14,9 @@ from onnxcompress.graph import (
     rewrite,
     save,
 )
+from onnxcompress.measuring import calibrate
 from onnxcompress.methods import METHODS
 from onnxcompress.methods.basis import Basis
-from onnxcompress.measuring import calibrate
 from onnxcompress.pipeline import compress, sweep
 from onnxcompress.report import Comparison, Report
 from onnxcompress.targets import Target

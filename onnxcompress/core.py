@@ -134,6 +134,8 @@ class Layer:
         neutral = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}
         result = {}
         for key, value in self.attributes.items():
+            if key == "output_shape":
+                continue  # says nothing of a single axis
             if key in neutral:
                 value = [v if i % rank in axes else neutral[key] for i, v in enumerate(value)]
             result[key] = value
@@ -250,18 +252,26 @@ class Statistics:
             return float(np.trace(self.moment, axis1=1, axis2=2).sum())
         return 0.0 if self.rows is None else float(np.sum(np.square(self.rows)))
 
-    def times(self, x: Array) -> Array:
-        """``x H`` for ``x`` of shape ``(groups, n, fan_in)``, with H the metric of the module."""
-        if not self.count:
-            return x
-        if self.moment is not None:
-            product = x @ self.moment
-        else:
-            assert self.rows is not None
-            product = (x @ self.rows.swapaxes(1, 2)) @ self.rows
-        mean = self.mean[:, :, None].astype(x.dtype)
-        centred = product / self.count - (x @ mean) @ mean.swapaxes(1, 2)
-        return (centred + self.ridge * x).astype(x.dtype)
+    def times(self, x: Array, columns: Array | None = None) -> Array:
+        """``x H``, with H the metric of the module.
+
+        Args:
+            x: ``(groups, n, fan_in)``; or, with columns, ``(groups, n, len(columns))``: only these
+                entries of rows that are zero elsewhere.
+        """
+        groups, fan_in = self.total.shape
+        part: Any = slice(None) if columns is None else columns
+        result = np.zeros((groups, x.shape[1], fan_in), x.dtype)
+        if self.count:
+            if self.moment is not None:
+                product = x @ self.moment[:, part]
+            else:
+                assert self.rows is not None
+                product = (x @ self.rows[:, :, part].swapaxes(1, 2)) @ self.rows
+            mean = self.mean[:, :, None].astype(x.dtype)
+            result += product / self.count - (x @ mean[:, part]) @ mean.swapaxes(1, 2)
+        result[:, :, part] += np.asarray(self.ridge if self.count else 1, x.dtype) * x
+        return result
 
     def partial(self, shape: Sequence[int], keep: Sequence[int]) -> Array:
         """The metric of a part of each patch, summed over the rest of it.

@@ -168,6 +168,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         raise ModelError(f"{path} is not an ONNX model: it has no graph")
     model = Model(proto, path.absolute().parent)
     _check_external(model, path)
+    _read_inner(model)
     check(model, path)
     return model
 
@@ -184,6 +185,14 @@ def _check_external(model: Model, path: Path) -> None:
             raise ModelError(f"{path}: its external data {info.location!r} is missing")
         if file.stat().st_size < (info.offset or 0) + (info.length or 0):
             raise ModelError(f"{path}: its external data {info.location!r} is truncated")
+
+
+def _read_inner(model: Model) -> None:
+    """Bring the external data of bodies and Constant nodes into the file, in place."""
+    tensors = [tensor for body in _bodies(model.graph) for tensor in body.initializer]
+    tensors += [a.t for _, node in walk(model.graph) for a in node.attribute if a.HasField("t")]
+    for tensor in filter(external_data_helper.uses_external_data, tensors):
+        tensor.CopyFrom(numpy_helper.from_array(model.value(tensor), tensor.name))
 
 
 def check(model: Model, path: str | os.PathLike[str] = "the model") -> None:
@@ -613,6 +622,9 @@ def _fragment(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nodes = list(gs.export_onnx(graph, do_type_check=False).graph.node)
+    for made in nodes:
+        if made.op_type == "Gemm" and len(made.input) == 2 and store.opset < 11:
+            made.input.append(store.add(np.zeros(1, layer.weight.dtype), key))  # not optional there
     last = nodes[-1]
     last.name = node.name
     last.doc_string = node.doc_string

@@ -229,7 +229,8 @@ def weigh(
         weight = setting.setting.fit(layer, statistics[name])
         readers = job.readers(name)
         biases = {
-            reader: job.layers[reader].bias + statistics[name].shift(layer.weight, weight.decode())
+            reader: job.layers[reader].bias
+            + statistics[name].shift(layer.weight, weight.astype(np.float32).decode())
             for reader in readers
             if isinstance(job.layers[reader].bias, Array)
         }

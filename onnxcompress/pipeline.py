@@ -443,7 +443,7 @@ class _Run:
             weight = first.weight if first else setting.fit(layer, statistics)
             bias = None
             if _may_correct(layer):
-                shift = statistics.shift(layer.weight, weight.decode())
+                shift = statistics.shift(layer.weight, weight.astype(np.float32).decode())
                 bias = shift if layer.bias is None else layer.bias + shift
             fitted[name] = Fitted(weight, bias)
         return fitted

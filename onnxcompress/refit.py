@@ -167,7 +167,9 @@ class _Fit:
         return Fitted(weight, bias.astype(np.float32), snr)
 
     def _decoded(self, weight: CompressedWeight) -> Array:
-        return weight.decode().reshape(self.layer.grouped.shape).astype(np.float32)
+        return (
+            weight.astype(np.float32).decode().reshape(self.layer.grouped.shape).astype(np.float32)
+        )
 
     def _noise(self, decoded: Array) -> float:
         """Variance of ``W q - Ŵ p``, summed over the channels."""

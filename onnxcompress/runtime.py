@@ -20,6 +20,7 @@ Sample = Mapping[str, Array]  # input name -> batch
 PLAIN = tuple(np.dtype(code) for code in "efdbBhHiIlLqQ?")
 
 ort.set_default_logger_severity(4)
+ort.disable_telemetry_events()
 
 
 class Session:

@@ -30,7 +30,9 @@ def folder(tmp_path_factory):
         value = rng.normal(size=(out, inputs, 3, 3)) * np.sqrt(2 / (9 * inputs))
         weights.append(numpy_helper.from_array(value.astype(np.float32), f"w{index}"))
         attributes = {"pads": [1] * 4, "strides": [1 + index % 2] * 2}
-        nodes.append(helper.make_node("Conv", [x, f"w{index}"], [f"c{index}"], f"conv{index}", **attributes))
+        nodes.append(
+            helper.make_node("Conv", [x, f"w{index}"], [f"c{index}"], f"conv{index}", **attributes)
+        )
         nodes.append(helper.make_node("Relu", [f"c{index}"], [f"r{index}"], f"relu{index}"))
         x, inputs = f"r{index}", out
     nodes.append(helper.make_node("GlobalAveragePool", [x], ["p"], "pool"))

@@ -1,7 +1,6 @@
 """Samples: sources, preprocessing, views, and what is said of bad data."""
 
 import sys
-import types
 import warnings
 from pathlib import Path
 
@@ -621,9 +620,7 @@ def test_images_of_more_than_8_bits_are_refused(tmp_path):
 @pytest.fixture
 def data_sets(tmp_path, monkeypatch):
     """Eleven test_data_set folders; the "tensors" are .npy files."""
-    graph = types.ModuleType("onnxcompress.graph")
-    graph.read_tensor = np.load
-    monkeypatch.setitem(sys.modules, "onnxcompress.graph", graph)
+    monkeypatch.setattr("onnxcompress.data.read_tensor", np.load)
     for i in range(11):
         folder = tmp_path / f"test_data_set_{i}"
         folder.mkdir()

@@ -591,6 +591,26 @@ def test_external_data_is_saved_as_one_file_with_a_relative_name(rng, tmp_path):
     same_outputs(model, load(moved / "small.onnx"), x=x)
 
 
+def test_external_data_of_bodies_is_read_and_saved_in_the_file(rng, tmp_path):
+    proto = two_convs(rng).proto
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        weight = rng.standard_normal((8, 4, 3, 3), np.float32)
+        branches[name] = helper.make_graph(
+            *([conv(name, "x", f"w_{name}", f"y_{name}")], name, []),
+            *([value(f"y_{name}", None)], [numpy_helper.from_array(weight, f"w_{name}")]),
+        )
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    proto.graph.node.append(helper.make_node("If", ["yes"], ["z"], "if", **branches))
+    proto.graph.output.append(value("z", ["N", 8, 4, 4]))
+    model = Model(proto)
+    (tmp_path / "out").mkdir()
+    result = compressed(load(external(model, tmp_path)))
+    save(result, tmp_path / "out" / "model.onnx")
+    x = rng.standard_normal((1, 4, 6, 6), np.float32)
+    same_outputs(model, load(tmp_path / "out" / "model.onnx"), x=x)
+
+
 def test_all_large_weights_can_be_moved_to_external_data(rng, tmp_path):
     model = two_convs(rng)
     save(model, tmp_path / "model.onnx", external=True)
@@ -808,6 +828,19 @@ def test_a_gemm_keeps_its_outputs_whatever_its_attributes(rng, bias, turned):
     assert len(nodes_of(result, "Gemm")) == 2
     graph.check(result)
     same_outputs(model, result, x=rng.standard_normal(size, np.float32))
+
+
+def test_before_opset_11_every_gemm_has_a_bias(rng):
+    weights = {
+        "w": rng.standard_normal((8, 5), np.float32),
+        "b": rng.standard_normal(5, np.float32),
+    }
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], "g")
+    model = build([node], {"x": [3, 8]}, {"y": [3, 5]}, weights, opset=9)
+    result = compressed(model)
+    graph.check(result)
+    assert len(nodes_of(result, "Gemm")) == 2
+    same_outputs(model, result, x=rng.standard_normal((3, 8), np.float32))
 
 
 def test_a_matmul_with_its_weight_on_the_left_keeps_its_outputs(rng):

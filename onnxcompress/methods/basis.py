@@ -59,7 +59,7 @@ from onnxcompress.core import (
 INPUT_RANKS = 8  # tucker tries multiples of an eighth of the inputs
 ALTERNATIONS = 2  # rounds in which both weights of a chain are fitted in turn
 STEPS = 8  # of conjugate gradients in each round
-ALTERNATION_WORK = 2**37  # multiplications spent on it for one layer, at most
+ALTERNATION_WORK = 2**35  # multiplications spent on it for one layer, at most
 WIDEST_INPUT_RANK = 5 / 8  # of the inputs: wider ones never were on any layer's frontier
 
 
@@ -150,9 +150,9 @@ class Basis(Method):
         wide = [axis for axis, length in enumerate(layer.kernel) if length > 1]
         if self.energy is not None or self.unfolding in (None, "filter"):
             yield replace(self, unfolding="filter")
-        if self.energy is not None or not wide:
+        if self.energy is not None or not wide or "output_shape" in layer.attributes:
             return
-        if self.unfolding in (None, "spatial") and "output_shape" not in layer.attributes:
+        if self.unfolding in (None, "spatial"):
             for size in range(1, len(wide)):
                 for first in combinations(wide, size):
                     if self.first in (None, first):
@@ -251,27 +251,28 @@ class _Unfolding:
 
     def _solve(self, seeds: Array) -> None:
         """Least squares of the coefficients for these seeds."""
-        rows = self._spread(seeds)
-        images = self._statistics.times(rows)
+        images = self._images(seeds)
+        grams = self._products(images, seeds)
         self.seeds, self.root, self.z = seeds, [], []
-        for a, h, w in zip(rows, images, self._weight, strict=True):
-            gram = (a @ h.T).astype(np.float64)
-            root = _root(gram, 1e-13 if a.dtype == np.float64 else 1e-7)
+        for h, gram, w in zip(images, grams, self._weight, strict=True):
+            root = _root(gram.astype(np.float64), 1e-13 if h.dtype == np.float64 else 1e-7)
             cross = (h @ w.T).astype(np.float64)
             self.root.append(root)
             self.z.append(solve_triangular(root, cross, lower=True, check_finite=False))
         self._spectra: dict[int, list[tuple[Array, Array]]] = {}
 
-    def _spread(self, seeds: Array) -> Array:
-        """Rows ``(groups, n * block, fan_in)``: every seed at every place."""
-        groups, n, _ = seeds.shape
-        rows = np.zeros((groups, n, self.block, self._places.size), seeds.dtype)
-        for place, columns in enumerate(self._places.T):
-            rows[:, :, place, columns] = seeds
-        return rows.reshape(groups, n * self.block, -1)
+    def _images(self, seeds: Array) -> Array:
+        """``A H``, ``(groups, n * block, fan_in)``, A being every seed at every place."""
+        parts = [self._statistics.times(seeds, columns) for columns in self._places.T]
+        return np.stack(parts, axis=2).reshape(len(seeds), -1, self._places.size)
+
+    def _products(self, images: Array, seeds: Array) -> Array:
+        """``images Aᵀ``, ``(groups, rows, n * block)``."""
+        parts = [images[:, :, columns] @ seeds.swapaxes(1, 2) for columns in self._places.T]
+        return np.stack(parts, axis=3).reshape(*images.shape[:2], -1)
 
     def _gathered(self, rows: Array) -> Array:
-        """The transpose of `_spread`: ``(groups, n, kept)``."""
+        """``rows`` at every place, summed: ``(groups, n, kept)``."""
         rows = rows.reshape(len(rows), -1, self.block, self._places.size)
         parts = [rows[:, :, place, columns] for place, columns in enumerate(self._places.T)]
         return np.sum(parts, axis=0, dtype=rows.dtype)
@@ -283,14 +284,16 @@ class _Unfolding:
         """
         if self.block == 1:
             return  # the filter unfolding is optimal already
-        step = self.seeds.shape[1] * self.block * self._weight.shape[2] ** 2 * len(self._weight)
+        rows = self.seeds.shape[1] * self.block
+        step = len(self._weight) * rows * self._weight.shape[2] * (rows + self.seeds.shape[2])
         steps = min(STEPS, ALTERNATION_WORK // (ALTERNATIONS * step))
         for _ in range(ALTERNATIONS if steps > 1 else 0):
             w = np.stack(list(self._coefficients(setting))).astype(self._weight.dtype)
-            gram, wanted = w.swapaxes(1, 2) @ w, w.swapaxes(1, 2) @ self._weight
+            gram = w.swapaxes(1, 2) @ w
+            wanted = w.swapaxes(1, 2) @ self._weight
 
             def image(seeds: Array, gram: Array = gram) -> Array:
-                return self._gathered(gram @ self._statistics.times(self._spread(seeds)))
+                return self._gathered(gram @ self._images(seeds))
 
             right = self._gathered(self._statistics.times(wanted))
             self._solve(_conjugate_gradients(image, right, self.seeds, steps))

@@ -1,0 +1,51 @@
+"""The choice under a budget."""
+
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+
+from onnxcompress.budget import BudgetError, Option, choose, frontier
+from onnxcompress.core import Candidate
+
+NOTHING = Candidate(None, 0, (), 0.0)
+
+
+@pytest.fixture(params=range(8))
+def options(request):
+    """Four layers with six random points each."""
+    rng = np.random.default_rng(request.param)
+    costs, errors = rng.integers(1, 500, (4, 6)), rng.random((4, 6))
+    return {
+        name: [Option(int(c), float(e), NOTHING) for c, e in zip(cs, es, strict=True)]
+        for name, cs, es in zip("abcd", costs, errors, strict=True)
+    }
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_the_choice_fits_and_is_within_one_step_of_the_best(options, share):
+    least = sum(min(o.cost for o in points) for points in options.values())
+    most = sum(max(o.cost for o in points) for points in options.values())
+    limit = least + share * (most - least)
+    chosen = choose(options, limit).values()
+    assert sum(o.cost for o in chosen) <= limit
+    fits = [c for c in product(*options.values()) if sum(o.cost for o in c) <= limit]
+    best = min(sum(o.error for o in c) for c in fits)
+    fronts = [frontier(points) for points in options.values()]
+    step = max(a.error - b.error for f in fronts for a, b in pairwise(f))
+    assert sum(o.error for o in chosen) <= best + step
+
+
+def test_a_dominated_option_is_never_on_the_frontier(options):
+    for points in options.values():
+        front = frontier(points)
+        assert [o.cost for o in front] == sorted(o.cost for o in front)
+        for option in points:
+            assert any(o.cost <= option.cost and o.error <= option.error for o in front)
+
+
+def test_an_impossible_limit_names_the_least(options):
+    least = sum(min(o.cost for o in points) for points in options.values())
+    choose(options, least)
+    with pytest.raises(BudgetError, match=f"{least:,}"):
+        choose(options, least - 1)

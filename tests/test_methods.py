@@ -1,0 +1,172 @@
+"""The contract of every method.  A new file in onnxcompress/methods is tested here unchanged."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from models import KINDS, layer_model
+from onnxcompress.core import Statistics
+from onnxcompress.graph import find_layers, rewrite
+from onnxcompress.measuring import calibrate, input_shapes
+from onnxcompress.methods import METHODS
+from onnxcompress.runtime import Session
+
+SETTINGS = 8  # tried on each layer, evenly taken from all
+CLOSE = {"float32": 2e-5, "float16": 2e-2}  # of the largest output
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return METHODS[request.param]()
+
+
+@pytest.fixture
+def case(kind, rng):
+    """Model, sample, layer, and statistics of correlated inputs."""
+    model, sample = layer_model(kind, rng)
+    layers, skipped = find_layers(model)
+    assert not skipped
+    statistics = calibrate(model, layers, [sample], exact=True)
+    return model, sample, layers["layer"], statistics["layer"]
+
+
+def some(items):
+    items = list(items)
+    return items[:: max(1, len(items) // SETTINGS)]
+
+
+def output(model, sample):
+    return Session(model).run(sample)[0]
+
+
+def close(a, b, dtype="float32"):
+    np.testing.assert_allclose(a, b, rtol=0, atol=CLOSE[dtype] * np.abs(b).max())
+
+
+def with_weight(model, weight):
+    """The model with another weight of the layer's, given output first."""
+    [node] = [node for node in model.graph.node if node.name == "layer"]
+    result = model.copy()
+    if node.op_type == "ConvTranspose":
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        split = weight.reshape(groups, len(weight) // groups, *weight.shape[1:])
+        weight = split.swapaxes(1, 2).reshape(-1, len(weight) // groups, *weight.shape[2:])
+    if node.op_type == "MatMul" and node.input[0] == "x":
+        weight = weight.T
+    if node.op_type == "Gemm":
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        weight = weight / attributes.get("alpha", 1)
+        weight = weight if attributes.get("transB") else weight.T
+    [stored] = [tensor for tensor in result.graph.initializer if tensor.name == "w"]
+    dtype = onnx.numpy_helper.to_array(stored).dtype
+    stored.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(weight.astype(dtype)), "w"))
+    return result
+
+
+def test_decode_keeps_shape_and_type(method, case):
+    _, _, layer, statistics = case
+    for setting in some(method.settings(layer)):
+        decoded = setting.fit(layer, statistics).decode()
+        assert (decoded.shape, decoded.dtype) == (layer.weight.shape, layer.weight.dtype)
+
+
+def test_candidates_say_what_a_fit_will_cost_and_at_most_err(method, case):
+    _, _, layer, statistics = case
+    for candidate in some(method.candidates(layer, statistics)):
+        fitted = candidate.setting.fit(layer, statistics)
+        assert candidate.nbytes == fitted.nbytes
+        assert candidate.factors == fitted.factors
+        assert candidate.nbytes < layer.weight.nbytes
+        error = statistics.error(layer.weight, fitted.decode())
+        assert -1e-6 <= error <= candidate.error + 1e-5
+
+
+def test_the_emitted_subgraph_computes_with_the_decoded_weight(method, case):
+    model, sample, layer, statistics = case
+    for setting in some(method.settings(layer)):
+        fitted = setting.fit(layer, statistics)
+        emitted = output(rewrite(model, {"layer": fitted}), sample)
+        close(emitted, output(with_weight(model, fitted.decode()), sample))
+
+
+def test_the_emitted_model_is_valid_and_a_second_evaluator_agrees(method, case):
+    model, sample, layer, statistics = case
+    for setting in some(method.settings(layer))[:3]:
+        emitted = rewrite(model, {"layer": setting.fit(layer, statistics)})
+        onnx.checker.check_model(emitted.proto, full_check=True)
+        onnx.shape_inference.infer_shapes(emitted.proto, strict_mode=True, data_prop=True)
+        try:
+            ReferenceEvaluator(model.proto).run(None, sample)
+        except (NotImplementedError, RuntimeError, ValueError, TypeError, IndexError):
+            continue  # it cannot run the original
+        close(ReferenceEvaluator(emitted.proto).run(None, sample)[0], output(emitted, sample))
+
+
+def test_the_file_grows_by_what_nbytes_says(method, case):
+    model, _, layer, statistics = case
+    for setting in some(method.settings(layer)):
+        fitted = setting.fit(layer, statistics)
+        grown = rewrite(model, {"layer": fitted}).nbytes - model.nbytes
+        assert abs(grown - (fitted.nbytes - layer.weight.nbytes)) < 2500
+
+
+def test_the_multiplications_are_those_of_the_emitted_nodes(method, case):
+    model, sample, layer, statistics = case
+    shapes, macs = input_shapes(model, sample)
+    assert layer.macs(shapes["layer"]) == macs["layer"]
+    for setting in some(method.settings(layer)):
+        fitted = setting.fit(layer, statistics)
+        emitted = rewrite(model, {"layer": fitted})
+        counted = sum(input_shapes(emitted, sample)[1].values())
+        assert layer.macs(shapes["layer"], *fitted.factors) == counted
+
+
+def test_scaled_multiplies_every_output_channel(method, case, rng):
+    _, _, layer, statistics = case
+    gain = rng.uniform(0.5, 2, len(layer.weight))
+    shape = (-1, *(1,) * (layer.weight.ndim - 1))
+    for setting in some(method.settings(layer))[:3]:
+        fitted = setting.fit(layer, statistics)
+        scaled = fitted.scaled(gain).decode()
+        close(scaled, fitted.decode() * gain.reshape(shape))
+
+
+def test_knowing_the_inputs_never_hurts_on_these_inputs(method, case):
+    _, _, layer, statistics = case
+    for setting in some(method.settings(layer)):
+        known = setting.fit(layer, statistics).decode()
+        blind = setting.fit(layer, Statistics.white(layer)).decode()
+        error = statistics.error(layer.weight, known)
+        assert error <= 1.02 * statistics.error(layer.weight, blind) + 1e-5
+
+
+@pytest.mark.parametrize("kind", ["conv", "gemm", "transposed"])
+def test_a_float16_model_stays_one(kind, method, rng):
+    model, sample = layer_model(kind, rng, "float16")
+    layer = find_layers(model)[0]["layer"]
+    for setting in some(method.settings(layer))[:3]:
+        fitted = setting.fit(layer, Statistics.white(layer))
+        assert fitted.decode().dtype == np.float16
+        emitted = rewrite(model, {"layer": fitted})
+        assert {t.data_type for t in emitted.graph.initializer} == {onnx.TensorProto.FLOAT16}
+        close(
+            output(emitted, sample), output(with_weight(model, fitted.decode()), sample), "float16"
+        )
+
+
+@pytest.mark.parametrize("kind", ["conv", "grouped", "pointwise"])
+def test_openvino_computes_the_same(kind, method, rng):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    model, sample = layer_model(kind, rng)
+    layer = find_layers(model)[0]["layer"]
+    for setting in some(method.settings(layer))[:3]:
+        emitted = rewrite(model, {"layer": setting.fit(layer, Statistics.white(layer))})
+        read = openvino.Core().read_model(emitted.proto.SerializeToString(), b"")
+        compiled = openvino.Core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        close(next(iter(compiled(sample).values())), output(emitted, sample))
