@@ -25,7 +25,7 @@ from scipy.linalg import solve
 
 from onnxcompress.calibration import gathered, patches
 from onnxcompress.core import Array, CompressedWeight, Layer, Method, Statistics
-from onnxcompress.graph import Model, layer_input, reads, rewrite, segment
+from onnxcompress.graph import Model, declared_inputs, layer_input, reads, rewrite, segment
 from onnxcompress.metrics import decibel
 from onnxcompress.parallel import each
 from onnxcompress.runtime import Sample, Session
@@ -199,7 +199,11 @@ class _Streams:
         self._nodes = list(model.graph.node)
         self._keys = model.keys
         self._last = {name: i for i, node in enumerate(self._nodes) for name in reads(node)}
-        inputs = {name: [batch[name] for batch in batches] for name in batches[0]}
+        inputs = {  # in the types of the model, which may be the float32 twin of another one
+            name: [batch[name].astype(dtype, copy=False) for batch in batches]
+            for name, dtype, _ in declared_inputs(model)
+            if name in batches[0]
+        }
         self._original = dict(inputs)
         self._compressed = dict(inputs)
         self._pending: tuple[list[Any], list[Any]] = ([], [])
