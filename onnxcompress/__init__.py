@@ -1,25 +1,29 @@
 """Compress trained ONNX models after training."""
 
-from onnxcompress.budget import BudgetError
-from onnxcompress.core import Candidate, CompressedWeight, Layer, Method, Statistics
-from onnxcompress.data import Samples, input_specs, load_samples, random_samples
-from onnxcompress.graph import (
-    Model,
-    ModelError,
-    drop_dead,
-    find_layers,
-    fold_batchnorm,
-    load,
-    name_nodes,
-    rewrite,
-    save,
-)
-from onnxcompress.measuring import calibrate
-from onnxcompress.methods import METHODS
-from onnxcompress.methods.basis import Basis
-from onnxcompress.pipeline import compress, sweep
-from onnxcompress.report import Comparison, Report
-from onnxcompress.targets import Target
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxcompress.budget import BudgetError
+    from onnxcompress.core import Candidate, CompressedWeight, Layer, Method, Statistics
+    from onnxcompress.data import Samples, input_specs, load_samples, random_samples
+    from onnxcompress.graph import (
+        Model,
+        ModelError,
+        drop_dead,
+        find_layers,
+        fold_batchnorm,
+        load,
+        name_nodes,
+        rewrite,
+        save,
+    )
+    from onnxcompress.measuring import calibrate
+    from onnxcompress.methods import METHODS
+    from onnxcompress.methods.basis import Basis
+    from onnxcompress.pipeline import compress, sweep
+    from onnxcompress.report import Comparison, Report
+    from onnxcompress.targets import Target
 
 __all__ = [
     "METHODS",
@@ -50,3 +54,19 @@ __all__ = [
     "save",
     "sweep",
 ]
+
+_MODULES = ("pipeline", "data", "graph", "methods", "methods.basis", "targets")  # have all of these
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is: the command line starts, and stops, without it all."""
+    for module in _MODULES if name in __all__ else ():
+        found = vars(import_module(f"onnxcompress.{module}"))
+        if name in found:
+            globals()[name] = found[name]
+            return found[name]
+    raise AttributeError(f"module 'onnxcompress' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

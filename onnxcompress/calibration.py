@@ -118,10 +118,11 @@ def _pads(
             full = strides[axis] * (n - 1) + extra[axis] + extent[axis]
             target = wanted[axis] if wanted else n * strides[axis]
             if wanted or automatic.startswith("SAME"):
-                # a total below zero means that zeros are added, all where auto_pad does not say
-                total = full - target
+                total = max(0, full - target)
                 half = (total - total // 2, total // 2)
                 before, after = half[::-1] if automatic == "SAME_UPPER" else half
+                if wanted:
+                    after += min(0, full - target)  # zeros at the end fill what is missing
             else:
                 before, after = explicit[axis]
             result.append((before, after - extra[axis]))

@@ -7,27 +7,44 @@ Exit codes: 0 done, 1 target missed or result worse and nothing written, 2 bad a
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported where they are used: --help and wrong options answer at once
     from onnxcompress.core import Method
     from onnxcompress.data import Samples
     from onnxcompress.graph import Model
     from onnxcompress.report import Report
+    from onnxcompress.targets import Target
 
 DONE, MISSED, BAD, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
 EVALUATION_LIMIT = 100_000
+COMPARED_AT_RANDOM = 4  # random inputs for `compare` without data
+VERSION, CONFIG, SOURCE, FORCED = (
+    f"onnxcompress.{key}" for key in ("version", "config", "source_sha256", "forced")
+)
+SECTIONS = {  # of the help page; what is in none of them comes last
+    "Method": ("specs", "energy", "no_correct", "only", "skip"),
+    "Target": ("ratio", "macs", "min_agreement", "min_snr", "max_drop"),
+    "Data": ("calib", "samples", "select", "preprocess", "evaluation", "metric"),
+    "Run": ("shapes", "providers", "jobs", "seed"),
+}
+
+
+# ----------------------------------------------------------------------- words of the command line
 
 
 class Percent(click.ParamType):
@@ -38,9 +55,12 @@ class Percent(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         text = str(value).replace(" ", "")
         try:
-            return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+            share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
         except ValueError:
+            share = math.nan
+        if not 0 < share <= 1:
             self.fail(f"{value!r} is no share; write 98% or 0.98", param, ctx)
+        return share
 
 
 class Shape(click.ParamType):
@@ -50,362 +70,402 @@ class Shape(click.ParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
         name, _, dims = str(value).rpartition(":")
-        try:
-            return name, tuple(int(n) for n in dims.split(","))
-        except ValueError:
+        sizes = dims.split(",")
+        if not name or not all(size.strip().isdecimal() and int(size) for size in sizes):
             self.fail(f"{value!r} is no shape; write x:1,3,224,224", param, ctx)
+        return name, tuple(map(int, sizes))
 
 
-class DefaultGroup(click.Group):
+class Command(click.Command):
+    """A command whose help page has its options in sections."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        found = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        named = {name for names in SECTIONS.values() for name in names}
+        rest = [option.name or "" for option in found if option.name not in named]
+        for title, names in {**SECTIONS, "Output": rest}.items():
+            options = [option for option in found if option.name in names]
+            rows = [row for option in options if (row := option.get_help_record(ctx))]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+class Group(click.Group):
     """A group in which a first word that is no command means ``compress``."""
 
+    command_class = Command
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help", "-h", "--version"):
+        if not args:
+            args = ["--help"]
+        if args[0] not in (*self.commands, "--help", "-h", "--version"):
             near = get_close_matches(args[0], self.commands, 1)
-            if near and not Path(args[0]).exists():
+            if near and not Path(args[0]).suffix and not Path(args[0]).exists():
                 raise click.UsageError(f"no command or file {args[0]!r}; did you mean {near[0]}?")
             args = ["compress", *args]
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def options(*chosen: Callable[..., Any]) -> Callable[..., Any]:
+    """Several options as one decorator, in this order on the help page."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(chosen):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+METHOD = options(
+    click.option("--method", "specs", metavar="SPEC", multiple=True,
+                 help="What to use: basis, or with settings basis:unfolding=filter,rank=16; "
+                 "repeat.  [default: auto, all methods]"),
+    click.option("--energy", type=Percent(), help="The rule of the basis paper instead of a "
+                 "target: filter unfolding, the smallest rank that keeps this share of the "
+                 "squared singular values."),
+    click.option("--only", metavar="GLOB", multiple=True, help="Change only these layers; repeat."),
+    click.option("--skip", metavar="GLOB", multiple=True, help="Leave these layers alone; repeat."),
+    click.option("--no-correct", is_flag=True, help="Fit every layer by itself, without matching "
+                 "the original's responses in network order."),
+)  # fmt: skip
+TARGET = options(
+    click.option("--ratio", type=float, metavar="N", help="A file at least N times smaller."),
+    click.option("--macs", type=Percent(), help="At most this share of the multiplications."),
+    click.option("--min-agreement", type=Percent(),
+                 help="The same top class on this share of samples."),
+    click.option("--min-snr", type=float, metavar="DB", help="Of every output, in dB."),
+    click.option("--max-drop", type=float, metavar="N",
+                 help="Loss of the metric by labels (--eval), in its own unit."),
+)  # fmt: skip
+DATA = options(
+    click.option("--calib", metavar="PATH", help="Unlabelled samples: .npz, .npy, a folder of "
+                 "images, test_data_set folders, or module:function."),
+    click.option("--samples", metavar="N", type=click.IntRange(min=1), default=512,
+                 show_default=True, help="How many of them."),
+    click.option("--select", metavar="GLOB", help="Which files of a folder."),
+    click.option("--preprocess", metavar="NAME|FILE.yaml", help="How images become inputs: "
+                 "imagenet, imagenet-caffe, inception, unit, none, or a file of your own."),
+    click.option("--eval", "evaluation", metavar="PATH", help="Labelled samples: .npz with x and "
+                 "y, a folder of images with labels.csv, or module:function."),
+    click.option("--metric", metavar="NAME", default="top1",
+                 show_default=True, help="top1, top5, psnr, or module:function."),
+)  # fmt: skip
+SHAPES = click.option("--input-shapes", "shapes", type=Shape(), multiple=True,
+                      help="The shape of an input that leaves its own open; repeat.")  # fmt: skip
+RUN = options(
+    SHAPES,
+    click.option("--providers", metavar="NAME,...", default="CPUExecutionProvider",
+                 show_default=True, help="Execution providers of onnxruntime."),
+    click.option("--jobs", metavar="N", type=click.IntRange(min=1),
+                 help="Threads; the result is the same.  [default: all]"),
+    click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0,
+                 show_default=True, help="Of random inputs, which stand in for missing data."),
+)  # fmt: skip
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+VERBOSE = click.option("--verbose", is_flag=True, help="Show where an internal error came from.")
+
+
+# ------------------------------------------------------------------------------------ the commands
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="onnxcompress")
 def cli() -> None:
     """Make a trained ONNX model smaller or faster, with standard operators only.
 
     \b
-      onnxcompress in.onnx out.onnx --method basis --macs 0.5 --calib images.npz
+      onnxcompress in.onnx out.onnx --macs 0.5 --calib images.npz
       onnxcompress inspect in.onnx
       onnxcompress compare in.onnx out.onnx --calib images.npz
 
-    A result that is worse than was asked for is not written, and the exit code says so.
+    A first word that is no command means compress; its options: onnxcompress compress --help.
+    A result that is worse than was asked for is not written, and the exit code says so:
+    0 done, 1 target missed or result worse, 2 bad arguments or input, 3 internal error,
+    130 interrupted.
     """
-
-
-def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options by which samples are given."""
-    for option in reversed(
-        (
-            click.option("--calib", metavar="PATH", help="Unlabelled samples: .npz, .npy, a folder "
-                         "of images, test_data_set folders, or module:function."),
-            click.option("--samples", metavar="N", type=click.IntRange(min=1), default=512,
-                         show_default=True, help="How many of them."),
-            click.option("--select", metavar="GLOB", help="Which files of a folder."),
-            click.option("--preprocess", metavar="NAME|FILE.yaml", help="imagenet, imagenet-caffe, "
-                         "inception, unit, none, or a file of your own."),
-            click.option("--eval", "evaluation", metavar="PATH", help="Labelled samples."),
-            click.option("--metric", default="top1", show_default=True,
-                         help="top1, top5, psnr, or module:function."),
-            click.option("--input-shapes", "shapes", type=Shape(), multiple=True,
-                         help="Shapes for inputs that leave theirs open; repeat."),
-            click.option("--providers", default="CPUExecutionProvider", show_default=True,
-                         help="Execution providers of onnxruntime, separated by commas."),
-            click.option("--seed", type=int, default=0, show_default=True),
-            click.option("--jobs", type=click.IntRange(min=1), help="Threads.  [default: all]"),
-            click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
-            click.option("--verbose", is_flag=True, help="Show tracebacks of internal errors."),
-        )
-    ):  # fmt: skip
-        function = option(function)
-    return function
 
 
 @cli.command()
 @click.argument("source", metavar="INPUT", type=Path)
 @click.argument("output", metavar="OUTPUT", type=Path)
-@click.option(
-    "--method",
-    "specs",
-    metavar="SPEC",
-    multiple=True,
-    help="What to use, such as basis "
-    "or basis:unfolding=filter,rank=16; repeat.  [default: auto, all methods]",
-)
-@click.option("--ratio", type=float, help="File bytes before over after.")
-@click.option("--macs", type=Percent(), help="Share kept of the multiplications.")
-@click.option(
-    "--energy",
-    type=Percent(),
-    help="The paper's rule for basis: filter unfolding, the "
-    "smallest rank that keeps this share of the squared singular values.",
-)
-@click.option("--max-drop", type=float, help="Loss by labels, in the metric's unit.")
-@click.option("--min-agreement", type=Percent(), help="Share of samples with the same top class.")
-@click.option("--min-snr", type=float, help="Of every output, in dB.")
-@data_options
-@click.option("--only", metavar="GLOB", multiple=True, help="Change only these layers; repeat.")
-@click.option("--skip", metavar="GLOB", multiple=True, help="Leave these layers alone; repeat.")
-@click.option("--no-correct", is_flag=True, help="Fit every layer by itself.")
+@METHOD
+@TARGET
+@DATA
+@RUN
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Write a result that misses its target, marked as such; allow OUTPUT = INPUT.",
-)
+@click.option("--force", is_flag=True, help="Write a result that misses its target, marked as "
+              "such in its metadata; allow OUTPUT to be INPUT.")  # fmt: skip
 @click.option("--save-as-external-data", "external", is_flag=True, help="Weights beside the model.")
+@JSON
 @click.option("--quiet", is_flag=True, help="Print the verdict alone.")
-def compress(source: Path, output: Path, **options: Any) -> int:
+@VERBOSE
+def compress(source: Path, output: Path, **given: Any) -> int:
     """Write a smaller or faster version of INPUT to OUTPUT.  (The word compress may be left out.)
 
     With no target the result is as small as holds 98 % agreement with the original where the
     model has class scores, 25 dB where it has not.
-    """  # fmt: skip
+    """
     from onnxcompress import graph, pipeline, tables
 
-    _check_output(source, output, options["force"])
-    model = graph.load(source)
-    methods = _methods(options["specs"], options["energy"])
-    chosen = _chosen(model, options["only"], options["skip"])
-    if any(entry.key == "onnxcompress.version" for entry in model.proto.metadata_props):
-        _say("note: this model has been compressed before")
-    samples = _samples(model, options)
-    evaluation = _evaluation(model, options)
-    metadata = _provenance(source, methods, options, samples)
-    with tables.progress(not options["quiet"]) as track:
-        result, report = pipeline.compress(
-            model,
-            methods=methods,
-            target=_target(options),
-            samples=samples,
-            evaluation=evaluation,
-            metric=options["metric"],
-            only=chosen,
-            correct=not options["no_correct"],
-            shapes=dict(options["shapes"]),
-            metadata=metadata,
-            seed=options["seed"],
-            jobs=options["jobs"],
-            providers=options["providers"].split(","),
-            track=track,
-        )
-    report = replace(
-        report, provenance=_versions() | {"metadata": metadata, "seed": options["seed"]}
-    )
-    written = not options["dry_run"] and (not report.worse or options["force"])
+    if str(source) in cli.commands and not source.exists():
+        raise click.UsageError(f"a command comes first: onnxcompress {source} ...")
+    with redirect_stdout(sys.stderr):  # whatever a module:function prints
+        methods, target = _methods(given["specs"], given["energy"]), _target(given)
+        model = graph.load(source)
+        _check_output(output, {source, *model.data_files}, given["force"])
+        if any(entry.key == VERSION for entry in model.proto.metadata_props):
+            _say("note: this model has been compressed before")
+        chosen, measured = _chosen(model, given["only"], given["skip"]), _measured(model, given)
+        samples = _samples(model, given, "the fits use the weights alone")
+        metadata = _provenance(source, methods, target, given, samples, measured["evaluation"])
+        with tables.progress(not given["quiet"]) as track:
+            result, report = pipeline.compress(
+                model,
+                methods=methods,
+                target=target,
+                only=chosen,
+                samples=samples,
+                correct=not given["no_correct"],
+                metadata=metadata,
+                seed=given["seed"],
+                jobs=given["jobs"],
+                track=track,
+                shapes=dict(given["shapes"]),
+                **measured,
+            )
+    report = replace(report, provenance=_versions() | {"metadata": metadata})
+    written = not given["dry_run"] and (given["force"] or not report.worse)
     if written:
         if report.worse:
-            result = graph.annotate(result, {"onnxcompress.forced": "; ".join(report.failures)})
-        graph.save(result, output, external=options["external"])
-    code = MISSED if report.worse and not (written and options["force"]) else DONE
-    _show(report, options, str(output) if written else None, code)
+            result = graph.annotate(result, {FORCED: "; ".join(report.failures)})
+        graph.save(result, output.resolve(), external=given["external"])
+    code = MISSED if report.worse and not written else DONE
+    _show(report, given, output if written else None, code)
     return code
 
 
 @cli.command()
 @click.argument("source", metavar="MODEL", type=Path)
-@click.option(
-    "--input-shapes", "shapes", type=Shape(), multiple=True, help="Shapes of open inputs."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.option("--verbose", is_flag=True, help="Show tracebacks of internal errors.")
+@SHAPES
+@JSON
+@VERBOSE
 def inspect(source: Path, shapes: Sequence[Any], as_json: bool, verbose: bool) -> int:
-    """List the layers of MODEL, what can be compressed, and why the rest cannot."""
-    from onnxcompress import data, graph, measuring, tables
-    from onnxcompress.methods import METHODS
-    from onnxcompress.validation import runnable
+    """List the layers of a model and what can be compressed."""
+    from onnxcompress import graph, tables
+    from onnxcompress.inspection import examine
 
-    model = graph.load(source)
-    layers, skipped = graph.find_layers(model)
-    try:
-        sample = next(iter(data.random_samples(data.input_specs(model), 1, 0, dict(shapes))))
-        _, macs = measuring.input_shapes(runnable(model), sample)
-    except ValueError as error:
-        _say(f"note: multiplications are unknown: {error}")
-        macs = {}
-    rows = []
-    for name, layer in layers.items():
-        fitting = {key: method().declined(layer) for key, method in METHODS.items()}
-        able = [key for key, reason in fitting.items() if reason is None]
-        why = "" if able else "; ".join(filter(None, fitting.values()))
-        rows.append({
-            "layer": name, "type": layer.op_type, "shape": list(layer.weight.shape),
-            "bytes": layer.weight.nbytes if layer.shared == name else 0, "macs": macs.get(name),
-            "methods": able, "skipped": why,
-        })  # fmt: skip
-    rows += [
-        {"layer": name, "type": "", "shape": [], "bytes": None, "macs": macs.get(name),
-         "methods": [], "skipped": reason}
-        for name, reason in skipped.items()
-    ]  # fmt: skip
-    facts = {
-        "file": model.nbytes, "weights": model.weight_bytes, "opset": model.opset,
-        "ir_version": model.proto.ir_version, "macs": sum(macs.values()) or None,
-        "inputs": [f"{spec.name} {spec.dtype} {list(spec.shape or ['?'])}"
-                   for spec in data.input_specs(model)],
-    }  # fmt: skip
+    found = examine(graph.load(source), dict(shapes))
+    if found["note"]:
+        _say(f"note: {found['note']}")
     if as_json:
-        click.echo(json.dumps(facts | {"layers": rows}, indent=2))
+        _print_json(found)
     else:
-        tables.show_inspection(facts, rows)
+        tables.show_inspection(found)
     return DONE
 
 
 @cli.command()
 @click.argument("first", metavar="A", type=Path)
 @click.argument("second", metavar="B", type=Path)
-@data_options
-def compare(first: Path, second: Path, **options: Any) -> int:
-    """How far the outputs of B are from those of A on the same data; sizes and latency."""
-    from onnxcompress import data, graph, measuring, tables
+@DATA
+@RUN
+@JSON
+@VERBOSE
+def compare(first: Path, second: Path, **given: Any) -> int:
+    """Compare two models on the same data: outputs, size, latency."""
+    from onnxcompress import data, graph, measuring, parallel, tables
     from onnxcompress.validation import Validation, runnable
 
-    models = graph.load(first), graph.load(second)
-    specs = [data.input_specs(model) for model in models]
-    if {s.name for s in specs[0]} != {s.name for s in specs[1]}:
-        names = [", ".join(s.name for s in spec) for spec in specs]
-        raise ValueError(f"the models have different inputs: {names[0]}; {names[1]}")
-    given = _samples(models[0], options)
-    samples = given or data.random_samples(specs[0], 4, options["seed"], dict(options["shapes"]))
-    validation = Validation(
-        models[0],
-        samples,
-        real=given is not None,
-        evaluation=_evaluation(models[0], options),
-        metric=options["metric"],
-        providers=options["providers"].split(","),
-        jobs=options["jobs"] or 1,
-    )
-    one = next(iter(samples.batches(1)))
-    before, after = (sum(measuring.input_shapes(runnable(m), one)[1].values()) for m in models)
-    comparison = validation.compare(models[1], (before, after))
-    if options["as_json"]:
-        from dataclasses import asdict
-
-        click.echo(json.dumps(asdict(comparison) | {"ratio": comparison.ratio}, indent=2))
+    with redirect_stdout(sys.stderr):
+        models = graph.load(first), graph.load(second)
+        specs = data.input_specs(models[0])
+        samples = _samples(models[0], given, "the outputs are compared on random inputs")
+        real = samples is not None
+        samples = samples or data.random_samples(
+            specs, COMPARED_AT_RANDOM, given["seed"], dict(given["shapes"])
+        )
+        one = next(iter(samples.batches(1)))
+        _check_alike(*models, {name: array.shape for name, array in one.items()})
+        validation = Validation(
+            models[0],
+            samples,
+            real=real,
+            jobs=given["jobs"] or parallel.cores(),
+            **_measured(models[0], given),
+        )
+        before, after = (sum(measuring.input_shapes(runnable(m), one)[1].values()) for m in models)
+        comparison = validation.compare(models[1], (before, after))
+    if given["as_json"]:
+        _print_json(comparison.to_dict())
     else:
-        tables.show_comparison(comparison)
+        tables.show_comparison(comparison, held_out=False)
     return DONE
 
 
 @cli.command()
 @click.argument("name", required=False)
-@click.option("--verbose", is_flag=True, hidden=True)
+@VERBOSE
 def methods(name: str | None, verbose: bool) -> int:
     """List the methods, or explain one and its settings."""
+    from onnxcompress import specs, tables
     from onnxcompress.methods import METHODS
-    from onnxcompress.preprocess import nearest
 
-    if name is not None and name not in METHODS:
-        raise ValueError(f"unknown method {name!r}{nearest(name, list(METHODS))}")
-    import inspect as python
-
-    for key, method in METHODS.items():
-        text = python.cleandoc(method.__doc__ or "")
-        if name is None:
-            click.echo(f"{key:10} {text.splitlines()[0]}")
-        elif key == name:
-            click.echo(f"{key}: {text}")
+    if name is None:
+        tables.show_methods({key: specs.described(method)[0] for key, method in METHODS.items()})
+    else:
+        with _asking():
+            method = specs.method_named(name)
+        tables.show_method(name, *specs.described(method))
     return DONE
 
 
-# -------------------------------------------------------------------------------- its helpers
+# ------------------------------------------------------------------------ what the options ask for
 
 
-def _check_output(source: Path, output: Path, force: bool) -> None:
+@contextmanager
+def _asking() -> Iterator[None]:
+    """A value that settings or a target refuse is a wrong argument."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _check_output(output: Path, inputs: Collection[Path], force: bool) -> None:
     """Find out before the work whether the result could be written."""
     if output.is_dir():
-        raise ValueError(f"{output} is a folder; give a file name")
-    if source.exists() and output.exists() and output.samefile(source) and not force:
-        raise ValueError("OUTPUT is INPUT; --force allows that")
-    parent = output.absolute().parent
+        raise click.UsageError(f"{output} is a folder; give a file name")
+    if output.exists() and not output.is_file():
+        raise click.UsageError(f"{output} is not a regular file; use --dry-run to write nothing")
+    if output.exists() and any(map(output.samefile, inputs)) and not force:
+        raise click.UsageError("OUTPUT is INPUT; --force allows that")
+    parent = output.resolve().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"{output} cannot be written: {parent} is not a writable folder")
+        raise click.UsageError(f"{output} cannot be written: {parent} is not a writable folder")
 
 
-def _methods(specs: Sequence[str], energy: float | None) -> list[Method]:
+def _methods(given: Sequence[str], energy: float | None) -> list[Method]:
     from onnxcompress.methods.basis import Basis
     from onnxcompress.specs import parse
 
-    found = [method for spec in specs or ("auto",) for method in parse(spec)]
-    if energy is None:
-        return found
-    given = [m for m in found if isinstance(m, Basis)]
-    if not given:
-        raise ValueError("--energy is a rule of the method basis")
-    return [replace(method, energy=energy) for method in given]
+    with _asking():
+        found = [method for spec in given or ("auto",) for method in parse(spec)]
+        if energy is None:
+            return found
+        ruled = [replace(m, energy=energy) for m in found if isinstance(m, Basis)]
+    if not ruled:
+        raise click.UsageError("--energy is a rule of the method basis")
+    return list(ruled)
 
 
-def _target(options: dict[str, Any]) -> Any:
+def _target(given: Mapping[str, Any]) -> Target | None:
     from onnxcompress.targets import Target
 
     names = ("ratio", "macs", "max_drop", "min_agreement", "min_snr")
-    given = {name: options[name] for name in names if options[name] is not None}
-    return Target(**given) if given else None
+    wanted = {name: given[name] for name in names if given[name] is not None}
+    with _asking():
+        return Target(**wanted) if wanted else None
 
 
 def _chosen(model: Model, only: Sequence[str], skip: Sequence[str]) -> Callable[[str], bool] | None:
     """Which layers the patterns leave; a pattern that matches nothing is an error."""
-    from onnxcompress.graph import linear_nodes
+    from onnxcompress.graph import find_layers
 
     if not only and not skip:
         return None
-    names = list(linear_nodes(model))
+    layers, skipped = find_layers(model)
+    names = [*layers, *skipped]
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
+
     for pattern in (*only, *skip):
-        if not any(fnmatchcase(name, pattern) for name in names):
-            near = get_close_matches(pattern, names, 5, 0.3) or names[:5]
-            raise ValueError(f"no layer matches {pattern!r}; there are {', '.join(near)}, ...")
-
-    def chosen(name: str) -> bool:
-        wanted = not only or any(fnmatchcase(name, pattern) for pattern in only)
-        return wanted and not any(fnmatchcase(name, pattern) for pattern in skip)
-
-    return chosen
+        if not any(matches(name, [pattern]) for name in names):
+            near = get_close_matches(pattern, names, 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_some(names)}"
+            raise click.UsageError(f"no layer matches {pattern!r}; {hint}")
+    return lambda name: (not only or matches(name, only)) and not matches(name, skip)
 
 
-def _samples(model: Model, options: dict[str, Any]) -> Samples | None:
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5) if names else "none"
+
+
+def _samples(model: Model, given: Mapping[str, Any], otherwise: str) -> Samples | None:
     from onnxcompress.data import input_specs, load_samples
 
-    if options["calib"] is None:
-        _say("NO CALIBRATION DATA: fits use the weights alone, and checks use random inputs")
+    if given["calib"] is None:
+        _say(f"NO CALIBRATION DATA (--calib): {otherwise}")
         return None
     return load_samples(
-        options["calib"],
+        given["calib"],
         input_specs(model),
-        limit=options["samples"],
-        select=options["select"],
-        preprocess=options["preprocess"],
+        limit=given["samples"],
+        select=given["select"],
+        preprocess=given["preprocess"],
     )
 
 
-def _evaluation(model: Model, options: dict[str, Any]) -> Samples | None:
+def _measured(model: Model, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the models are measured with: labelled samples, a metric, execution providers."""
     from onnxcompress.data import input_specs, load_samples
     from onnxcompress.metrics import find_metric
+    from onnxcompress.preprocess import nearest
+    from onnxcompress.runtime import available_providers
 
-    if options["evaluation"] is None:
-        return None
-    find_metric(options["metric"])
-    return load_samples(
-        options["evaluation"],
-        input_specs(model),
-        limit=EVALUATION_LIMIT,
-        preprocess=options["preprocess"],
-        labelled=True,
-    )
+    providers = given["providers"].split(",")
+    for provider in providers:
+        if provider not in available_providers():
+            near = nearest(provider, available_providers())
+            raise click.UsageError(f"onnxruntime has no provider {provider!r} here{near}")
+    evaluation = None
+    if given["evaluation"] is not None:
+        find_metric(given["metric"])
+        evaluation = load_samples(
+            given["evaluation"],
+            input_specs(model),
+            limit=EVALUATION_LIMIT,
+            preprocess=given["preprocess"],
+            labelled=True,
+        )
+    return {"evaluation": evaluation, "metric": given["metric"], "providers": providers}
 
 
 def _provenance(
-    source: Path, methods: Sequence[Method], options: dict[str, Any], samples: Samples | None
+    source: Path,
+    methods: Sequence[Method],
+    target: Target | None,
+    given: Mapping[str, Any],
+    samples: Samples | None,
+    evaluation: Samples | None,
 ) -> dict[str, str]:
     """What the result records of its making: nothing in it varies with threads, folders or time."""
     from onnxcompress.graph import sha256
 
-    config: dict[str, Any] = {
+    wanted = vars(target) if target else {}
+    config = {
         "methods": [str(method) for method in methods],
-        "target": str(_target(options) or "default"),
-        "seed": options["seed"],
-        "samples": 0 if samples is None else len(samples),
+        "target": {name: value for name, value in wanted.items() if value is not None},
+        "seed": given["seed"],
+        "samples": samples and [len(samples), samples.digest],
+        "evaluation": evaluation and [len(evaluation), evaluation.digest],
+        "metric": evaluation and given["metric"],
+        "only": given["only"],
+        "skip": given["skip"],
+        "shapes": dict(given["shapes"]),
+        "correct": not given["no_correct"],
     }
-    for key in ("only", "skip"):
-        if options[key]:
-            config[key] = list(options[key])
-    if options["no_correct"]:
-        config["correct"] = False
+    if not wanted.get("max_drop"):
+        del config["evaluation"], config["metric"]  # printed, but no part of the search
+    told = {key: value for key, value in config.items() if value not in (None, (), {})}
     return {
-        "onnxcompress.version": version("onnxcompress"),
-        "onnxcompress.config": json.dumps(config, sort_keys=True, separators=(",", ":")),
-        "onnxcompress.source_sha256": sha256(source),
+        VERSION: version("onnxcompress"),
+        CONFIG: json.dumps(told, sort_keys=True, separators=(",", ":")),
+        SOURCE: sha256(source),
     }
 
 
@@ -414,54 +474,83 @@ def _versions() -> dict[str, Any]:
     return {"versions": {name: version(name) for name in names}, "command": sys.argv[1:]}
 
 
-def _show(report: Report, options: dict[str, Any], written: str | None, code: int) -> None:
+def _check_alike(a: Model, b: Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse two models that do not take the same inputs or give the same outputs."""
+    from onnxcompress.data import input_specs, output_specs
+
+    for what, specs in (("inputs", input_specs), ("outputs", output_specs)):
+        names = [[spec.name for spec in specs(model)] for model in (a, b)]
+        if sorted(names[0]) != sorted(names[1]):
+            both = " and ".join(", ".join(found) for found in names)
+            raise click.UsageError(f"the models have different {what}: {both}")
+    ours = {spec.name: spec for spec in input_specs(a)}
+    for spec in input_specs(b):
+        if spec.dtype != ours[spec.name].dtype or not spec.fits(shapes[spec.name]):
+            raise click.UsageError(
+                f"the models have different inputs: {ours[spec.name]} and {spec}"
+            )
+
+
+# ---------------------------------------------------------------------------------------- messages
+
+
+def _show(report: Report, given: Mapping[str, Any], written: Path | None, code: int) -> None:
+    """The report on stdout; on stderr, as with every exit code but 0, one line why."""
     from onnxcompress import tables
 
-    if options["as_json"]:
-        extra = {"output": written, "exit_code": code}
-        click.echo(json.dumps(report.to_dict() | extra, indent=2, default=str))
+    if given["as_json"]:
+        place = None if written is None else str(written)
+        _print_json(report.to_dict() | {"output": place, "exit_code": code})
     else:
-        tables.show_report(report, written, quiet=options["quiet"])
-    for reason in report.failures:
-        _say(f"not as asked: {reason}")
+        place = f"written to {written}" if written else "nothing was written"
+        if given["dry_run"]:
+            place += " (--dry-run)"
+        tables.show_report(report, place, quiet=given["quiet"])
+    if report.worse:
+        _say(f"{'Warning' if written else 'Error'}: {'; '.join(report.failures)}")
+
+
+def _print_json(value: Any) -> None:
+    from onnxcompress import tables
+
+    tables.write(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The same without NaN and infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its code; whatever goes wrong is one line on stderr."""
     args = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an arrow must not fail where it cannot be shown
     try:
         sys.exit(cli.main(args, prog_name="onnxcompress", standalone_mode=False))
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
     except click.ClickException as error:
         _fail(error.format_message(), BAD)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; nothing was written", INTERRUPTED)
     except OSError as error:
         _fail(str(error), BAD)
-    except ValueError as error:
-        if not any(module in type(error).__module__ for module in ("onnxcompress", "builtins")):
-            _internal(error, args)
-        _fail(str(error), BAD)
     except Exception as error:
-        _internal(error, args)
+        if isinstance(error, ValueError) and type(error).__module__.startswith("onnxcompress."):
+            _fail(str(error), BAD)  # ModelError, DataError, MetricError, BudgetError
+        if "--verbose" in args:
+            traceback.print_exception(error)
+        _fail(f"internal error: {type(error).__name__}: {error} (--verbose shows where)", INTERNAL)
 
 
-def _internal(error: Exception, args: Iterable[str]) -> None:
-    if "--verbose" in args:
-        traceback.print_exception(error)
-    _fail(f"internal error, {type(error).__name__}: {error} (--verbose shows where)", INTERNAL)
-
-
-def _fail(message: str, code: int) -> None:
-    line = " ".join(_lines(message))
-    click.echo(f"Error: {line}", err=True)
+def _fail(message: str, code: int) -> NoReturn:
+    _say(f"Error: {' '.join(message.split())}")
     sys.exit(code)
-
-
-def _lines(text: str) -> Iterator[str]:
-    return (part.strip() for part in text.splitlines() if part.strip())

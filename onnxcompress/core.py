@@ -155,9 +155,10 @@ class Layer:
         if self.op_type == "ConvTranspose":
             if "output_shape" in self.attributes:
                 return self.attributes["output_shape"][axis]
+            full = stride * (length - 1) + of("output_padding", 0) + extent
             if automatic.startswith("SAME"):
-                return length * stride
-            return stride * (length - 1) + of("output_padding", 0) + extent - pads
+                return min(full, length * stride)
+            return full - (0 if automatic == "VALID" else pads)
         if automatic.startswith("SAME"):
             return ceil(length / stride)
         return (length + (0 if automatic == "VALID" else pads) - extent) // stride + 1
@@ -243,9 +244,14 @@ class Statistics:
 
     @property
     def ridge(self) -> float:
-        """What the metric adds in every direction, in units of input variance."""
-        variance = self._trace() / max(self.count, 1) - float(np.sum(np.square(self.mean)))
-        return RIDGE * max(variance, 0.0) / self.total.size + 1e-12
+        """What the metric adds in every direction, in units of input variance.
+
+        No less than rounding takes away from it where the inputs hardly vary.
+        """
+        energy = self._trace() / max(self.count, 1)
+        variance = energy - float(np.sum(np.square(self.mean)))
+        rounding = 4 * np.finfo(self.total.dtype).eps * energy / self.total.size**0.5
+        return max(RIDGE * variance / self.total.size, float(rounding)) + 1e-12
 
     def _trace(self) -> float:
         if self.moment is not None:

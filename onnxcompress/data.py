@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib
 import os
 import re
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from onnxcompress.graph import Model, declared_inputs, read_tensor
+from onnxcompress.graph import Model, declared_inputs, declared_outputs, read_tensor
 from onnxcompress.preprocess import (
     DataError,
     InputSpec,
@@ -82,6 +83,16 @@ class Samples:
     def labels(self) -> Array | None:
         """Labels in the order of the batches, or None."""
         return self.read_labels(self.index) if self.read_labels else None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the first batch, as the model reads it."""
+        found = hashlib.sha256()
+        for name, array in sorted(next(iter(self)).items()):
+            found.update(f"{name} {array.dtype} {array.shape} ".encode())
+            plain = array.dtype.kind != "O"  # else strings
+            found.update(array.tobytes() if plain else repr(array.tolist()).encode())
+        return found.hexdigest()
 
     def batches(self, size: int | None = None) -> Iterator[Sample]:
         """Batches of at most ``size`` samples (default ``batch``; no effect where exact)."""
@@ -161,6 +172,14 @@ def input_specs(model: Model) -> list[InputSpec]:
     return [
         InputSpec(name, dtype, None if shape is None else tuple(shape))
         for name, dtype, shape in declared_inputs(model)
+    ]
+
+
+def output_specs(model: Model) -> list[InputSpec]:
+    """What a model declares of its outputs."""
+    return [
+        InputSpec(name, dtype, None if shape is None else tuple(shape))
+        for name, dtype, shape in declared_outputs(model)
     ]
 
 

@@ -71,6 +71,12 @@ class Model:
         return self.proto.ByteSize() + sum(_external_length(t) for t in self.initializers.values())
 
     @property
+    def data_files(self) -> set[Path]:
+        """The files that hold its external data."""
+        tensors = filter(external_data_helper.uses_external_data, self.graph.initializer)
+        return {self.folder / _location(tensor) for tensor in tensors}
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all initializers and Constant nodes."""
         return sum(_nbytes(t) for t in self.constants.values())
@@ -358,7 +364,7 @@ def find_layers(
         except _SkippedError as reason:
             skipped[name] = str(reason)
             continue
-        key = (_weight_name(model, node), layer.op_type, *map(str, _view_of(node)))
+        key = (_weight_name(model, node), layer.op_type, *map(str, _view_of(node, layer)))
         layers[name] = _shared(layer, first.setdefault(key, name), layers)
     for scope, node in walk(model.graph):
         if scope and node.op_type in OPERATORS:
@@ -380,9 +386,9 @@ def _shared(layer: Layer, first: str, layers: Mapping[str, Layer]) -> Layer:
     return Layer(layer.name, layer.op_type, weight, layer.bias, layer.attributes, first)
 
 
-def _view_of(node: NodeProto) -> tuple[Any, ...]:
-    attributes = _attributes(node)
-    return tuple(attributes.get(key) for key in ("group", "transB", "alpha"))
+def _view_of(node: NodeProto, layer: Layer) -> tuple[Any, ...]:
+    attributes = _attributes(node) | {"left": layer.attributes.get("left")}
+    return tuple(attributes.get(key) for key in ("group", "transB", "alpha", "left"))
 
 
 def layer_input(node: NodeProto, layer: Layer) -> str:
@@ -399,7 +405,7 @@ def _layer(model: Model, name: str, node: NodeProto) -> Layer:
     tensor = _weight_name(model, node)
     if tensor not in model.constants:
         raise _SkippedError("its weight is computed while the model runs")
-    if model.proto.ir_version >= 4 and any(tensor == value.name for value in model.graph.input):
+    if _overridable(model, tensor):
         raise _SkippedError("its weight is a graph input, which a caller may override")
     if model.constants[tensor].data_type not in FLOATS:
         raise _SkippedError(f"its weight is of type {_type_name(model.constants[tensor])}")
@@ -429,11 +435,17 @@ def _layer(model: Model, name: str, node: NodeProto) -> Layer:
     return Layer(name, node.op_type, weight, bias, kept)
 
 
+def _overridable(model: Model, tensor: str) -> bool:
+    """Whether a caller may give a tensor instead of the initializer."""
+    given = any(tensor == value.name for value in model.graph.input)
+    return given and model.proto.ir_version >= 4
+
+
 def _bias(model: Model, node: NodeProto, attributes: Mapping[str, Any]) -> Any:
-    """The constant bias as ``(out,)``, the name of a computed one, or None."""
+    """The constant bias as ``(out,)``, the name of one that is no constant, or None."""
     if len(node.input) < 3 or not node.input[2]:
         return None
-    if node.input[2] not in model.constants:
+    if node.input[2] not in model.constants or _overridable(model, node.input[2]):
         return node.input[2]
     bias = model.read(node.input[2])
     if node.op_type != "Gemm":
@@ -461,21 +473,28 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------- passes
 
 
-def declared_inputs(model: Model) -> list[tuple[str, Any, list[int | str | None] | None]]:
-    """Name, dtype and shape of every input that a caller must give; None for what is open."""
-    result = []
-    for value in model.graph.input:
-        if value.name in model.initializers:
-            continue
-        kind = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or not kind.elem_type:
+Declared = tuple[str, Any, list[int | str | None] | None]  # name, dtype, shape; None is open
+
+
+def declared_inputs(model: Model) -> list[Declared]:
+    """What the model declares of every input that a caller must give."""
+    given = [value for value in model.graph.input if value.name not in model.initializers]
+    for value in given:
+        if not value.type.tensor_type.elem_type:
             raise ModelError(f"the input {value.name!r} is no tensor")
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        dims = [
-            d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim
-        ]
-        result.append((value.name, np.dtype(dtype), dims if kind.HasField("shape") else None))
-    return result
+    return list(map(_declared, given))
+
+
+def declared_outputs(model: Model) -> list[Declared]:
+    """What the model declares of its outputs; the dtype of what is no tensor is object."""
+    return list(map(_declared, model.graph.output))
+
+
+def _declared(value: onnx.ValueInfoProto) -> Declared:
+    kind = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else object
+    dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
+    return value.name, np.dtype(dtype), dims if kind.HasField("shape") else None
 
 
 def linear_nodes(model: Model) -> dict[str, NodeProto]:
@@ -518,7 +537,9 @@ def fold_batchnorm(model: Model) -> Model:
         if conv is None or conv.op_type != "Conv" or result.consumers[conv.output[0]] != 1:
             continue
         sources = [*conv.input[1:], *norm.input[1:]]
-        if any(name not in result.initializers for name in sources) or len(norm.output) > 1:
+        if any(n not in result.initializers or _overridable(result, n) for n in sources):
+            continue
+        if len(norm.output) > 1:
             continue
         if result.consumers[conv.input[1]] != 1:
             continue

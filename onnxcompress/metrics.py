@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -104,6 +106,8 @@ def top(k: int) -> Metric:
     def metric(output: Array, labels: Array) -> Array:
         if not has_class_scores(output):
             raise MetricError(f"top{k} needs class scores, but the output is {output.shape}")
+        if labels.size != len(output):
+            raise MetricError(f"top{k} needs one class number a sample, not {labels.shape[1:]}")
         best = np.argsort(-scores(output), 1, kind="stable")[:, :k]
         return 100.0 * (best == labels.reshape(len(best), 1)).any(1)
 
@@ -126,14 +130,26 @@ def find_metric(name: str) -> Metric:
     """A metric by name, or ``module:function`` called with (outputs, labels).
 
     Raises:
-        MetricError: there is no such metric.
+        MetricError: there is no such metric; the function raises what it meets too, as one.
     """
     if name in METRICS:
         return METRICS[name]
     module, _, function = name.partition(":")
     if not function:
         raise MetricError(f"unknown metric {name!r}; there are top1, top5, psnr, module:function")
+    sys.path.insert(0, os.getcwd())
     try:
-        return getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise MetricError(f"the metric {name!r} cannot be imported: {error}") from None
+        found = getattr(import_module(module), function)
+    except Exception as error:  # the user's code
+        raise MetricError(f"the metric {name!r} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+
+    def metric(output: Array, labels: Array) -> Array:
+        try:
+            return found(output, labels)
+        except Exception as error:  # the user's code
+            reason = f"{type(error).__name__}: {error}"
+            raise MetricError(f"the metric {name!r} failed: {reason}") from error
+
+    return metric

@@ -7,11 +7,12 @@ over them round alike.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
 T = TypeVar("T")
@@ -25,12 +26,23 @@ def cores() -> int:
 
 def each(function: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[R]:
     """``map`` over threads: lazy, in order, at most a few results ahead."""
-    if jobs == 1:
-        return map(function, items)
-    pool: Any = Parallel(
-        n_jobs=jobs, backend="threading", return_as="generator", pre_dispatch=str(jobs)
-    )
-    return pool(delayed(function)(item) for item in items)
+    return map(function, items) if jobs == 1 else _spread(function, items, jobs)
+
+
+def _spread(function: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[R]:
+    """What `each` does.  Whoever stops early waits for the tasks that run, and for no other."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > jobs:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for task in waiting:
+                task.cancel()
 
 
 @contextmanager

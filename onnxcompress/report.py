@@ -80,6 +80,13 @@ class Comparison:
     def worst_snr(self) -> float:
         return min(self.snr.values(), default=200.0)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON types."""
+        result: dict[str, Any] = asdict(self) | {"ratio": self.ratio}
+        if self.latency:
+            result["latency"]["verdict"] = self.latency.verdict
+        return result
+
 
 @dataclass(frozen=True)
 class Report:
@@ -112,9 +119,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types."""
-        result = asdict(self)
+        result = asdict(self) | {"worse": self.worse}
         if self.comparison:
-            result["comparison"]["ratio"] = self.comparison.ratio
-            if self.comparison.latency:
-                result["comparison"]["latency"]["verdict"] = self.comparison.latency.verdict
-        return result | {"worse": self.worse}
+            result["comparison"] = self.comparison.to_dict()
+        return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it leaves a file in the temporary folder
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as OrtNotImplemented
 
@@ -21,6 +24,11 @@ PLAIN = tuple(np.dtype(code) for code in "efdbBhHiIlLqQ?")
 
 ort.set_default_logger_severity(4)
 ort.disable_telemetry_events()
+
+
+def available_providers() -> list[str]:
+    """The execution providers of the onnxruntime that is installed."""
+    return ort.get_available_providers()
 
 
 class Session:

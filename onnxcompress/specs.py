@@ -1,14 +1,22 @@
-"""Methods as the command line spells them: ``basis``, ``basis:unfolding=filter,rank=16``."""
+"""Methods as the command line spells them: ``basis``, ``basis:unfolding=filter,rank=16``.
+
+What a method can be told comes from its fields; what that means, from its docstring.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, get_args, get_type_hints
+from inspect import getdoc
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from onnxcompress.core import Method
 from onnxcompress.methods import METHODS
 from onnxcompress.preprocess import nearest
+
+WORDS = {int: "a whole number", float: "a number", str: "a word"}
 
 
 def parse(spec: str) -> list[Method]:
@@ -20,43 +28,81 @@ def parse(spec: str) -> list[Method]:
     name, _, given = spec.partition(":")
     if name == "auto" and not given:
         return [method() for method in METHODS.values()]
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}{nearest(name, ['auto', *METHODS])}")
-    method = METHODS[name]
-    hints = get_type_hints(method)
-    known = [f.name for f in fields(method)]
+    method = method_named(name)
+    kinds = _kinds(method)
     settings: dict[str, Any] = {}
     for pair in filter(None, given.split(",")):
         key, _, text = pair.partition("=")
-        if key not in known:
-            raise ValueError(f"{name} has no setting {key!r}{nearest(key, known)}")
-        settings[key] = _value(name, key, text, hints[key])
-    return [method(**settings)]
+        if key not in kinds:
+            raise ValueError(f"{name} has no setting {key!r}{nearest(key, kinds)}")
+        if key in settings:
+            raise ValueError(f"{name}:{given} sets {key} twice")
+        settings[key] = _value(f"{name}:{pair}", text, kinds[key])
+    try:
+        return [method(**settings)]
+    except ValueError as error:
+        raise ValueError(f"{spec}: {error}") from None
 
 
-def _value(name: str, key: str, text: str, hint: Any) -> Any:
-    """The text as the first of the types that the setting admits."""
-    for kind in get_args(hint) or (hint,):
+def method_named(name: str) -> type[Method]:
+    """The method of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}{nearest(name, ['auto', *METHODS])}")
+    return METHODS[name]
+
+
+def described(method: type[Method]) -> tuple[str, list[tuple[str, str, str]]]:
+    """What a method does, and for each setting its name, its values and its meaning."""
+    text = getdoc(method) or ""
+    meanings = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE))
+    settings = [
+        (key, _wanted(kinds), " ".join(meanings.get(key, "").split()))
+        for key, kinds in _kinds(method).items()
+    ]
+    return text.partition("\n")[0], settings
+
+
+def _kinds(method: type[Method]) -> dict[str, Sequence[Any]]:
+    """For each setting the types of its values, None left out."""
+    hints = get_type_hints(method)
+    result = {}
+    for f in fields(method):
+        hint = hints[f.name]
+        union = get_origin(hint) in (Union, UnionType)
+        result[f.name] = [
+            kind for kind in (get_args(hint) if union else [hint]) if kind != NoneType
+        ]
+    return result
+
+
+def _value(pair: str, text: str, kinds: Sequence[Any]) -> Any:
+    """The text as the first of the types that takes it."""
+    for kind in kinds:
         try:
-            if kind is int or kind is float:
+            if kind in (int, float):
                 return kind(text)
-            if kind is str or text in get_args(kind):
-                return text
-            if getattr(kind, "__origin__", None) is tuple:
+            if get_origin(kind) is tuple:
                 return tuple(int(part) for part in text.split("x"))
         except ValueError:
             continue
-    raise ValueError(f"{name}:{key}={text} is not {_wanted(hint)}")
+        if (kind is str and text) or (get_origin(kind) is Literal and text in get_args(kind)):
+            return text
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    near = nearest(text, words) if words else f", which must be {_wanted(kinds)}"
+    raise ValueError(f"{pair} has no value that fits{near}")
 
 
-def _wanted(hint: Any) -> str:
-    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
-    words = {int: "a whole number", float: "a number", str: "a word"}
+def _wanted(kinds: Sequence[Any]) -> str:
+    """The values in words."""
     return " or ".join(
-        words.get(kind) or ", ".join(map(str, _choices(kind))) or "numbers joined by x"
+        ", ".join(map(str, get_args(kind)))
+        if get_origin(kind) is Literal
+        else "whole numbers joined by x"
+        if get_origin(kind) is tuple
+        else WORDS.get(kind, str(kind))
         for kind in kinds
     )
-
-
-def _choices(kind: Any) -> Sequence[Any]:
-    return [c for c in get_args(kind) if isinstance(c, str)]

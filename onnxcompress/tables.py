@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from onnxcompress.report import Comparison, Report, Row, Size
+from onnxcompress.report import Comparison, Report, Row
 
-WIDTH = 160  # where the output is no terminal, so that nothing is cut off
+WIDE = 1000  # columns where the output is no terminal: nothing is cut off or broken
+CURVE = (0.95, 0.9, 0.75, 0.5, 0.25)  # shares of a layer's cost at which its error is shown
+NAMED = 4  # layers that are listed where many were skipped for one reason
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+# -------------------------------------------------------------------------------- stdout and stderr
+
+
+class _Console(Console):
+    """The standard output.  Whoever reads it may leave at any time."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def write(text: str) -> None:
+    """Print text to the standard output as it is."""
+    _Console().out(text, highlight=False)
+
+
+def _print(*parts: RenderableType) -> None:
+    """Print some things, each with an empty line before it, but the first."""
+    console = _Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    with console.capture() as captured:
+        for index, part in enumerate(parts):
+            console.print(Padding(part, (int(index > 0), 0, 0, 0), expand=False))
+    write("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 @contextmanager
 def progress(shown: bool) -> Iterator[Callable[[Iterable[Any], str, int], Iterable[Any]]]:
     """A ``track`` for `compress`, with bars on stderr while they are of use."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bars = Progress(
-        *columns,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -37,158 +64,237 @@ def progress(shown: bool) -> Iterator[Callable[[Iterable[Any], str, int], Iterab
 
     def track(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
         task = bars.add_task(what, total=total)
-        for item in items:
-            yield item
-            bars.advance(task)
-        bars.remove_task(task)
+        try:
+            for item in items:
+                yield item
+                bars.advance(task)
+        finally:
+            bars.remove_task(task)
 
     with bars:
         yield track
 
 
-def show_report(report: Report, written: str | None, quiet: bool) -> None:
-    """The layers, the model before and after, and the verdict."""
-    console = _console()
+# ----------------------------------------------------------------------------------------- compress
+
+
+def show_report(report: Report, place: str, quiet: bool) -> None:
+    """The layers, the model before and after, what else is to be known, and the verdict."""
+    parts: list[RenderableType] = []
     if not quiet:
-        console.print(_layers(report.rows))
+        parts.append(_layers(report.rows))
         if report.worse and report.curves:
-            console.print(_curves(report.curves))
+            parts.append(_curves(report.curves))
         if report.comparison:
-            show_comparison(report.comparison)
-        for reason, names in _by_reason(report.skipped).items():
-            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")
-            console.print(f"[dim]skipped: {escape(shown)}: {escape(reason)}")
-        for warning in report.warnings:
-            console.print(f"[yellow]warning: {escape(warning)}")
-    console.print(_verdict(report, written), soft_wrap=True)
-
-
-def _by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for name, reason in skipped.items():
-        reasons[reason].append(name)
-    return reasons
+            parts.append(_comparison(report.comparison, "held-out"))
+        if notes := _notes(report):
+            parts.append(notes)
+    _print(*parts, Text(_verdict(report, place), "bold red" if report.worse else "bold green"))
 
 
 def _layers(rows: Sequence[Row]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layer", overflow="fold")
-    table.add_column("type")
-    table.add_column("weight")
-    table.add_column("method")
-    for name in ("KB", "MMACs", "error", "SNR dB"):
-        table.add_column(name, justify="right")
+    table = _table("layer", "type", "weight", "method", KB=True, MMACs=True, error=True)
+    table.add_column("SNR dB", justify="right")
     for row in rows:
-        kept = not row.method
         table.add_row(
-            escape(row.layer),
+            Text(row.layer),
             row.op_type,
-            "x".join(map(str, row.shape)),
-            escape(row.method) if not kept else f"[dim]{escape(row.note)}",
+            _times(row.shape),
+            Text(row.method or "kept"),
             _pair(row.nbytes, 1000, 1),
             _pair(row.macs, 1_000_000, 2),
-            "" if kept else f"{row.error:.4f}",
+            f"{row.error:.4f}" if row.method else "",
             "" if row.snr is None else f"{row.snr:.1f}",
-            style="dim" if kept else "",
+            style="" if row.method else "dim",
         )
     return table
-
-
-def _pair(values: tuple[int, int], unit: int, digits: int) -> str:
-    before, after = (f"{value / unit:,.{digits}f}" for value in values)
-    return before if values[0] == values[1] else f"{before} → {after}"
 
 
 def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Table:
     """The error of every layer at some shares of its cost: why the target is out of reach."""
-    shares = (0.95, 0.9, 0.75, 0.5, 0.25)
-    table = Table(box=None, pad_edge=False, title="least error at this share of the layer's cost")
-    table.add_column("layer", overflow="fold")
-    for share in shares:
+    table = _table("least error at this share of a layer's cost")
+    for share in CURVE:
         table.add_column(f"{share:.0%}", justify="right")
     for name, points in curves.items():
-        found = [min((e for cost, e in points if cost <= share), default=None) for share in shares]
-        table.add_row(escape(name), *("-" if e is None else f"{e:.4f}" for e in found))
+        least = [min((e for cost, e in points if cost <= share), default=None) for share in CURVE]
+        table.add_row(Text(name), *("-" if e is None else f"{e:.4f}" for e in least))
     return table
 
 
-def show_comparison(comparison: Comparison) -> None:
+def _notes(report: Report) -> Text | None:
+    """Warnings, and why layers are as they were: those with the same reason in one line."""
+    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in report.rows:
+        if row.note and row.layer not in report.skipped:
+            reasons["note" if row.method else "kept", row.note.removeprefix("kept: ")] += [
+                row.layer
+            ]
+    for name, reason in report.skipped.items():
+        reasons["skipped", reason].append(name)
+    lines = [Text(f"warning: {warning}", "yellow") for warning in report.warnings]
+    for (what, reason), names in reasons.items():
+        more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+        lines.append(Text(f"{what}: {', '.join(names[:NAMED])}{more}: {reason}", "dim"))
+    return Text("\n").join(lines) if lines else None
+
+
+def _verdict(report: Report, place: str) -> str:
+    """The result in one sentence."""
+    both = report.comparison
+    if both is None:
+        return f"no result; {place}"
+    parts = [f"file {_ratio(both.ratio)}"]
+    before, after = both.before, both.after
+    if before.macs and after.macs is not None and after.macs != before.macs:
+        share = after.macs / before.macs
+        parts.append(f"{abs(1 - share):.0%} {'fewer' if share < 1 else 'more'} multiplications")
+        if both.latency:
+            parts.append(_speed(both.latency.ratio, both.latency.verdict))
+    elif any(row.method for row in report.rows):
+        parts.append("speed and memory as the original")
+    if before.metric is not None and after.metric is not None:
+        parts.append(f"{both.metric} {before.metric:.2f} → {after.metric:.2f}")
+    return f"{', '.join(parts)}; {place}"
+
+
+def _ratio(ratio: float) -> str:
+    """What became of the file's size."""
+    if round(ratio, 2) == 1:
+        return "as large as before"
+    return f"{ratio:.2f} times smaller" if ratio > 1 else f"{1 / ratio:.2f} times larger"
+
+
+def _speed(ratio: float, verdict: str) -> str:
+    """What became of the latency, which is now so many times the original's."""
+    if verdict == "inconclusive":
+        return "no measurable difference in speed"
+    return f"{max(ratio, 1 / ratio):.2f} times {verdict}"
+
+
+# ----------------------------------------------------------------------------------- other commands
+
+
+def show_comparison(comparison: Comparison, held_out: bool) -> None:
     """Two models side by side."""
+    _print(_comparison(comparison, "held-out" if held_out else ""))
+
+
+def _comparison(comparison: Comparison, which: str) -> Table:
     before, after = comparison.before, comparison.after
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    table.add_column("")
-    ratio = f"{comparison.ratio:.2f} times smaller" if comparison.ratio >= 1 else "larger"
-    table.add_row("file, bytes", f"{before.nbytes:,}", f"{after.nbytes:,}", ratio)
-    table.add_row("weights, bytes", f"{before.weights:,}", f"{after.weights:,}", "")
+    table = _table("", before=True, after=True)
+    table.add_column("", overflow="fold")
+    table.add_row(
+        "file, bytes", f"{before.nbytes:,}", f"{after.nbytes:,}", _ratio(comparison.ratio)
+    )
+    share = f"{after.weights / max(before.weights, 1):.2%} left"
+    table.add_row("weights, bytes", f"{before.weights:,}", f"{after.weights:,}", share)
     if before.macs and after.macs is not None:
-        share = f"{after.macs / before.macs:.4f} of them"
+        share = f"{after.macs / before.macs:.2%} left"
         table.add_row("multiplications", f"{before.macs:,}", f"{after.macs:,}", share)
     if spent := comparison.latency:
         spread = (
-            f"{spent.ratio:.2f} of the time ({spent.low:.2f} to {spent.high:.2f}): {spent.verdict}"
+            f"{spent.verdict}: {spent.ratio:.2f} of the time ({spent.low:.2f} to {spent.high:.2f})"
         )
         table.add_row("latency, ms", f"{spent.before:.2f}", f"{spent.after:.2f}", spread)
-    if comparison.metric is not None:
-        table.add_row(f"{comparison.metric} (labels)", *_metrics(before, after))
-    seen = f"on {comparison.samples} {'held-out' if comparison.real else 'RANDOM'} samples"
+    if before.metric is not None and after.metric is not None:
+        change = f"{after.metric - before.metric:+.2f}"
+        metric = f"{comparison.metric}, by labels"
+        table.add_row(Text(metric), f"{before.metric:.2f}", f"{after.metric:.2f}", change)
+    kind = which if comparison.real else "RANDOM"
+    seen = f"on {comparison.samples} {kind} samples".replace("  ", " ")
     if comparison.agreement is not None:
         table.add_row("same top class", "", f"{comparison.agreement:.2%}", seen)
     for name, snr in comparison.snr.items():
-        table.add_row("output SNR, dB", "", f"{snr:.2f}", f"{escape(name)}, {seen}")
-    _console().print(table)
+        table.add_row(Text(f"SNR of {name}, dB"), "", f"{snr:.2f}", seen)
+    if not comparison.finite:
+        table.add_row("", "", "", Text("the outputs differ in shape, or hold NaN", "bold red"))
+    return table
 
 
-def _metrics(before: Size, after: Size) -> tuple[str, str, str]:
-    old, new = before.metric or 0.0, after.metric or 0.0
-    return f"{old:.2f}", f"{new:.2f}", f"{new - old:+.2f}"
-
-
-def _verdict(report: Report, written: str | None) -> str:
-    both = report.comparison
-    if both is None:
-        return "[red]no result"
-    size = f"{both.ratio:.2f} times smaller file"
-    work = ""
-    if both.before.macs and both.after.macs is not None:
-        work = f", {1 - both.after.macs / both.before.macs:.0%} fewer multiplications"
-    speed = ""
-    if both.latency and both.latency.verdict != "inconclusive":
-        speed = f", {1 / both.latency.ratio:.2f} times as fast"
-    good = "[bold green]" if not report.worse else "[bold red]"
-    place = f"written to {escape(written)}" if written else "nothing was written"
-    if report.worse:
-        place = f"not as asked ({escape('; '.join(report.failures))}); {place}"
-    return f"{good}{size}{work}{speed}; {place}"
-
-
-def show_inspection(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def show_inspection(facts: Mapping[str, Any]) -> None:
     """What a model is made of."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("layer", "type", "weight"):
-        table.add_column(name, overflow="fold")
-    for name in ("KB", "of file", "MMACs", "of all"):
+    table = _table("layer", "type", "weight", KB=True)
+    for name in ("of file", "MMACs", "of all"):
         table.add_column(name, justify="right")
     table.add_column("compressible by", overflow="fold")
-    for row in rows:
+    work = facts["macs"]
+    for row in facts["layers"]:
         size, macs = row["bytes"], row["macs"]
-        total = facts["macs"] or 1
+        able = ", ".join(row["methods"])
+        reason = row["reason"] and (f"{able} ({row['reason']})" if able else f"no: {row['reason']}")
         table.add_row(
-            escape(row["layer"]),
+            Text(row["layer"]),
             row["type"],
-            "x".join(map(str, row["shape"])),
+            _times(row["shape"]),
             "" if size is None else f"{size / 1000:,.1f}",
             "" if size is None else f"{size / facts['file']:.1%}",
             "" if macs is None else f"{macs / 1e6:,.2f}",
-            "" if macs is None else f"{macs / total:.1%}",
-            ", ".join(row["methods"]) or f"[dim]no: {escape(row['skipped'])}",
+            "" if macs is None else f"{macs / (work or 1):.1%}",
+            Text(reason or able),
+            style="" if able else "dim",
         )
-    console = _console()
-    console.print(table)
-    console.print(
-        f"file {facts['file']:,} bytes, weights {facts['weights']:,}, opset {facts['opset']}, "
-        f"IR {facts['ir_version']}, {(facts['macs'] or 0) / 1e6:,.1f} million multiplications"
+    able = [row for row in facts["layers"] if row["methods"]]
+    lines = [
+        f"{len(able)} of {len(facts['layers'])} layers can be compressed; they hold "
+        f"{sum(row['bytes'] for row in able) / facts['file']:.1%} of the file"
+        + (f" and {sum(row['macs'] or 0 for row in able) / work:.1%} of its MACs" if work else ""),
+        f"file {facts['file']:,} bytes, weights {facts['weights']:,} bytes, "
+        f"{f'{work:,} MACs' if work else 'MACs unknown'}, {facts['nodes']} nodes, "
+        f"opset {facts['opset']}, IR {facts['ir_version']}"
+        + ", compressed before"
+        * facts["compressed_before"],
+        *(
+            f"{way[:-1]} {_tensor(tensor)}"
+            for way in ("inputs", "outputs")
+            for tensor in facts[way]
+        ),
+    ]
+    _print(table, Text("\n".join(lines)))
+
+
+def _tensor(facts: Mapping[str, Any]) -> str:
+    shape = "?" if facts["shape"] is None else ", ".join(str(d or "?") for d in facts["shape"])
+    return f"{facts['name']}: {facts['type']} [{shape}]"
+
+
+def show_methods(summaries: Mapping[str, str]) -> None:
+    """All methods, one a line."""
+    table = _table("method", "")
+    for name, summary in summaries.items():
+        table.add_row(name, Text(summary))
+    _print(table)
+
+
+def show_method(name: str, summary: str, settings: Sequence[tuple[str, str, str]]) -> None:
+    """One method with its settings."""
+    table = _table("setting", "values", "")
+    for setting in settings:
+        table.add_row(*map(Text, setting))
+    pairs = ",".join(f"{key}=..." for key, *_ in settings[:2])
+    hint = f"--method {name}" + (
+        f" or --method {name}:{pairs}; what is not set is open" * bool(pairs)
     )
-    console.print(escape("inputs: " + "; ".join(facts["inputs"])))
+    _print(Text(f"{name}: {summary}"), table, Text(hint))
+
+
+# -------------------------------------------------------------------------------------------- cells
+
+
+def _table(*words: str, **numbers: bool) -> Table:
+    """A plain table with columns of words, then of numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for word in words:
+        table.add_column(word, overflow="fold")
+    for number in numbers:
+        table.add_column(number, justify="right", no_wrap=True)
+    return table
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _pair(values: tuple[int, int], unit: int, digits: int) -> str:
+    """Before and after."""
+    before, after = (f"{value / unit:,.{digits}f}" for value in values)
+    return before if values[0] == values[1] else f"{before} → {after}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from math import isfinite
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Target:
     min_snr: float | None = None
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not isfinite(value):
+                raise ValueError(f"{name} must be a number, got {value}")
         if self.ratio is not None and not self.ratio >= 1:
             raise ValueError(f"ratio must be at least 1, got {self.ratio}")
         if self.macs is not None and not 0 < self.macs <= 1:

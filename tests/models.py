@@ -5,7 +5,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.graph import Model
 
-ONNX_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+ONNX_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+}
 
 # kind -> operator, weight shape as stored, input shape, attributes, bias shape
 KINDS = {
@@ -60,6 +64,9 @@ KINDS = {
 
 def layer_model(kind, rng, dtype="float32"):
     """The model of one layer, and a sample for it."""
+    opset = 22 if dtype == "bfloat16" else 17  # the first one with such convolutions
+    element = ONNX_TYPES[dtype]
+    dtype = helper.tensor_dtype_to_np_dtype(element)
     op_type, weight_shape, input_shape, attributes, bias_shape = KINDS[kind]
     attributes = dict(attributes)
     left = attributes.pop("left", False)
@@ -72,10 +79,10 @@ def layer_model(kind, rng, dtype="float32"):
         tensors.append(numpy_helper.from_array(bias, "b"))
         inputs.append("b")
     nodes = [helper.make_node(op_type, inputs, ["y"], "layer", **attributes)]
-    x = helper.make_tensor_value_info("x", ONNX_TYPES[dtype], input_shape)
-    y = helper.make_tensor_value_info("y", ONNX_TYPES[dtype], [None] * len(input_shape))
+    x = helper.make_tensor_value_info("x", element, input_shape)
+    y = helper.make_tensor_value_info("y", element, [None] * len(input_shape))
     graph = helper.make_graph(nodes, "net", [x], [y], tensors)
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     return Model(proto), {"x": (rng.normal(size=input_shape) + 0.3).astype(dtype)}
 
 

@@ -18,7 +18,6 @@ OWNERS = {  # library -> the modules that know it; numpy is everywhere
     "PIL": {"preprocess", "data"},
     "yaml": {"preprocess"},
     "pydantic": {"preprocess"},
-    "joblib": {"parallel"},
     "threadpoolctl": {"parallel"},
     "scipy": {"methods", "refit"},
     "einops": {"methods"},
@@ -39,6 +38,7 @@ BELOW = {  # module -> the modules of ours that it may import
     "specs": {"core", "methods", "preprocess"},
     "report": {"runtime"},
     "tables": {"report"},
+    "inspection": {"data", "graph", "measuring", "methods", "preprocess", "validation"},
     "measuring": {"calibration", "core", "data", "graph", "metrics", "parallel", "runtime"},
     "refit": {"calibration", "core", "graph", "metrics", "parallel", "runtime"},
     "validation": {

@@ -236,9 +236,9 @@ def test_a_bad_input_has_no_traceback_in_a_real_process(folder, tmp_path):
 
 def test_ctrl_c_leaves_nothing_behind_and_exits_with_130(folder, tmp_path):
     (tmp_path / "slow.py").write_text(
-        "import numpy as np, time\n"
+        "import numpy as np, sys, time\n"
         "def batches():\n"
-        "    print('started', flush=True)\n"
+        "    print('started', file=sys.stderr, flush=True)\n"
         "    time.sleep(60)\n"
         f"    yield {{'x': np.zeros((1, 3, {SIZE}, {SIZE}), np.float32)}}\n"
     )
@@ -248,7 +248,7 @@ def test_ctrl_c_leaves_nothing_behind_and_exits_with_130(folder, tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
-    assert child.stdout is not None and child.stdout.readline() == "started\n"
+    assert child.stderr is not None and child.stderr.readline() == "started\n"
     time.sleep(0.2)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=30)

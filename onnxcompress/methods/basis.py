@@ -289,8 +289,11 @@ class _Unfolding:
         steps = min(STEPS, ALTERNATION_WORK // (ALTERNATIONS * step))
         for _ in range(ALTERNATIONS if steps > 1 else 0):
             w = np.stack(list(self._coefficients(setting))).astype(self._weight.dtype)
-            gram = w.swapaxes(1, 2) @ w
-            wanted = w.swapaxes(1, 2) @ self._weight
+            turned = w.swapaxes(1, 2) / np.maximum(
+                np.sum(np.square(w), (1, 2), keepdims=True), 1e-30
+            )
+            gram = turned @ w
+            wanted = turned @ self._weight
 
             def image(seeds: Array, gram: Array = gram) -> Array:
                 return self._gathered(gram @ self._images(seeds))
@@ -356,15 +359,17 @@ def _conjugate_gradients(
 
     x, residual = start, right - image(start)
     direction, square = residual, dot(residual, residual)
+    least = (4 * np.finfo(start.dtype).eps) ** 2 * dot(right, right)  # what rounding leaves
     for _ in range(steps):
         product = image(direction)
-        length = square / np.maximum(dot(direction, product), 1e-300)
+        curve = dot(direction, product)
+        going = (square > least) & (curve > 0)
+        length = np.where(going, square / np.where(going, curve, 1), 0)
         x = (x + length * direction).astype(start.dtype)
         residual = (residual - length * product).astype(start.dtype)
         previous, square = square, dot(residual, residual)
-        direction = (residual + square / np.maximum(previous, 1e-300) * direction).astype(
-            start.dtype
-        )
+        turn = np.where(going, square / np.where(going, previous, 1), 0)
+        direction = (residual + turn * direction).astype(start.dtype)
     return x
 
 
