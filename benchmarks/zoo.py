@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -29,6 +30,14 @@ from shapes import resnet50
 from zoo_data import brain, cifar10, imagenet_caffe, imagenet_lite, noisy
 
 sys.path.insert(0, str(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))
+
+
+# A process's peak memory counts from its parent's size at the start, so a small one starts it.
+LAUNCH = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
+"""
 
 
 @dataclass(frozen=True)
@@ -119,13 +128,16 @@ def measure(row: Row, zoo: Path, large: Path) -> list[str]:
         print("$", *command, file=sys.stderr)
         start = time.perf_counter()
         with (folder / "report.json").open("wb") as stdout:
-            child = subprocess.Popen(command, stdout=stdout)
-            usage = os.wait4(child.pid, 0)[2]
+            launched = subprocess.run(
+                [sys.executable, "-c", LAUNCH, *command], stdout=stdout, stderr=PIPE, text=True
+            )
+        *said, peak = launched.stderr.splitlines()
+        print(*said, sep="\n", file=sys.stderr)
         seconds = time.perf_counter() - start
         printed = (folder / "report.json").read_text()
         report = json.loads(printed) if printed.startswith("{") else {}
         cells = [*_sizes(report), *_scores(row, zoo, model, out)]
-        return [*cells, f"{seconds:.0f} s", f"{usage.ru_maxrss / 2**20:.2f} GiB"]
+        return [*cells, f"{seconds:.0f} s", f"{int(peak) / 2**20:.2f} GiB"]
 
 
 def _places(name: str, zoo: Path, large: Path) -> list[Path]:

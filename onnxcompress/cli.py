@@ -59,7 +59,7 @@ class Percent(click.ParamType):
         except ValueError:
             share = math.nan
         if not 0 < share <= 1:
-            self.fail(f"{value!r} is no share; write 98% or 0.98", param, ctx)
+            self.fail(f"{value!r} is no share of 1; write 98% or 0.98", param, ctx)
         return share
 
 
@@ -300,7 +300,7 @@ def compare(first: Path, second: Path, **given: Any) -> int:
     if given["as_json"]:
         _print_json(comparison.to_dict())
     else:
-        tables.show_comparison(comparison, held_out=False)
+        tables.show_comparison(comparison)
     return DONE
 
 

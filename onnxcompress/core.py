@@ -212,9 +212,10 @@ class Statistics:
     @classmethod
     def of(cls, patches: Array) -> Self:
         """Statistics of patches ``(groups, count, fan_in)``."""
+        total = patches.sum(1, dtype=np.float64).astype(patches.dtype)
         if patches.shape[2] > SKETCH_ABOVE:
-            return cls(patches.shape[1], patches.sum(1), rows=patches)._folded()
-        return cls(patches.shape[1], patches.sum(1), patches.swapaxes(1, 2) @ patches)
+            return cls(patches.shape[1], total, rows=patches)._folded()
+        return cls(patches.shape[1], total, patches.swapaxes(1, 2) @ patches)
 
     def __add__(self, other: Self) -> Self:
         if not self.count or not other.count:

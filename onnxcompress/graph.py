@@ -826,6 +826,9 @@ def segment(
         if name in needed and name not in inputs and name not in made:
             graph.initializer.append(tensor)
             graph.initializer[-1].name = name
+    graph.sparse_initializer.extend(
+        sparse for sparse in model.graph.sparse_initializer if sparse.values.name in needed
+    )
     for name in outputs:
         graph.output.add(name=name)
     return Model(result, model.folder)

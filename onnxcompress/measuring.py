@@ -82,6 +82,8 @@ class Job:
 def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """For one sample: the input shape of every linear node, and its multiplications."""
     nodes = linear_nodes(model)
+    if not nodes:
+        return {}, {}
     tensors = {t for node in nodes.values() for t in (*node.input[:2], *node.output[:1])}
     known = {name: tuple(c.dims) for name, c in model.constants.items() if name in tensors}
     asked = sorted(tensors - set(known))
@@ -234,7 +236,7 @@ def weigh(
             for reader in readers
             if isinstance(job.layers[reader].bias, Array)
         }
-        alone = Session(rewrite(job.runnable, dict.fromkeys(readers, weight), biases))
+        alone = Session(rewrite(job.runnable, dict.fromkeys(readers, weight), biases, {}))
         fidelity = Fidelity()
         for batch, expected in zip(batches, reference, strict=True):
             fidelity.add(alone.outputs, expected, alone.run(batch))

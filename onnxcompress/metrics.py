@@ -97,6 +97,8 @@ class Fidelity:
 
 def decibel(signal: float, noise: float) -> float:
     """Signal-to-noise ratio in dB, between -100 and 200."""
+    if noise == 0:
+        return 200.0
     return float(np.clip(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)), -100, 200))
 
 

@@ -361,7 +361,7 @@ class _Run:
             for index, name in enumerate(every)
             if job.fit is not None and _may_correct(job.layers[name])
         }
-        return annotate(rewrite(job.model, every, biases), self.metadata).nbytes
+        return annotate(rewrite(job.model, every, biases, {}), self.metadata).nbytes
 
     def _both_limit(self, limit: float) -> float:
         """The largest byte limit that holds the share of multiplications too."""
@@ -482,7 +482,8 @@ class _Run:
         def loss(state: Mapping[str, Fitted]) -> float:
             weights = {name: f.weight for name, f in state.items()}
             biases = {name: f.bias for name, f in state.items() if f.bias is not None}
-            return self.validation.fidelity(rewrite(job.runnable, weights, biases), samples).loss
+            model = rewrite(job.runnable, weights, biases, {})
+            return self.validation.fidelity(model, samples).loss
 
         work = CORRECTION_WORK // (CORRECTION_TRIALS * max(sum(job.macs.values()), 1))
         samples = int(np.clip(work, 1, CORRECTION_SAMPLES))

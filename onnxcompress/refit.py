@@ -32,6 +32,7 @@ from onnxcompress.runtime import Sample, Session
 
 SHRINK = 0.05  # toward the original weight, share of the mean input variance
 ENOUGH = 2  # patches per input of a patch; with fewer, the plain weight is the target
+HARDLY = 1e-3  # inputs whose variance is less than this share of their energy hardly vary
 GAIN = 2.0  # largest correction of a standard deviation, and its inverse the smallest
 
 
@@ -136,7 +137,12 @@ class _Fit:
         result = []
         for g, weight in enumerate(self.layer.grouped.astype(np.float32)):
             mean = statistics.mean[g].astype(np.float32)
-            moment = statistics.moment[g] / statistics.count - np.outer(mean, mean)
+            moment = statistics.moment[g] / statistics.count
+            energy = np.trace(moment)
+            moment = moment - np.outer(mean, mean)
+            if np.trace(moment) <= HARDLY * energy:  # what is left is rounding
+                result.append(weight)
+                continue
             shrink = SHRINK * np.trace(moment) / len(moment) + 1e-12
             moment[np.diag_indices_from(moment)] += shrink
             cross = self.cross[g] + shrink * weight
@@ -228,7 +234,7 @@ class _Streams:
         alone = segment(self._model, [node], {t: v[0] for t, v in values.items()}, node.output)
         key = alone.keys[0]
         biases = {} if fitted.bias is None else {key: fitted.bias}
-        alone = rewrite(alone, {key: fitted.weight}, biases)
+        alone = rewrite(alone, {key: fitted.weight}, biases, failed={})  # the result reports it
         self._pending[0].append(node)
         self._next += 1
         self._compressed |= self._run(alone, values)

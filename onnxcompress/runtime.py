@@ -44,20 +44,14 @@ class Session:
         threads: int = 1,
         optimize: bool = True,
     ) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        if not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(model.folder.absolute())
-        )
+        def load(version: Model) -> ort.InferenceSession:
+            return _load(version, _options(version, threads, optimize), providers)
+
         try:
             try:
-                self._session = _load(model, options, providers)
+                self._session = load(model)
             except OrtNotImplemented:
-                self._session = _load(as_float32(model), options, providers)
+                self._session = load(as_float32(model))
         except Exception as error:
             raise ModelError(f"onnxruntime cannot load the model: {line(error)}") from None
         self._inputs = {value.name: value.type for value in self._session.get_inputs()}
@@ -76,6 +70,19 @@ class Session:
             return self._session.run(None, feeds)
         except Exception as error:
             raise ModelError(f"onnxruntime cannot run the model: {line(error)}") from None
+
+
+def _options(model: Model, threads: int, optimize: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(model.folder.absolute())
+    )
+    return options
 
 
 def _load(

@@ -174,9 +174,9 @@ def _speed(ratio: float, verdict: str) -> str:
 # ----------------------------------------------------------------------------------- other commands
 
 
-def show_comparison(comparison: Comparison, held_out: bool) -> None:
+def show_comparison(comparison: Comparison) -> None:
     """Two models side by side."""
-    _print(_comparison(comparison, "held-out" if held_out else ""))
+    _print(_comparison(comparison, ""))
 
 
 def _comparison(comparison: Comparison, which: str) -> Table:

@@ -330,6 +330,34 @@ def test_a_weight_read_in_two_ways_is_not_shared_and_stays_while_it_is_read(rng)
     same_outputs(model, result, x=rng.standard_normal((2, 4), np.float32))
 
 
+def test_a_weight_on_the_left_of_one_product_and_the_right_of_another_is_not_shared(rng):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], "right"),
+        helper.make_node("MatMul", ["w", "h"], ["y"], "left"),
+    ]
+    weights = {"w": rng.standard_normal((4, 4), np.float32)}
+    model = build(nodes, {"x": [4, 4]}, {"y": [4, 4]}, weights)
+    layers, _ = find_layers(model)
+    assert [layer.shared for layer in layers.values()] == ["right", "left"]
+    same_outputs(model, compressed(model), x=rng.standard_normal((4, 4), np.float32))
+
+
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose", "Gemm"])
+def test_a_bias_that_callers_may_override_stays_overridable(rng, op_type):
+    size = [2, 4, 3, 3] if op_type != "Gemm" else [2, 4]
+    weights = {
+        "w": rng.standard_normal((4, 4, 1, 1) if op_type != "Gemm" else (4, 4), np.float32),
+        "b": rng.standard_normal(4, np.float32),
+    }
+    node = helper.make_node(op_type, ["x", "w", "b"], ["y"], "layer")
+    model = build([node], {"x": size}, {"y": size}, weights)
+    model.proto.graph.input.append(value("b", [4]))
+    result = compressed(Model(model.proto))
+    x, b = rng.standard_normal(size, np.float32), rng.standard_normal(4, np.float32)
+    same_outputs(model, result, x=x)
+    same_outputs(model, result, x=x, b=b)
+
+
 def test_weights_in_constant_nodes_are_compressed_and_the_constants_disappear(rng):
     weight = numpy_helper.from_array(rng.standard_normal((6, 4, 3, 3), np.float32))
     other = numpy_helper.from_array(np.float32([2]))
@@ -521,6 +549,14 @@ def test_folding_a_batchnorm_keeps_the_outputs(rng, ir, bias):
 def test_a_batchnorm_whose_conv_has_other_readers_is_not_folded(rng):
     proto = with_batchnorm(rng).proto
     proto.graph.output.append(value("h", [2, 6, 3, 3]))
+    assert graph.fold_batchnorm(Model(proto)).proto == proto
+
+
+@pytest.mark.parametrize("name", ["w", "scale", "mean"])
+def test_a_batchnorm_whose_parameters_callers_may_override_is_not_folded(rng, name):
+    proto = with_batchnorm(rng).proto
+    [dims] = [list(t.dims) for t in proto.graph.initializer if t.name == name]
+    proto.graph.input.append(value(name, dims))
     assert graph.fold_batchnorm(Model(proto)).proto == proto
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from onnxcompress.core import Layer
 from onnxcompress.methods import METHODS
-from onnxcompress.specs import parse
+from onnxcompress.methods.basis import Basis
+from onnxcompress.specs import described, parse
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -25,9 +26,24 @@ def test_auto_stands_for_all_methods():
         ("basis:rnk=1", "did you mean 'rank'"),
         ("basis:rank=many", "a whole number"),
         ("basis:unfolding=filtre", "did you mean 'filter'"),
+        ("basis:unfolding=4", "there are: filter, spatial, tucker"),
+        ("basis:first=left", "whole numbers joined by x"),
+        ("basis:rank=1,rank=2", "sets rank twice"),
         ("basis:energy=2", "at most 1"),
     ],
 )
 def test_a_mistake_is_named_with_the_nearest_right_spelling(spec, message):
     with pytest.raises(ValueError, match=message):
         parse(spec)
+
+
+def test_settings_of_every_kind_are_read():
+    assert parse("basis:first=0x1,energy=0.5,unfolding=spatial") == [
+        Basis("spatial", first=(0, 1), energy=0.5)
+    ]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_of_every_method_is_explained(name):
+    summary, settings = described(METHODS[name])
+    assert summary and all(meaning for _, _, meaning in settings)

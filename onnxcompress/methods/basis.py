@@ -381,7 +381,8 @@ def _root(gram: Array, noise: float) -> Array:
     Args:
         noise: what is added to each diagonal entry at first, relative to it.
     """
-    size = np.sqrt(np.maximum(np.diagonal(gram), 1e-30))
+    diagonal = np.diagonal(gram)
+    size = np.sqrt(np.maximum(diagonal, max(noise * diagonal.max(), 1e-30)))
     gram /= size[:, None]
     gram /= size
     while True:
