@@ -37,6 +37,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
 BATCH_BYTES = 16 << 20  # of inputs; what a model makes of them is many times larger
 BATCH_SAMPLES = 64
+LEAST_BATCHES = 4  # where there are so many samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,11 @@ class Samples:
             plain = array.dtype.kind != "O"  # else strings
             found.update(array.tobytes() if plain else repr(array.tolist()).encode())
         return found.hexdigest()
+
+    @property
+    def even(self) -> int:
+        """Samples per batch that leave work for several threads, however many there are."""
+        return max(1, min(self.batch, -(-len(self) // LEAST_BATCHES)))
 
     def batches(self, size: int | None = None) -> Iterator[Sample]:
         """Batches of at most ``size`` samples (default ``batch``; no effect where exact)."""

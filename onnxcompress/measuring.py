@@ -184,8 +184,8 @@ def quota(layer: Layer, batches: int) -> int:
 def batching(samples: Samples, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     """Samples per batch so that one layer's input stays small, and how many batches that makes."""
     largest = max((4 * prod(shape) for shape in shapes.values()), default=1)
-    size = int(np.clip(EXPOSED_BYTES // 2 // largest, 1, 64))
-    size = samples.batch if samples.exact else min(size, max(samples.batch, 1))
+    size = min(int(np.clip(EXPOSED_BYTES // 2 // largest, 1, 64)), samples.even)
+    size = samples.batch if samples.exact else size
     return size, -(-len(samples) // size)
 
 
@@ -242,7 +242,7 @@ def weigh(
             fidelity.add(alone.outputs, expected, alone.run(batch))
         return float(np.sqrt(fidelity.loss / max(setting.error, 1e-9)))
 
-    found = job.track(each(sensitivity, names, job.jobs), "weighing layers", len(names))
+    found = job.track(each(sensitivity, names, job.jobs, len(names)), "weighing layers", len(names))
     weights = dict(zip(names, found, strict=True))
     typical = float(np.median(list(weights.values()))) or 1.0
     usable = {name: w if np.isfinite(w) and w > 0 else typical for name, w in weights.items()}

@@ -24,19 +24,28 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(function: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[R]:
-    """``map`` over threads: lazy, in order, at most a few results ahead."""
-    return map(function, items) if jobs == 1 else _spread(function, items, jobs)
+def each(
+    function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: int | None = None
+) -> Iterator[R]:
+    """``map`` over threads: lazy, in order.
+
+    Args:
+        ahead: results that may wait while an earlier one is computed; by default as many as
+            threads.  More where results are small and the work of the items differs.
+    """
+    if jobs == 1:
+        return map(function, items)
+    return _spread(function, items, jobs, jobs if ahead is None else ahead)
 
 
-def _spread(function: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[R]:
+def _spread(function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: int) -> Iterator[R]:
     """What `each` does.  Whoever stops early waits for the tasks that run, and for no other."""
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > jobs:
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

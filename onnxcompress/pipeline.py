@@ -63,7 +63,7 @@ def sweep(
     def fit(name: str) -> list[Candidate]:
         return [c for method in methods for c in method.candidates(layers[name], statistics[name])]
 
-    found = track(each(fit, layers, jobs), "fitting", len(layers))
+    found = track(each(fit, layers, jobs, len(layers)), "fitting", len(layers))
     return dict(zip(layers, found, strict=True))
 
 

@@ -152,39 +152,36 @@ class _Fit:
 
     def corrected(self, weight: CompressedWeight, gain: bool) -> Fitted:
         """The weight with the mean, and if asked the deviation, of each channel corrected."""
-        plain = self._centred(weight)
+        decoded = weight.astype(np.float32).decode().reshape(self.layer.grouped.shape)
+        decoded = decoded.astype(np.float32, copy=False)
+        spread = _variance(self.statistics, decoded)
+        plain = self._centred(weight, decoded, spread)
         if not gain:
             return plain
-        spread = np.sqrt(_variance(self.statistics, self._decoded(weight)))
-        ratio = np.sqrt(self.variance) / np.maximum(spread, 1e-9)
+        ratio = np.sqrt(self.variance) / np.maximum(np.sqrt(spread), 1e-9)
         alive = self.variance > 1e-12 * self.variance.mean() + 1e-30
-        gains = np.where(alive, np.clip(ratio, 1 / GAIN, GAIN), 1).ravel()
-        return replace(self._centred(weight.scaled(gains)), plain=plain)
+        gains = np.where(alive, np.clip(ratio, 1 / GAIN, GAIN), 1)
+        scaled = decoded * gains[:, :, None].astype(np.float32)
+        better = self._centred(weight.scaled(gains.ravel()), scaled, spread * np.square(gains))
+        return replace(better, plain=plain)
 
-    def _centred(self, weight: CompressedWeight) -> Fitted:
+    def _centred(self, weight: CompressedWeight, decoded: Array, spread: Array) -> Fitted:
         """The weight, and the bias that keeps the mean of every channel."""
         layer, statistics = self.layer, self.statistics
-        decoded = self._decoded(weight)
-        snr = decibel(float(self.variance.sum()), self._noise(decoded))
+        snr = decibel(float(self.variance.sum()), self._noise(decoded, spread))
         if layer.bias is not None and not isinstance(layer.bias, np.ndarray):
             return Fitted(weight, None, snr)  # the model computes its bias
         shift = self.mean - (decoded @ statistics.mean[:, :, None])[:, :, 0]
         bias = (0 if layer.bias is None else layer.bias) + shift.ravel()
         return Fitted(weight, bias.astype(np.float32), snr)
 
-    def _decoded(self, weight: CompressedWeight) -> Array:
-        return (
-            weight.astype(np.float32).decode().reshape(self.layer.grouped.shape).astype(np.float32)
-        )
-
-    def _noise(self, decoded: Array) -> float:
+    def _noise(self, decoded: Array, spread: Array) -> float:
         """Variance of ``W q - Ŵ p``, summed over the channels."""
         if not self.changed:
             difference = self.layer.grouped.astype(np.float32) - decoded
             return float(_variance(self.statistics, difference).sum())
         both = np.einsum("gof,gof->go", self.cross, decoded, dtype=np.float64)
-        answered = _variance(self.statistics, decoded)
-        return float(np.maximum(self.variance + answered - 2 * both, 0).sum())
+        return float(np.maximum(self.variance + spread - 2 * both, 0).sum())
 
 
 def _variance(statistics: Statistics, flat: Array) -> Array:

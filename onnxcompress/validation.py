@@ -64,7 +64,7 @@ class Validation:
         session = Session(runnable(model), self._providers)
         expected = self._expected(samples)
         result = Fidelity()
-        for outputs in each(session.run, iter(samples), self._jobs):
+        for outputs in each(session.run, samples.batches(samples.even), self._jobs):
             result.add(session.outputs, next(expected), outputs)
         return result
 
@@ -114,7 +114,7 @@ class Validation:
             return
         kept: list[Sequence[Array]] = []
         filled = 0
-        for outputs in map(self._reference.run, samples):
+        for outputs in each(self._reference.run, samples.batches(samples.even), self._jobs):
             filled += sum(y.nbytes for y in outputs if isinstance(y, np.ndarray))
             if filled < REMEMBERED_BYTES:
                 kept.append(outputs)

@@ -235,9 +235,20 @@ class _Unfolding:
 
     def _responses(self) -> Array:
         """Filter: the principal components of the layer's responses."""
-        moment = self._statistics.times(self._weight) @ self._weight.swapaxes(1, 2)
+        weight = self._weight
+        groups, out, fan_in = weight.shape
+        if fan_in < out:  # the same components from the smaller side of the same matrix
+            identity = np.broadcast_to(np.eye(fan_in, dtype=weight.dtype), (groups, fan_in, fan_in))
+            metric = self._statistics.times(identity).astype(np.float64)
+            roots = np.stack([_root(h, 1e-9) for h in metric])
+            weight = roots.swapaxes(1, 2) @ (weight.swapaxes(1, 2) @ weight)
+            moment = weight @ roots
+        else:
+            moment = self._statistics.times(weight) @ weight.swapaxes(1, 2)
         _, vectors = np.linalg.eigh(moment.astype(np.float64))  # ascending order
-        return (vectors[:, :, ::-1].swapaxes(1, 2) @ self._weight).astype(self._weight.dtype)
+        rows = vectors[:, :, ::-1].swapaxes(1, 2) @ weight
+        size = np.sqrt(np.sum(np.square(rows), 2, keepdims=True))
+        return (rows / np.maximum(size, 1e-30)).astype(self._weight.dtype)
 
     def _directions(self, metrics: Array) -> Array:
         """Spatial, tucker: what of the kept axes the weight uses, in their own metric."""
