@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import ceil, prod
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -340,6 +340,8 @@ class Statistics:
 @dataclass(frozen=True)
 class Method(ABC):
     """A way to compress a weight.  The fields are settings; one left at None is open."""
+
+    opset: ClassVar[int] = 7  # the least in which what it emits is valid
 
     @abstractmethod
     def settings(self, layer: Layer) -> Sequence[Self]:

@@ -17,6 +17,7 @@ from onnxcompress.core import Candidate, Layer, Method, Statistics
 from onnxcompress.data import Samples, from_batches, input_specs, random_samples
 from onnxcompress.graph import (
     Model,
+    ModelError,
     annotate,
     find_layers,
     rewrite,
@@ -187,7 +188,13 @@ class _Run:
         providers: Sequence[str],
         track: Track[Any],
     ) -> None:
-        self.methods, self.evaluation, self.metric = methods, evaluation, metric
+        self.methods = [method for method in methods if method.opset <= model.opset]
+        if methods and not self.methods:
+            needed = min(methods, key=lambda method: method.opset)
+            raise ModelError(
+                f"{needed.name} needs opset {needed.opset}, and the model has {model.opset}"
+            )
+        self.evaluation, self.metric = evaluation, metric
         self.correct, self.metadata = correct, metadata
         self.skipped: dict[str, str] = {}
         self.warnings: list[str] = []
