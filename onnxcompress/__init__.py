@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnxcompress.methods.basis import Basis
     from onnxcompress.pipeline import compress, sweep
     from onnxcompress.report import Comparison, Report
-    from onnxcompress.targets import Target
+    from onnxcompress.targets import Target, TargetError
 
 __all__ = [
     "METHODS",
@@ -40,6 +40,7 @@ __all__ = [
     "Samples",
     "Statistics",
     "Target",
+    "TargetError",
     "calibrate",
     "compress",
     "drop_dead",

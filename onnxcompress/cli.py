@@ -545,7 +545,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         _fail(str(error), BAD)
     except Exception as error:
         if isinstance(error, ValueError) and type(error).__module__.startswith("onnxcompress."):
-            _fail(str(error), BAD)  # ModelError, DataError, MetricError, BudgetError
+            _fail(str(error), MISSED if type(error).__name__ == "BudgetError" else BAD)
         if "--verbose" in args:
             traceback.print_exception(error)
         _fail(f"internal error: {type(error).__name__}: {error} (--verbose shows where)", INTERNAL)

@@ -37,7 +37,7 @@ from onnxcompress.parallel import cores, each, one_thread_each
 from onnxcompress.refit import Fitted, refit
 from onnxcompress.report import Comparison, Report, Row
 from onnxcompress.runtime import Sample
-from onnxcompress.targets import Target
+from onnxcompress.targets import Target, TargetError
 from onnxcompress.validation import Validation, failures, runnable, verify, warnings
 
 REFIT_BYTES = 1 << 30  # activations that refit keeps in memory
@@ -159,6 +159,7 @@ def compress(
 
     Raises:
         BudgetError: the target is out of reach; the message names what can be attained.
+        TargetError: what is needed to judge the target is missing, such as samples.
     """
     with one_thread_each():
         run = _Run(
@@ -200,7 +201,7 @@ class _Run:
         self.warnings: list[str] = []
         self.pinned = all(method.fixed for method in methods)
         self.random = random_samples(input_specs(model), 2, seed, shapes)
-        self.job = self._job(model, samples, only, jobs, track)
+        self.job = self._job(model, samples, only, jobs, track, bool(shapes))
         validating = self.job.held_out or self.random
         self.validation = Validation(
             model,
@@ -220,6 +221,7 @@ class _Run:
         only: Callable[[str], bool] | None,
         jobs: int,
         track: Track[Any],
+        shaped: bool,
     ) -> Job:
         twin = runnable(model)
         fit = held_out = None
@@ -241,7 +243,7 @@ class _Run:
             name: layer if layer.shared in layers else replace(layer, shared=name)
             for name, layer in layers.items()
         }
-        first = next(iter((fit or self.random).batches(1)))
+        first = next(iter((self.random if shaped or not fit else fit).batches(1)))
         shapes, macs = input_shapes(twin, first)
         return Job(model, twin, layers, shapes, macs, fit, held_out, jobs, track)
 
@@ -250,7 +252,7 @@ class _Run:
             return Target()
         if target is None:
             if self.job.held_out is None:
-                raise BudgetError(
+                raise TargetError(
                     "without calibration samples no quality can be promised: give --calib, or a "
                     "size target (--ratio, --macs)"
                 )
@@ -259,9 +261,11 @@ class _Run:
             else:
                 target = Target(min_snr=DEFAULT_SNR)
         if (target.min_snr or target.min_agreement) and self.job.held_out is None:
-            raise BudgetError("a fidelity target needs calibration samples: give --calib")
+            raise TargetError("a fidelity target needs calibration samples: give --calib")
+        if target.min_agreement and not self.validation.scores:
+            raise TargetError("the model has no class scores to agree on: use --min-snr")
         if target.max_drop is not None and self.evaluation is None:
-            raise BudgetError("--max-drop needs labelled samples: give --eval")
+            raise TargetError("--max-drop needs labelled samples: give --eval")
         return target
 
     def result(self) -> tuple[Model, Report]:
@@ -281,8 +285,10 @@ class _Run:
         self.curves = _Curves(self.job, candidates, weights, by_bytes, self.pinned)
         if self.job.fit is not None and self.correct:
             self.statistics.clear()  # refit takes its own; these are large
-        if not self.target.sized and not self.target.faithful:
+        if not self.target.sized and not self.target.faithful and self.curves.options:
             return self._finished(self.curves.at(self.curves.bounds[0] if self.pinned else np.inf))
+        if not self.curves.options:
+            raise BudgetError("no layer can be compressed by these methods")
         limit = self._size_limit()
         if self.target.faithful:
             limit = self._bisected(limit)
@@ -404,7 +410,7 @@ class _Run:
                 break
             middle = (low + high) / 2
             model, _ = self._build(self.curves.at(middle))
-            if self.validation.holds(model, self.target):
+            if self._holds(model):
                 best = high = middle
             else:
                 low = middle
@@ -510,29 +516,43 @@ class _Run:
 
     def _finished(self, chosen: Mapping[str, Candidate]) -> tuple[Model, Report]:
         result, fitted = self._build(chosen, final=True)
-        if self.target.faithful and not self.validation.holds(result, self.target):
+        if self.target.faithful and not self._holds(result):
             result, fitted = self._build(chosen)  # as it was when the search found it to hold
-        verify(result)
         rows = tuple(self._rows(chosen, fitted))
         macs = sum(self.job.macs.values())
         saved = sum(row.macs[0] - row.macs[1] for row in rows)
-        comparison = self.validation.compare(result, (macs, macs - saved))
+        comparison, noted = None, []
+        try:
+            verify(result)
+            comparison = self.validation.compare(result, (macs, macs - saved))
+        except ModelError as error:
+            failed = [f"the result is no valid model: {error}"]
+        else:
+            failed = [*failures(comparison, self.target), *self._too_little(comparison)]
+            noted = [*warnings(comparison)]
         report = Report(
             target=str(self.target),
             rows=rows,
             skipped=self.skipped,
             comparison=comparison,
-            failures=(*failures(comparison, self.target), *self._too_little(comparison)),
+            failures=tuple(failed),
             curves={} if not self.target.faithful else self.curves.points(),
-            warnings=(*self.warnings, *warnings(comparison)),
+            warnings=(*self.warnings, *noted),
         )
         return result, report
 
+    def _holds(self, model: Model) -> bool:
+        """Whether a model reaches the fidelity target; one that does not run does not."""
+        try:
+            return self.validation.holds(model, self.target)
+        except ModelError:
+            return False
+
     def _too_little(self, comparison: Comparison) -> Iterable[str]:
         """A fidelity target that allows next to nothing is a miss: the layers' curves say why."""
-        if not self.target.faithful or self.target.sized:
-            return
         before, after = comparison.before, comparison.after
+        if not self.target.faithful or self.target.sized or after.nbytes > before.nbytes:
+            return
         saved, what = 1 - after.nbytes / before.nbytes, "of the file"
         if not self.curves.by_bytes and before.macs and after.macs is not None:
             saved, what = 1 - after.macs / before.macs, "of the multiplications"

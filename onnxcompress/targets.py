@@ -6,6 +6,10 @@ from dataclasses import dataclass, fields
 from math import isfinite
 
 
+class TargetError(ValueError):
+    """What is needed to judge the target is missing; the message says what to give."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What to reach; a size target and a fidelity target may be given together.

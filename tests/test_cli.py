@@ -303,8 +303,6 @@ def bad_inputs(folder):
         with_data + "data.npz --input-shapes 1,3": "x:1,3,224,224",
         with_data + "data.npz --input-shapes z:1,3": "'z'",
         with_data + "data.npz --min-snr nan": "min_snr",
-        "{data}/net.onnx out.onnx --macs 0.001 --calib {data}/data.npz": "the least that",
-        "{data}/net.onnx out.onnx --ratio 1000": "the most that",
         "{data}/net.onnx out.onnx --ratio 0.5": "ratio",
         "{data}/net.onnx out.onnx --min-agreement 98%": "--calib",
         "{data}/net.onnx out.onnx --max-drop 1 --calib {data}/data.npz": "--eval",
@@ -332,10 +330,20 @@ def test_every_bad_input_is_one_line_exit_code_2_and_nothing_written(run, folder
 
 
 @pytest.mark.parametrize(
+    ("asked", "word"),
+    [("--macs 0.001 --calib {data}/data.npz", "the least that"), ("--ratio 1000", "the most that")],
+)
+def test_a_target_out_of_reach_is_one_line_and_exit_code_1(run, folder, asked, word):
+    code, out, err = run("{data}/net.onnx out.onnx " + asked)
+    assert code == 1 and not out and not os.path.exists("out.onnx")
+    assert word in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "{data}/missing.onnx out.onnx",
-        "{data}/net.onnx out.onnx --macs 0.001 --calib {data}/data.npz",
+        "{data}/net.onnx out.onnx --macs 7 --calib {data}/data.npz",
         "{data}/net.onnx out.onnx --macs 0.5 --calib {data}/pickle.npz",
         "compress {data}/net.onnx out.onnx --macs",
     ],

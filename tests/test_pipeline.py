@@ -73,7 +73,7 @@ def test_an_impossible_target_names_what_can_be_reached(net, batches, target):
 
 def test_without_samples_fidelity_cannot_be_asked_for(net):
     for target in (None, oc.Target(min_snr=20), oc.Target(max_drop=1)):
-        with pytest.raises(oc.BudgetError, match=r"--calib|--eval"):
+        with pytest.raises(oc.TargetError, match=r"--calib|--eval"):
             oc.compress(net, target=target)
 
 
@@ -208,3 +208,42 @@ def test_a_method_that_needs_a_newer_opset_is_refused_in_one_line(net, batches, 
     monkeypatch.setattr(oc.Basis, "opset", 99)
     with pytest.raises(oc.ModelError, match=r"basis needs opset 99, and the model has \d+"):
         oc.compress(net, target=oc.Target(macs=0.6), samples=batches)
+
+
+def test_agreement_is_refused_at_once_where_there_are_no_class_scores(batches):
+    values = [onnx.helper.make_tensor_value_info(n, 1, ["n", 3, 8, 8]) for n in "xy"]
+    weight = onnx.numpy_helper.from_array(np.ones((3, 3, 3, 3), np.float32), "w")
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], "only", pads=[1] * 4)
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [weight])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = oc.Model(onnx.helper.make_model(graph, ir_version=8, opset_imports=opset))
+    samples = [{"x": np.ones((2, 3, 8, 8), np.float32)}] * 4
+    with pytest.raises(oc.TargetError, match="no class scores"):
+        oc.compress(model, target=oc.Target(min_agreement=0.9), samples=samples)
+
+
+def test_a_model_without_layers_to_compress_is_a_miss_that_says_so(net, batches):
+    for target in (oc.Target(ratio=2), oc.Target(min_snr=20), None):
+        with pytest.raises(oc.BudgetError, match="no layer can be compressed"):
+            oc.compress(net, target=target, samples=batches, only=lambda name: False)
+
+
+def test_a_result_that_onnxruntime_refuses_is_reported_as_worse(net, batches, monkeypatch):
+    def refuse(model):
+        raise oc.ModelError("it does not load")
+
+    monkeypatch.setattr("onnxcompress.pipeline.verify", refuse)
+    _, report = oc.compress(net, target=oc.Target(macs=0.6), samples=batches)
+    assert report.worse and report.comparison is None
+    assert report.failures == ("the result is no valid model: it does not load",)
+
+
+def test_the_given_input_shapes_decide_the_multiplications(net, batches):
+    free = net.copy()
+    for axis in (2, 3):
+        free.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+    target, macs = oc.Target(macs=0.6), []
+    for shapes in ({"x": [1, 3, 12, 12]}, {"x": [1, 3, 24, 24]}):
+        _, report = oc.compress(free, target=target, samples=batches, shapes=shapes)
+        macs.append(report.comparison.before.macs)
+    assert 3 * macs[0] < macs[1]
