@@ -280,6 +280,12 @@ class Statistics:
         result[:, :, part] += np.asarray(self.ridge if self.count else 1, x.dtype) * x
         return result
 
+    def block(self, start: int, stop: int) -> Array:
+        """The metric between the entries of a patch from start to stop, ``(groups, n, n)``."""
+        groups, count = len(self.total), stop - start
+        identity = np.broadcast_to(np.eye(count, dtype=self.total.dtype), (groups, count, count))
+        return self.times(identity, np.arange(start, stop))[:, :, start:stop].astype(np.float64)
+
     def partial(self, shape: Sequence[int], keep: Sequence[int]) -> Array:
         """The metric of a part of each patch, summed over the rest of it.
 

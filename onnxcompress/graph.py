@@ -661,14 +661,22 @@ class Emitter:
 
     def __init__(self, prefix: str, store: _Constants) -> None:
         self.nodes: list[gs.Node] = []
+        self._constant: set[str] = set()
         self._prefix = prefix
         self._store = store
 
     def __getattr__(self, op_type: str) -> Callable[..., gs.Variable]:
         def emit(*inputs: gs.Tensor | Array | str, **attributes: object) -> gs.Variable:
-            name = self._store.unique(f"{self._prefix}/{op_type}")
-            output = gs.Variable(f"{name}_out")
-            tensors = [self._tensor(x) for x in inputs]
+            tensors: list[Any] = [self._tensor(x) for x in inputs]
+            constant = all(x.name in self._constant for x in tensors)
+            name = self._store.unique("" if constant else f"{self._prefix}/{op_type}")
+            output = gs.Variable(name if constant else f"{name}_out")
+            if constant:  # it folds away when the model is loaded: no name needs to be read
+                self._constant.add(output.name)
+                name = ""
+            if "to" in attributes:  # a type as numpy names it
+                kind: Any = attributes["to"]
+                attributes["to"] = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
             self.nodes.append(gs.Node(op_type, name, attributes, tensors, [output]))
             return output
 
@@ -679,7 +687,9 @@ class Emitter:
             return x
         if isinstance(x, str):
             return gs.Variable(x)
-        return gs.Variable(self._store.add(x, self._prefix))
+        name = self._store.add(x, self._prefix)
+        self._constant.add(name)
+        return gs.Variable(name)
 
 
 class _Constants:
@@ -691,8 +701,14 @@ class _Constants:
         self._taken = set(model.names)
         self._known: dict[tuple[Any, ...], list[str]] = {}
         self._arrays: dict[str, Array] = {}
+        self._count = 0
 
     def unique(self, base: str) -> str:
+        """A name that nothing else has: a short one where nothing is to be said."""
+        while not base:
+            self._count += 1
+            if f"~{self._count:x}" not in self._taken:
+                base = f"~{self._count:x}"
         name = _unique(base, self._taken)
         self._taken.add(name)
         return name
@@ -704,7 +720,7 @@ class _Constants:
         for name in known:
             if small or np.array_equal(self._arrays[name], array):
                 return name
-        known.append(self.unique("const" if small else f"{prefix}/weight"))
+        known.append(self.unique("" if small else f"{prefix}/weight"))
         self._arrays[known[-1]] = array
         return known[-1]
 

@@ -67,7 +67,12 @@ def _rows(model: Model, macs: Mapping[str, int]) -> list[dict[str, Any]]:
             "reason": skipped.get(name, ""),
         }
         if layer := layers.get(name):
-            declined = {key: method().declined(layer) for key, method in METHODS.items()}
+            declined = {
+                key: method().declined(layer)
+                if method.opset <= model.opset
+                else f"{key} needs opset {method.opset}"
+                for key, method in METHODS.items()
+            }
             row["shape"] = list(layer.weight.shape)
             row["bytes"] = layer.weight.nbytes if layer.shared == name else 0
             row["methods"] = [key for key, reason in declined.items() if reason is None]

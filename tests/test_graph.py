@@ -226,7 +226,7 @@ def test_a_full_rank_rewrite_keeps_the_outputs(rng):
 
 def test_new_names_are_unique_even_where_the_model_uses_names_like_ours(rng):
     fresh = compressed(two_convs(rng), ["b"], rank=3)
-    assert {"b/weight", "const"} < set(weight_names(fresh))
+    assert {"b/weight", "~1"} < set(weight_names(fresh))
     assert fresh.graph.node[2].name == "b/Conv" and fresh.graph.node[2].output == ["b/Conv_out"]
     proto = two_convs(rng).proto
     sparse = helper.make_sparse_tensor(
@@ -235,7 +235,7 @@ def test_new_names_are_unique_even_where_the_model_uses_names_like_ours(rng):
         [4],
     )
     proto.graph.sparse_initializer.append(sparse)
-    for name in ("b/weight", "const"):
+    for name in ("b/weight", "~1"):
         proto.graph.initializer.append(numpy_helper.from_array(np.float32([1]), name))
     proto.graph.node.append(helper.make_node("Relu", ["ra"], ["b/Conv_out"], "b/Conv"))
     result = compressed(Model(proto), ["b"], rank=3)

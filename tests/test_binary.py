@@ -1,0 +1,118 @@
+"""What `binary` stores, how it is fitted, and that bits come out of the graph as they went in."""
+
+from math import log2
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import layer_model
+from onnxcompress.core import Layer, Statistics
+from onnxcompress.graph import find_layers
+from onnxcompress.methods.binary import Binary
+from onnxcompress.packing import pack, unpack
+from onnxcompress.rounding import decoded, descend, feedback, feedback_factor, row_errors
+
+
+def wide(rng, out=64, inputs=32):
+    """A layer and the statistics of correlated inputs."""
+    weight = rng.normal(size=(out, inputs, 3, 3)).astype(np.float32)
+    layer = Layer("wide", "Conv", weight, None, {"group": 1})
+    mix = rng.normal(size=(inputs * 9, inputs * 9)) / 10 + np.eye(inputs * 9)
+    patches = (rng.normal(size=(1, 4000, inputs * 9)) @ mix).astype(np.float32)
+    return layer, Statistics.of(patches[:, :3000]), Statistics.of(patches[:, 3000:])
+
+
+@given(st.integers(1, 9), st.integers(1, 200), st.randoms(use_true_random=False))
+def test_numbers_of_any_width_come_out_as_they_went_in(bits, count, random):
+    numbers = np.array([random.randrange(1 << bits) for _ in range(count)])
+    stored = pack(numbers, bits)
+    assert stored.nbytes == -(-count * bits // 8)
+    np.testing.assert_array_equal(unpack(stored, bits, count), numbers)
+
+
+@pytest.mark.parametrize("stacks", [1, 2])
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_the_stored_bits_are_those_of_the_formula(stacks, parts, share, rng):
+    layer, statistics, _ = wide(rng)
+    [setting] = Binary(stacks, parts=parts, share=share).settings(layer)
+    out, inputs, *kernel = layer.weight.shape
+    width, pieces = inputs // parts * np.prod(kernel), out * parts
+    bits = pieces * stacks * width
+    if share:
+        filters = pieces * share
+        bits = filters * width + pieces * stacks * log2(filters)
+    fitted = setting.fit(layer, statistics)
+    assert 8 * fitted.nbytes == bits + 16 * pieces * stacks
+
+
+def test_more_stacks_and_more_filters_lower_the_error(rng):
+    layer, statistics, _ = wide(rng)
+
+    def error(**given):
+        [setting] = Binary(**given).settings(layer)
+        return statistics.error(layer.weight, setting.fit(layer, statistics).decode())
+
+    own = [error(stacks=stacks) for stacks in (1, 2, 3, 4)]
+    assert own == sorted(own, reverse=True) and own[-1] < 0.02
+    shared = [error(stacks=1, parts=4, share=share) for share in (0.125, 0.25, 0.5, 1)]
+    assert shared == sorted(shared, reverse=True)
+
+
+@pytest.mark.parametrize("setting", [{"stacks": 1}, {"stacks": 2}, {"stacks": 1, "share": 0.5}])
+def test_a_fit_that_knows_the_inputs_is_better_on_inputs_that_it_has_not_seen(setting, rng):
+    layer, known, unseen = wide(rng)
+    [setting] = Binary(**setting, parts=2).settings(layer)
+    blind = setting.fit(layer, Statistics.white(layer)).decode()
+    aware = setting.fit(layer, known).decode()
+    assert unseen.error(layer.weight, aware) < 0.95 * unseen.error(layer.weight, blind)
+
+
+def test_no_shared_filter_is_left_unused(rng):
+    layer, statistics, _ = wide(rng)
+    [setting] = Binary(1, parts=4, share=0.25).settings(layer)
+    fitted = setting.fit(layer, statistics)
+    form = fitted.form
+    used = np.unique(unpack(fitted.select, form.index_bits, form.scales))
+    assert len(used) > 0.9 * form.filters
+
+
+def test_channels_that_no_piece_divides_are_padded(rng):
+    layer = find_layers(layer_model("conv", rng)[0])[0]["layer"]
+    assert layer.weight.shape[1] % 3
+    [setting] = Binary(2, channels=3).settings(layer)
+    fitted = setting.fit(layer, Statistics.white(layer))
+    assert fitted.decode().shape == layer.weight.shape
+    assert Statistics.white(layer).error(layer.weight, fitted.decode()) < 0.3
+
+
+def test_error_feedback_and_descent_each_lower_the_output_error(rng):
+    layer, statistics, _ = wide(rng)
+    weight, metric = layer.grouped[0].astype(float), statistics.block(0, 288)[0]
+    levels = np.sort(rng.normal(size=(64, 1, 4)), axis=2)
+
+    def error(codes):
+        return row_errors(weight - decoded(codes, levels), metric).sum()
+
+    apart = np.abs(weight[:, :, None] - levels).argmin(2)
+    fed = feedback(weight, levels, feedback_factor(metric))
+    assert error(descend(fed, weight, levels, metric)) < error(fed) < error(apart)
+
+
+def test_a_factor_multiplies_out_to_the_inverse_of_the_metric(rng):
+    root = rng.normal(size=(20, 30))
+    metric = root @ root.T
+    factor = feedback_factor(metric)
+    np.testing.assert_allclose(factor.T @ factor @ metric, np.eye(20), atol=1e-5)
+    np.testing.assert_array_equal(factor, np.triu(factor))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"stacks": 5}, {"share": 0}, {"filters": 3}, {"channels": 0}, {"channels": 1, "parts": 2}],
+)
+def test_settings_that_make_no_sense_are_refused(setting):
+    with pytest.raises(ValueError, match=r"stacks|share|filters|channels"):
+        Binary(**setting)
