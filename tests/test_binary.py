@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from models import layer_model
 from onnxcompress.core import Layer, Statistics
-from onnxcompress.graph import find_layers
+from onnxcompress.graph import find_layers, rewrite
+from onnxcompress.measuring import input_shapes
 from onnxcompress.methods.binary import Binary
 from onnxcompress.packing import pack, unpack
 from onnxcompress.rounding import decoded, descend, feedback, feedback_factor, row_errors
+from onnxcompress.runtime import Session
 
 
 def wide(rng, out=64, inputs=32):
@@ -116,3 +118,28 @@ def test_a_factor_multiplies_out_to_the_inverse_of_the_metric(rng):
 def test_settings_that_make_no_sense_are_refused(setting):
     with pytest.raises(ValueError, match=r"stacks|share|filters|channels"):
         Binary(**setting)
+
+
+@pytest.mark.parametrize("kind", ["conv", "conv 1-D", "conv 3-D", "strided", "same upper"])
+@pytest.mark.parametrize("stacks", [1, 2])
+def test_both_forms_compute_the_same_and_the_feature_form_counts_its_layers(kind, stacks, rng):
+    model, sample = layer_model(kind, rng)
+    layer = find_layers(model)[0]["layer"]
+    shapes, _ = input_shapes(model, sample)
+    outputs = []
+    for form in ("weight", "feature"):
+        [setting] = Binary(stacks, parts=2, filters=4, form=form).settings(layer)
+        fitted = setting.fit(layer, Statistics.white(layer))
+        emitted = rewrite(model, {"layer": fitted})
+        outputs.append(Session(emitted).run(sample)[0])
+        counted = sum(input_shapes(emitted, sample)[1].values())
+        assert counted == layer.macs(shapes["layer"], *fitted.factors)
+    np.testing.assert_allclose(*outputs, atol=1e-5 * np.abs(outputs[0]).max())
+
+
+def test_few_filters_in_a_wide_layer_take_the_feature_form(rng):
+    weight = rng.normal(size=(512, 512, 3, 3)).astype(np.float32)
+    layer = Layer("wide", "Conv", weight, None, {"group": 1})
+    for filters, form in ((16, "feature"), (256, "weight")):
+        [setting] = Binary(1, channels=64, filters=filters).settings(layer)
+        assert setting.form == form
