@@ -498,12 +498,17 @@ def _declared(value: onnx.ValueInfoProto) -> Declared:
 
 
 def linear_nodes(model: Model) -> dict[str, NodeProto]:
-    """The Conv, ConvTranspose, Gemm and MatMul nodes of the main graph that run every time."""
-    return {
-        key: node
-        for key, node in zip(model.keys, model.graph.node, strict=True)
-        if node.op_type in OPERATORS and node.domain in ("", "ai.onnx")
-    }
+    """The Conv, ConvTranspose, Gemm and MatMul nodes of the main graph that run every time.
+
+    Those that compute with nothing but constants run once, when the model is loaded.
+    """
+    found, folded = {}, set(model.constants)
+    for key, node in zip(model.keys, model.graph.node, strict=True):
+        if node.domain in ("", "ai.onnx") and reads(node) and reads(node) <= folded:
+            folded.update(node.output)
+        elif node.op_type in OPERATORS and node.domain in ("", "ai.onnx"):
+            found[key] = node
+    return found
 
 
 def needs_float32(model: Model) -> bool:
@@ -661,7 +666,7 @@ class Emitter:
 
     def __init__(self, prefix: str, store: _Constants) -> None:
         self.nodes: list[gs.Node] = []
-        self._constant: set[str] = set()
+        self._constant: dict[str, gs.Variable] = {}
         self._prefix = prefix
         self._store = store
 
@@ -672,7 +677,7 @@ class Emitter:
             name = self._store.unique("" if constant else f"{self._prefix}/{op_type}")
             output = gs.Variable(name if constant else f"{name}_out")
             if constant:  # it folds away when the model is loaded: no name needs to be read
-                self._constant.add(output.name)
+                self._constant[output.name] = output
                 name = ""
             if "to" in attributes:  # a type as numpy names it
                 kind: Any = attributes["to"]
@@ -688,8 +693,7 @@ class Emitter:
         if isinstance(x, str):
             return gs.Variable(x)
         name = self._store.add(x, self._prefix)
-        self._constant.add(name)
-        return gs.Variable(name)
+        return self._constant.setdefault(name, gs.Variable(name))
 
 
 class _Constants:
@@ -734,7 +738,7 @@ class _Constants:
 
 def _append(model: Model, name: str, array: Array) -> None:
     """A new initializer, in place."""
-    tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+    tensor = numpy_helper.from_array(np.asarray(array, order="C"), name)  # scalars stay scalars
     model.graph.initializer.append(tensor)
     if model.proto.ir_version < 4:  # there, every initializer is an input too
         value = onnx.helper.make_tensor_value_info(name, tensor.data_type, array.shape)

@@ -116,9 +116,10 @@ def test_the_model_grows_by_what_nbytes_says(method, case):
         fitted = setting.fit(layer, statistics)
         emitted = rewrite(model, {"layer": fitted})
         stored = fitted.nbytes - layer.weight.nbytes
-        constants = 300  # of the decoder, and a bias written out
+        positions = np.prod(layer.kernel, dtype=int)
+        constants = 400 + 4 * positions**2  # of the decoder, and a bias written out
         assert abs(emitted.weight_bytes - model.weight_bytes - stored) < constants
-        assert abs(emitted.nbytes - model.nbytes - stored) < 2500  # and names and nodes
+        assert abs(emitted.nbytes - model.nbytes - stored) < 2500 + constants  # and names and nodes
 
 
 def test_the_multiplications_are_those_of_the_emitted_nodes(method, case):
@@ -234,8 +235,9 @@ def test_a_model_of_narrow_floats_stays_one(kind, dtype, method, rng):
         decoded = fitted.astype(np.float32).decode()  # numpy computes little in bfloat16
         emitted = rewrite(model, {"layer": fitted})
         onnx.checker.check_model(emitted.proto, full_check=True)
-        stored = {t.data_type for t in emitted.graph.initializer if np.prod(t.dims) > 1}
-        assert not stored & {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE}
+        stored = [onnx.numpy_helper.to_array(t) for t in emitted.graph.initializer]
+        wide = sum(array.nbytes for array in stored if array.dtype in (np.float32, np.float64))
+        assert wide <= 8 + 4 * np.prod(layer.kernel, dtype=int) ** 2  # of the decoder
         close(output(emitted, sample), output(with_weight(model, decoded), sample), dtype)
 
 
