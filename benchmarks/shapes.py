@@ -31,6 +31,40 @@ def resnet50(path: Path, seed: int = 0) -> None:
     net.save(path, [None, 3, 224, 224], [None, 1000])
 
 
+def resnet18(path: Path, seed: int = 0) -> None:
+    """He et al. 2015, BatchNorm folded: 11.7 million weights, 46.8 MB, input 3 x 224 x 224."""
+    net = _Net(np.random.default_rng(seed))
+    x = net.conv("image", 3, 64, 7, 2)
+    x = net.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    channels = 64
+    for stage, width in enumerate([64, 128, 256, 512]):
+        for block in range(2):
+            stride = 2 if stage and not block else 1
+            y = net.conv(x, channels, width, 3, stride)
+            y = net.conv(y, width, width, 3, 1, relu=False, gain=0.5)
+            if stride == 2:
+                x = net.conv(x, channels, width, 1, stride, relu=False)
+            channels = width
+            x = net.node("Relu", [net.node("Add", [x, y])])
+    x = net.node("Flatten", [net.node("GlobalAveragePool", [x])])
+    net.gemm(x, channels, 1000, "scores")
+    net.save(path, [None, 3, 224, 224], [None, 1000])
+
+
+def one_conv(path: Path, channels: int, side: int, seed: int = 0) -> None:
+    """A single 3 x 3 convolution with as many outputs as inputs."""
+    net = _Net(np.random.default_rng(seed))
+    net.conv("image", channels, channels, 3, 1, relu=False, output="scores")
+    net.save(path, [None, channels, side, side], [None, channels, side, side])
+
+
+def one_gemm(path: Path, inputs: int, outputs: int, seed: int = 0) -> None:
+    """A single fully connected layer."""
+    net = _Net(np.random.default_rng(seed))
+    net.gemm("image", inputs, outputs, "scores")
+    net.save(path, [None, inputs], [None, outputs])
+
+
 class _Net:
     """Nodes and weights of a network under construction."""
 
@@ -54,11 +88,12 @@ class _Net:
         stride: int,
         relu: bool = True,
         gain: float = 1,
+        output: str = "",
     ) -> str:
         scale = gain * np.sqrt(2 / (inputs * size * size))
         weight = self._weight(scale * self._rng.normal(size=(out, inputs, size, size)))
         bias = self._weight(0.01 * self._rng.normal(size=out))
-        y = self.node("Conv", [x, weight, bias], strides=[stride] * 2, pads=[size // 2] * 4)
+        y = self.node("Conv", [x, weight, bias], output, strides=[stride] * 2, pads=[size // 2] * 4)
         return self.node("Relu", [y]) if relu else y
 
     def gemm(self, x: str, inputs: int, out: int, output: str) -> None:
