@@ -70,7 +70,8 @@ class Binary(Method):
 
     Attributes:
         stacks: binary filters that are added up for each piece, 1 to 4.
-        channels: input channels of a piece, c; by default all of them.
+        channels: input channels of a piece, c; by default all of them, or so many that a piece
+            has at most 4096 weights.
         parts: the same as pieces of a filter.
         share: filters of the layer for each of its pieces, rounded to a power of two of them;
             at 1, the default, every piece has filters of its own.
@@ -125,7 +126,9 @@ class Binary(Method):
     def _complete(self, layer: Layer, setting: Binary) -> Binary:
         """The setting with its defaults, and with filters instead of a share below 1."""
         inputs = layer.weight.shape[1]
-        channels = min(setting.channels or -(-inputs // (setting.parts or 1)), inputs)
+        widest = max(1, WIDEST // prod(layer.kernel))
+        parts = setting.parts or -(-inputs // widest)
+        channels = min(setting.channels or -(-inputs // parts), inputs)
         pieces = len(layer.weight) * -(-layer.weight.shape[1] // channels)
         filters = setting.filters
         if filters is None and (setting.share or 1) < 1:
@@ -216,10 +219,13 @@ class _Form:
         return np.pad(grouped, ((0, 0), (0, 0), (0, missing)))
 
 
-def _metric_blocks(
-    statistics: Statistics, group: int, form: _Form, columns: int
-) -> list[tuple[slice, Array]]:
+_Block = tuple[slice, Array | None]  # columns, and their metric; None where nothing is known
+
+
+def _metric_blocks(statistics: Statistics, group: int, form: _Form, columns: int) -> list[_Block]:
     """The metric of one group: in one block, or in several where it would be too wide."""
+    if not statistics.count:
+        return [(slice(0, columns), None)]
     inside = statistics.total.shape[1]
     step = max(1, WIDEST // form.width) * form.width
     blocks = []
@@ -236,7 +242,7 @@ def _metric_blocks(
 # ------------------------------------------------------------------------------- filters of its own
 
 
-def _own(rows: Array, fits: list[list[tuple[slice, Array]]], form: _Form) -> tuple[Array, Array]:
+def _own(rows: Array, fits: list[list[_Block]], form: _Form) -> tuple[Array, Array]:
     """Signs ``(stacks, out, fan_in)`` and scales ``(stacks, out, parts)``."""
     signs, scales = [], []
     for weight, blocks in zip(rows, fits, strict=True):
@@ -246,21 +252,27 @@ def _own(rows: Array, fits: list[list[tuple[slice, Array]]], form: _Form) -> tup
     return np.concatenate(signs, axis=1), np.concatenate(scales, axis=1)
 
 
-def _own_block(weight: Array, metric: Array, form: _Form) -> tuple[Array, Array]:
+def _own_block(weight: Array, metric: Array | None, form: _Form) -> tuple[Array, Array]:
     """Signs ``(stacks, rows, n)`` and scales ``(stacks, rows, parts)`` of some columns."""
-    order = np.argsort(-np.diagonal(metric), kind="stable")  # within each piece
-    order = order[np.argsort(order // form.width, kind="stable")]
-    back = np.argsort(order)
-    weight, metric = weight[:, order], metric[np.ix_(order, order)]
-    factor = feedback_factor(metric)
     patterns = np.array(list(product((-1, 1), repeat=form.stacks)), np.int8)
     scale = _first_scales(weight, form)
-    identity = np.eye(len(metric))
+    signs = np.ones((form.stacks, *weight.shape), np.int8)
     for _ in range(BLIND_ROUNDS):
         levels, turn = _levels(scale, patterns)
-        codes = _nearest(weight, levels)
-        scale = _least_squares(weight, _signs(codes, turn, patterns), scale, identity)
-    best_signs = np.ones((form.stacks, *weight.shape), np.int8)
+        signs = _signs(_nearest(weight, levels), turn, patterns)
+        scale = _least_squares(weight, signs, scale, None)
+    if metric is None:
+        return signs, scale.astype(np.float16)
+    order = np.argsort(-np.diagonal(metric), kind="stable")  # within each piece
+    order = order[np.argsort(order // form.width, kind="stable")]
+    signs, scale = _aware(weight[:, order], metric[np.ix_(order, order)], scale, patterns)
+    return signs[:, :, np.argsort(order)], scale.astype(np.float16)
+
+
+def _aware(weight: Array, metric: Array, scale: Array, patterns: Array) -> tuple[Array, Array]:
+    """The same in the metric, from the scales that the weight alone gives."""
+    factor = feedback_factor(metric)
+    best_signs = np.ones((len(scale), *weight.shape), np.int8)
     best_scale, best = scale, np.full(len(weight), np.inf)
     for turn_of in range(ROUNDS + 1):
         levels, turn = _levels(scale, patterns)
@@ -281,7 +293,7 @@ def _own_block(weight: Array, metric: Array, form: _Form) -> tuple[Array, Array]
                 codes = _recoded(codes, turn, turn_next)
                 turn = turn_next
                 codes = descend(codes, weight, sorted_levels, metric)
-    return best_signs[:, :, back], best_scale.astype(np.float16)
+    return best_signs, best_scale
 
 
 def _first_scales(weight: Array, form: _Form) -> Array:
@@ -331,7 +343,7 @@ def _combined(signs: Array, scale: Array) -> Array:
     return np.einsum("srqd,srq->rqd", split, scale).reshape(rows, -1)
 
 
-def _least_squares(weight: Array, signs: Array, scale: Array, metric: Array) -> Array:
+def _least_squares(weight: Array, signs: Array, scale: Array, metric: Array | None) -> Array:
     """The scales with the least output error, one piece after the other."""
     stacks, _, parts = scale.shape
     width = weight.shape[1] // parts
@@ -341,9 +353,10 @@ def _least_squares(weight: Array, signs: Array, scale: Array, metric: Array) -> 
         z = signs[:, :, own].astype(np.float64)
         wanted = weight - _combined(signs, scale)
         wanted[:, own] += np.einsum("srd,sr->rd", z, scale[:, :, p])
-        images = z @ metric[own, own]
+        images = z if metric is None else z @ metric[own, own]
         gram = np.einsum("srd,trd->rst", images, z)
-        right = np.einsum("srd,rd->rs", z, wanted @ metric[:, own])
+        seen = wanted[:, own] if metric is None else wanted @ metric[:, own]
+        right = np.einsum("srd,rd->rs", z, seen)
         gram += 1e-9 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(stacks)
         scale[:, :, p] = np.linalg.solve(gram, right[:, :, None])[:, :, 0].T
     return scale
@@ -352,9 +365,7 @@ def _least_squares(weight: Array, signs: Array, scale: Array, metric: Array) -> 
 # ----------------------------------------------------------------------------------- shared filters
 
 
-def _shared(
-    rows: Array, fits: list[list[tuple[slice, Array]]], form: _Form
-) -> tuple[Array, Array, Array]:
+def _shared(rows: Array, fits: list[list[_Block]], form: _Form) -> tuple[Array, Array, Array]:
     """Filters ``(m, width)``, selections and scales ``(stacks, out, parts)``."""
     rng = np.random.default_rng(0)
     places = [
@@ -415,7 +426,12 @@ def _blind(place: _Place) -> _Place:
     return replace(place, metric=np.eye(len(place.metric)), spread=0 * place.spread)
 
 
-def _places(span: slice, metric: Array, width: int) -> Iterator[_Place]:
+def _places(span: slice, metric: Array | None, width: int) -> Iterator[_Place]:
+    if metric is None:
+        for start in range(span.start, span.stop, width):
+            own, later = slice(start, start + width), slice(start + width, start + width)
+            yield _Place(own, later, np.eye(width), np.zeros((width, 0)))
+        return
     factor = feedback_factor(metric)
     for start in range(0, len(metric), width):
         stop = start + width
