@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from onnxcompress.measuring import calibrate
     from onnxcompress.methods import METHODS
     from onnxcompress.methods.basis import Basis
+    from onnxcompress.methods.binary import Binary
+    from onnxcompress.methods.hashed import Hashed
     from onnxcompress.pipeline import compress, sweep
     from onnxcompress.report import Comparison, Report
     from onnxcompress.targets import Target, TargetError
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "Basis",
+    "Binary",
     "BudgetError",
     "Candidate",
     "Comparison",
     "CompressedWeight",
+    "Hashed",
     "Layer",
     "Method",
     "Model",
@@ -56,7 +60,10 @@ __all__ = [
     "sweep",
 ]
 
-_MODULES = ("pipeline", "data", "graph", "methods", "methods.basis", "targets")  # have all of these
+_MODULES = (  # have all of these
+    *("pipeline", "data", "graph", "targets"),
+    *("methods", "methods.basis", "methods.binary", "methods.hashed"),
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -679,8 +679,8 @@ class Emitter:
             if constant:  # it folds away when the model is loaded: no name needs to be read
                 self._constant[output.name] = output
                 name = ""
-            if "to" in attributes:  # a type as numpy names it
-                kind: Any = attributes["to"]
+            kind: Any = attributes.get("to", 0)
+            if not isinstance(kind, int):  # a type as numpy names it
                 attributes["to"] = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
             self.nodes.append(gs.Node(op_type, name, attributes, tensors, [output]))
             return output
