@@ -33,6 +33,7 @@ from onnxcompress.measuring import (
     weigh,
 )
 from onnxcompress.methods.basis import Basis
+from onnxcompress.metrics import decibel
 from onnxcompress.parallel import cores, each, one_thread_each
 from onnxcompress.refit import Fitted, refit
 from onnxcompress.report import Comparison, Report, Row
@@ -47,6 +48,7 @@ CORRECTION_TRIALS = 8  # real runs that decide where corrections stay,
 CORRECTION_SAMPLES = 64  # each with at most so many held-out samples,
 CORRECTION_WORK = 10**12  # and all together with about so many multiplications
 WORTHWHILE = 0.05  # least saving for which a fidelity target is worth a changed model
+NOISE = 3.0  # dB of predicted output SNR below which the user is warned
 DEFAULT_AGREEMENT = 0.98
 DEFAULT_SNR = 25.0
 
@@ -471,7 +473,10 @@ class _Run:
         batches = list(chosen.batches(size))
 
         def track(keys: Iterable[str]) -> Iterable[str]:
-            return job.track(keys, "correcting", len(settings)) if final else keys
+            if not final:
+                return keys
+            told = f"correcting, {self.predicted:.1f} dB predicted"
+            return job.track(keys, told, len(settings))
 
         fitted = refit(
             job.runnable,
@@ -514,7 +519,20 @@ class _Run:
                 best, least = best | undone, error
         return best
 
+    def _predicted(self, chosen: Mapping[str, Candidate]) -> float | None:
+        """Output SNR in dB if the errors of the layers, each measured alone, add up."""
+        if self.job.fit is None:
+            return None
+        errors = [self.curves.weights[name] ** 2 * c.error for name, c in chosen.items()]
+        return decibel(1.0, float(sum(errors)))
+
     def _finished(self, chosen: Mapping[str, Candidate]) -> tuple[Model, Report]:
+        self.predicted = self._predicted(chosen)
+        if self.predicted is not None and self.predicted < NOISE:
+            self.warnings.append(
+                f"the output SNR was predicted to be {self.predicted:.1f} dB: that is noise "
+                "unless the corrections or a distillation recover it"
+            )
         result, fitted = self._build(chosen, final=True)
         if self.target.faithful and not self._holds(result):
             result, fitted = self._build(chosen)  # as it was when the search found it to hold
@@ -535,6 +553,7 @@ class _Run:
             rows=rows,
             skipped=self.skipped,
             comparison=comparison,
+            predicted=self.predicted,
             failures=tuple(failed),
             curves={} if not self.target.faithful else self.curves.points(),
             warnings=(*self.warnings, *noted),

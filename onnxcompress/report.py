@@ -97,6 +97,8 @@ class Report:
         rows: the layers, in network order.
         skipped: layer -> reason that completes "layer X was skipped: ...".
         comparison: the original against the result; None if there is no result.
+        predicted: output SNR in dB from the errors of single layers, known before the layers
+            were fitted together; None without data.
         failures: why the result is worse or misses its target; empty if all is well.
         warnings: what the user should know all the same.
         curves: layer -> pairs (share of its cost left, relative error), cheapest first; of a
@@ -108,6 +110,7 @@ class Report:
     rows: tuple[Row, ...]
     skipped: Mapping[str, str]
     comparison: Comparison | None
+    predicted: float | None = None
     failures: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)

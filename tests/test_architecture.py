@@ -48,7 +48,7 @@ BELOW = {  # module -> the modules of ours that it may import
         *{"report", "runtime", "targets"},
     },
     "pipeline": {
-        *{"budget", "core", "data", "graph", "measuring", "methods", "parallel"},
+        *{"budget", "core", "data", "graph", "measuring", "methods", "metrics", "parallel"},
         *{"refit", "report", "runtime", "targets", "validation"},
     },
 }

@@ -8,8 +8,9 @@ from onnx.reference import ReferenceEvaluator
 
 from models import layer_model
 from onnxcompress.core import Layer, Statistics
-from onnxcompress.graph import expose, find_layers, rewrite
+from onnxcompress.graph import Model, expose, find_layers, rewrite
 from onnxcompress.methods.hashed import EXACT, Hashed, HashedWeight, _split
+from onnxcompress.runtime import Session
 
 
 @pytest.fixture
@@ -141,3 +142,21 @@ def test_a_gain_is_stored_only_once_there_is_one(layer):
 def test_settings_that_make_no_sense_are_refused(given):
     with pytest.raises(ValueError, match=r"share|allocation|seed"):
         Hashed(**given)
+
+
+def test_a_wide_matrix_is_gathered_without_a_copy(rng):
+    values = [onnx.helper.make_tensor_value_info(n, 1, [1, w]) for n, w in (("x", 20000), ("y", 4))]
+    weight = rng.normal(size=(4, 20000)).astype(np.float32)
+    tensor = onnx.numpy_helper.from_array(weight, "w")
+    node = onnx.helper.make_node("Gemm", ["x", "w"], ["y"], "fc", transB=1)
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [tensor])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = Model(onnx.helper.make_model(graph, ir_version=8, opset_imports=opset))
+    layer = find_layers(model)[0]["fc"]
+    [setting] = Hashed(share=4).settings(layer)
+    fitted = setting.fit(layer, Statistics.white(layer))
+    emitted = rewrite(model, {"fc": fitted.scaled(np.arange(1, 5))})
+    assert [n.op_type for n in emitted.graph.node][-3:] == ["Gather", "Mul", "Gemm"]
+    x = rng.normal(size=(1, 20000)).astype(np.float32)
+    expected = x @ (fitted.decode() * np.arange(1, 5)[:, None]).T
+    np.testing.assert_allclose(Session(emitted).run({"x": x})[0], expected, rtol=1e-3, atol=1e-2)

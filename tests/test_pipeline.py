@@ -247,3 +247,24 @@ def test_the_given_input_shapes_decide_the_multiplications(net, batches):
         _, report = oc.compress(free, target=target, samples=batches, shapes=shapes)
         macs.append(report.comparison.before.macs)
     assert 3 * macs[0] < macs[1]
+
+
+def test_the_predicted_snr_is_known_before_the_fit_and_noise_is_called_noise(
+    net, batches, monkeypatch
+):
+    said = []
+
+    def track(items, what, total):
+        said.append(what)
+        return items
+
+    def run(stacks):
+        methods = [oc.Binary(stacks=stacks)]
+        return oc.compress(net, methods=methods, samples=batches, track=track)[1]
+
+    fine, rough = run(4), run(1)
+    assert fine.predicted > rough.predicted
+    assert f"correcting, {fine.predicted:.1f} dB predicted" in said
+    assert not [w for w in fine.warnings if "noise" in w]
+    monkeypatch.setattr("onnxcompress.pipeline.NOISE", rough.predicted + 0.1)
+    assert [w for w in run(1).warnings if "noise" in w]

@@ -409,18 +409,24 @@ class HashedWeight(CompressedWeight):
             table = op.Concat(values, op.Neg(values), axis=2)
             table = op.Reshape(table, np.array([tile.blocks, -1]))
             parts.append(op.Gather(table, self._indices(op, counts), axis=1))
+        if (tile.blocks, tile.filters) == tile.shape:  # a wide matrix, not copied once more
+            return layer.apply(op, x, self._finished(op, parts[0], layer), bias=layer.bias)
         if len(exact):
             parts.append(_wide(op, self.exact))
         weight = op.Concat(*parts, axis=2) if len(parts) > 1 else parts[0]
         rows = tile.transform[np.concatenate([hashed, exact]).astype(int)]
         if rows.size > 1:
             weight = op.MatMul(weight, rows)
-        weight = op.Reshape(weight, np.array(tile.shape))
+        weight = self._finished(op, op.Reshape(weight, np.array(tile.shape)), layer)
+        return layer.apply(op, x, weight, bias=layer.bias)
+
+    def _finished(self, op: Emitter, weight: Value, layer: Layer) -> Value:
+        """The weight with its gain, in the layer's type."""
         if self.gain is not None:
-            weight = op.Mul(weight, _wide(op, self.gain.reshape(_column(tile.shape))))
+            weight = op.Mul(weight, _wide(op, self.gain.reshape(_column(self.tile.shape))))
         if layer.weight.dtype != np.float32:
             weight = op.Cast(weight, to=layer.weight.dtype)
-        return layer.apply(op, x, weight, bias=layer.bias)
+        return weight
 
     def _indices(self, op: Emitter, counts: Array) -> Value:
         """Nodes for `_Tile.indices`: shifts are divisions and multiplications by powers of 2."""
@@ -436,7 +442,9 @@ class HashedWeight(CompressedWeight):
         for multiplier in MULTIPLIERS:
             found = op.Add(op.Div(found, half), op.Mul(found, half))
             found = op.Mul(found, op.Add(op.Mul(found, number(2)), number(multiplier)))
-        found = op.Reshape(op.Div(found, number(1 << 8)), np.array([tile.filters, n]))
+        found = op.Div(found, number(1 << 8))
+        if (tile.blocks, tile.filters) != tile.shape:
+            found = op.Reshape(found, np.array([tile.filters, n]))
         found = op.Mod(found, (2 * counts[0]).astype(np.uint32))
         return op.Add(op.Cast(found, to=np.int64), 2 * counts[1])
 
