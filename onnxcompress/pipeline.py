@@ -48,6 +48,11 @@ CORRECTION_TRIALS = 8  # real runs that decide where corrections stay,
 CORRECTION_SAMPLES = 64  # each with at most so many held-out samples,
 CORRECTION_WORK = 10**12  # and all together with about so many multiplications
 WORTHWHILE = 0.05  # least saving for which a fidelity target is worth a changed model
+UNDONE = (
+    "weights are decoded when the model is loaded; tools that fold constants would write them "
+    "out in full again, but for onnxslim --skip-optimizations constant_folding, onnxsim "
+    "--skip-constant-folding and quant_pre_process(skip_optimization=True)"
+)
 NOISE = 3.0  # dB of predicted output SNR below which the user is warned
 DEFAULT_AGREEMENT = 0.98
 DEFAULT_SNR = 25.0
@@ -548,6 +553,8 @@ class _Run:
         else:
             failed = [*failures(comparison, self.target), *self._too_little(comparison)]
             noted = [*warnings(comparison)]
+        if any(len(f.weight.factors) == 1 for f in fitted.values()):
+            noted.append(UNDONE)
         report = Report(
             target=str(self.target),
             rows=rows,

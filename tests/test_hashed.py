@@ -160,3 +160,21 @@ def test_a_wide_matrix_is_gathered_without_a_copy(rng):
     x = rng.normal(size=(1, 20000)).astype(np.float32)
     expected = x @ (fitted.decode() * np.arange(1, 5)[:, None]).T
     np.testing.assert_allclose(Session(emitted).run({"x": x})[0], expected, rtol=1e-3, atol=1e-2)
+
+
+def test_torch_computes_the_same_indices_bit_for_bit(layer):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    [setting] = Hashed(share=4, allocation="uniform").settings(layer)
+    fitted = setting.fit(layer, Statistics.white(layer))
+    counts = _split(fitted.tile, fitted.buckets)[2]
+    mask = 0xFFFFFFFF  # torch has no uint32 arithmetic, so int64 and a mask
+    x = torch.arange(fitted.tile.filters * counts.shape[1], dtype=torch.int64)
+    x = (x * 0x9E3779B1 + 1691) & mask
+    for multiplier in (0x7FEB352D, 0x846CA68B):
+        x = ((x >> 16) + (x << 16)) & mask
+        low, high = x & 0xFFFF, x >> 16
+        factor = (2 * x + multiplier) & mask
+        x = (low * factor + ((high * factor & 0xFFFF) << 16)) & mask
+    numbers = (x >> 8).reshape(fitted.tile.filters, -1)
+    found = numbers % torch.tensor(2 * counts[0]) + torch.tensor(2 * counts[1])
+    np.testing.assert_array_equal(found.numpy(), fitted.tile.indices(counts))

@@ -268,3 +268,10 @@ def test_the_predicted_snr_is_known_before_the_fit_and_noise_is_called_noise(
     assert not [w for w in fine.warnings if "noise" in w]
     monkeypatch.setattr("onnxcompress.pipeline.NOISE", rough.predicted + 0.1)
     assert [w for w in run(1).warnings if "noise" in w]
+
+
+def test_a_result_that_folding_would_undo_says_how_to_keep_it(net, batches):
+    _, decoded = oc.compress(net, methods=[oc.Binary(stacks=2)], samples=batches)
+    assert any("onnxslim --skip-optimizations" in w for w in decoded.warnings)
+    _, factored = oc.compress(net, target=oc.Target(macs=0.6), samples=batches)
+    assert not any("onnxslim" in w for w in factored.warnings)
