@@ -59,6 +59,7 @@ MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 GOLDEN = 0x9E3779B1
 ALPHA, BETA = 0.25, 2.5  # of the paper's allocation
 STEPS = 60  # of conjugate gradients; half as many to compare allocations,
+ENOUGH = 1e-3  # they end when a step lowers the error by less than this share
 TRIAL_WORK = 2**31  # each with about so many multiplications
 FINE = 2**20  # weights up to which the arithmetic is in float64
 
@@ -305,6 +306,8 @@ class _Problem:
             off -= length * moved
             image -= length * product_
             residual = adjoint(image)
+            if length * square < ENOUGH * float(np.vdot(off, image)):
+                break
         off = self._weight - decode(x)  # anew: what the steps kept up to date has rounding in it
         return x, float(np.vdot(off, self._statistics.times(off)))
 
