@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from onnxcompress.methods import METHODS
     from onnxcompress.methods.basis import Basis
     from onnxcompress.methods.binary import Binary
+    from onnxcompress.methods.codebook import Codebook
     from onnxcompress.methods.hashed import Hashed
+    from onnxcompress.methods.integer import Integer
     from onnxcompress.pipeline import compress, sweep
     from onnxcompress.report import Comparison, Report
     from onnxcompress.targets import Target, TargetError
@@ -33,9 +35,11 @@ __all__ = [
     "Binary",
     "BudgetError",
     "Candidate",
+    "Codebook",
     "Comparison",
     "CompressedWeight",
     "Hashed",
+    "Integer",
     "Layer",
     "Method",
     "Model",
@@ -62,7 +66,8 @@ __all__ = [
 
 _MODULES = (  # have all of these
     *("pipeline", "data", "graph", "targets"),
-    *("methods", "methods.basis", "methods.binary", "methods.hashed"),
+    *("methods", "methods.basis", "methods.binary", "methods.codebook"),
+    *("methods.hashed", "methods.integer"),
 )
 
 

@@ -357,6 +357,10 @@ class Method(ABC):
     def fit(self, layer: Layer, statistics: Statistics) -> CompressedWeight:
         """Approximate the layer's weight so that its output changes least."""
 
+    def blank(self, layer: Layer) -> CompressedWeight:
+        """A weight of this setting's structure; its values do not matter, but all differ."""
+        return self.fit(layer, Statistics.white(layer))
+
     def declined(self, layer: Layer) -> str | None:
         """Why no setting applies to this layer, or None."""
         return None if self.settings(layer) else "it cannot become smaller by this method"
@@ -366,7 +370,7 @@ class Method(ABC):
         for setting in self.settings(layer):
             fitted = setting.fit(layer, statistics)
             error = statistics.error(layer.weight, fitted.decode())
-            yield Candidate(setting, fitted.nbytes, fitted.factors, error)
+            yield Candidate(setting, fitted.nbytes, fitted.factors, error, fitted)
 
     @property
     def fixed(self) -> bool:
@@ -403,6 +407,10 @@ class CompressedWeight(ABC):
             value = getattr(self, f.name)
             values = value if isinstance(value, tuple) else (value,)
             yield from (v for v in values if isinstance(v, Array))
+
+    def shared_arrays(self) -> Iterator[Array]:
+        """What is stored besides, once for all layers that need it."""
+        yield from ()
 
     @property
     def factors(self) -> tuple[Shape, ...]:
@@ -442,9 +450,16 @@ class Candidate:
         nbytes: of the stored arrays.
         factors: shapes of the weights it computes with, for counting multiplications.
         error: relative squared output error, see `Statistics`.
+        weight: the fit, where it is at hand.
     """
 
     setting: Method | None
     nbytes: int
     factors: tuple[Shape, ...]
     error: float
+    weight: CompressedWeight | None = None
+
+    def fitted(self, layer: Layer, statistics: Statistics) -> CompressedWeight:
+        """The weight of this setting, fitted anew only if it is not at hand."""
+        assert self.setting is not None
+        return self.weight or self.setting.fit(layer, statistics)

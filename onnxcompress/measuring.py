@@ -227,8 +227,7 @@ def weigh(
     def sensitivity(name: str) -> float:
         layer = job.layers[name]
         setting = min(candidates[name], key=lambda c: (abs(c.error - WEIGH_ERROR), c.nbytes))
-        assert setting.setting is not None
-        weight = setting.setting.fit(layer, statistics[name])
+        weight = setting.fitted(layer, statistics[name])
         readers = job.readers(name)
         biases = {
             reader: job.layers[reader].bias

@@ -370,8 +370,7 @@ class _Run:
 
         def fit(item: tuple[str, Candidate]) -> Any:
             name, candidate = item
-            assert candidate.setting is not None
-            return name, candidate.setting.fit(job.layers[name], Statistics.white(job.layers[name]))
+            return name, candidate.fitted(job.layers[name], Statistics.white(job.layers[name]))
 
         picked = [(name, c) for name, c in chosen.items() if c.setting is not None]
         weights = dict(each(fit, picked, job.jobs))

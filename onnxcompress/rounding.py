@@ -1,27 +1,98 @@
-"""Rounding a weight to a few levels so that the layer's output, not the weight, changes least.
+"""Rounding a weight to few values so that the layer's output, not the weight, changes least.
 
-A row w of the weight is to become q, every entry one of a few levels, with the least
-``(w - q) H (w - q)ᵀ``; H is the metric of the layer's inputs.  A row may be cut into pieces of
-equal width with levels of their own.
+A row w of the weight is cut into pieces of d entries, and every piece is to become one of a few
+vectors, so that the row q has the least ``(w - q) H (w - q)ᵀ``; H is the metric of the inputs.
 
 * *Error feedback* (Optimal Brain Surgeon, blocked as in GPTQ: Frantar et al. 2022,
-  https://arxiv.org/abs/2210.17323): columns are rounded in turn, and what the rounding of one
-  does to the output is taken back by the ones still to come.  With ``H⁻¹ = Uᵀ U``, U upper::
+  https://arxiv.org/abs/2210.17323; with vectors: van Baalen et al. 2024,
+  https://arxiv.org/abs/2402.15319): pieces are rounded in turn, and what the rounding of one does
+  to the output is taken back by the ones still to come.  With ``H⁻¹ = Uᵀ U``, U upper::
 
-      e = (w_j - q_j) / U_jj        w_k -= e U_jk        for k > j
+      e = (w_j - q_j) U_jj⁻¹        w_k -= e U_jk        for k > j
 
-* *Coordinate descent*: given all others, the best place of column j before rounding is
-  ``q_j - G_j / H_jj`` with ``G = (q - w) H``.  Entries move only where that lowers the error.
+* *Coordinate descent*: given all others, the best place of piece j before rounding is
+  ``q_j - G_j H_jj⁻¹`` with ``G = (q - w) H``.  Pieces move only where that lowers the error.
+
+What matters most comes first: the last pieces have few others to take back their error.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 
-from onnxcompress.core import Array
+from onnxcompress.core import Array, Statistics
 
 BLOCK = 128  # columns between two updates of all the others
+WIDEST = 4096  # inputs of a filter that are rounded together
+GRANULE = (
+    24  # columns that stay together in wide layers, so that pieces of 2, 3, 4, 8 share a metric
+)
+NARROW = 1024  # inputs up to which the pieces themselves are sorted
+
+Pick = Callable[[Array, int, Array], tuple[Array, Array]]
+"""Rounds piece j, ``(groups, rows, d)``, in a metric ``(groups, d, d)``: to codes and values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """The metric of some consecutive inputs, in the order in which they are rounded.
+
+    Attributes:
+        columns: the inputs, in that order; those past the last one are padding.
+        values: H of these columns, ``(groups, n, n)``.
+    """
+
+    columns: Array
+    values: Array
+
+    @cached_property
+    def factor(self) -> Array:
+        """The upper triangular U with ``H⁻¹ = Uᵀ U``, ``(groups, n, n)``."""
+        return np.stack(list(map(feedback_factor, self.values)))
+
+    def taken(self, weight: Array) -> Array:
+        """These columns of a weight ``(groups, rows, fan_in)``, zeros in place of padding."""
+        missing = max(0, int(self.columns.max()) + 1 - weight.shape[2])
+        return np.pad(weight, ((0, 0), (0, 0), (0, missing)))[:, :, self.columns]
+
+
+def metrics(statistics: Statistics, width: int) -> list[Metric]:
+    """The metric of a layer's inputs, for pieces of ``width``; wide layers have several parts.
+
+    Inputs are in order of falling variance, piece by piece.
+    """
+    fan_in = statistics.total.shape[1]
+    granule = granule_of(fan_in, width)
+    whole = -(-fan_in // granule) * granule
+    count = -(-whole // WIDEST)
+    step = -(-whole // (count * granule)) * granule
+    return [
+        _sorted(statistics, start, min(start + step, whole), granule)
+        for start in range(0, whole, step)
+    ]
+
+
+def granule_of(fan_in: int, width: int) -> int:
+    """Columns that stay together when they are sorted; a multiple of the width."""
+    return GRANULE if fan_in > NARROW and GRANULE % width == 0 else width
+
+
+def _sorted(statistics: Statistics, start: int, stop: int, granule: int) -> Metric:
+    fan_in = statistics.total.shape[1]
+    known = statistics.block(start, min(stop, fan_in))
+    size, inside = stop - start, known.shape[1]
+    mean = np.trace(known, axis1=1, axis2=2) / inside
+    values = np.eye(size) * np.maximum(mean, 1e-30)[:, None, None]
+    values[:, :inside, :inside] = known
+    energy = np.diagonal(values, axis1=1, axis2=2).sum(0).reshape(-1, granule).sum(1)
+    order = np.argsort(-energy, kind="stable")[:, None] * granule + np.arange(granule)
+    order = order.ravel()
+    return Metric(start + order, values[:, order[:, None], order])
 
 
 def feedback_factor(metric: Array) -> Array:
@@ -40,62 +111,69 @@ def feedback_factor(metric: Array) -> Array:
             return solve_triangular(upper, identity, lower=False, check_finite=False) / size
 
 
-def feedback(weight: Array, levels: Array, factor: Array) -> Array:
-    """Codes of a weight rounded with error feedback.
+def feedback(weight: Array, pick: Pick, factor: Array, width: int = 1) -> tuple[Array, Array]:
+    """A weight rounded with error feedback.
 
     Args:
-        weight: ``(rows, n)``.
-        levels: ``(rows, pieces, k)``, ascending.
-        factor: of `feedback_factor`, ``(n, n)``.
+        weight: ``(groups, rows, n)``, n a multiple of ``width``.
+        factor: of `feedback_factor`, ``(groups, n, n)``.
 
     Returns:
-        ``(rows, n)``, which level every entry takes.
+        Codes ``(groups, rows, n // width)``, and what they mean, like the weight.
     """
-    left, n, width = weight.copy(), weight.shape[1], weight.shape[1] // levels.shape[1]
-    codes = np.empty(weight.shape, np.uint8)
-    for start in range(0, n, BLOCK):
-        stop = min(start + BLOCK, n)
-        errors = np.empty((len(weight), stop - start))
-        for j in range(start, stop):
-            codes[:, j], value = nearest(left[:, j], levels[:, j // width])
-            off = left[:, j] - value
-            errors[:, j - start] = off = off / factor[j, j]
-            left[:, j:stop] -= off[:, None] * factor[j, j:stop]
-        left[:, stop:] -= errors @ factor[start:stop, stop:]
-    return codes
+    left, n = weight.copy(), weight.shape[2]
+    factor = factor.astype(weight.dtype, copy=False)
+    inverses = np.linalg.inv(_diagonal(factor, width))
+    inner = inverses @ inverses.swapaxes(2, 3)
+    codes = np.empty((*weight.shape[:2], n // width), np.intp)
+    values = np.empty_like(left)
+    block = max(1, BLOCK // width) * width
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        errors = np.empty((*weight.shape[:2], stop - start), left.dtype)
+        for j in range(start // width, stop // width):
+            own, later = slice(j * width, (j + 1) * width), slice((j + 1) * width, stop)
+            codes[:, :, j], values[:, :, own] = pick(left[:, :, own], j, inner[:, j])
+            off = (left[:, :, own] - values[:, :, own]) @ inverses[:, j]
+            errors[:, :, own.start - start : own.stop - start] = off
+            left[:, :, later] -= off @ factor[:, own, later]
+        left[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    return codes, values
 
 
-def descend(codes: Array, weight: Array, levels: Array, metric: Array) -> Array:
-    """One sweep of coordinate descent over the columns; arguments as for `feedback`."""
-    codes, width = codes.copy(), weight.shape[1] // levels.shape[1]
-    values = decoded(codes, levels)
+def descend(
+    codes: Array, values: Array, weight: Array, pick: Pick, metric: Array, width: int = 1
+) -> tuple[Array, Array]:
+    """One sweep of coordinate descent over the pieces of a rounded weight, see `feedback`."""
+    codes, values, n = codes.copy(), values.copy(), weight.shape[2]
+    metric = metric.astype(weight.dtype, copy=False)
+    own_metrics = _diagonal(metric, width)
+    inverses = np.linalg.inv(own_metrics)
     gradient = (values - weight) @ metric
-    for start in range(0, weight.shape[1], BLOCK):
-        stop = min(start + BLOCK, weight.shape[1])
-        moved = np.zeros((len(weight), stop - start))
-        near = gradient[:, start:stop].copy()
-        for j in range(start, stop):
-            wanted = values[:, j] - near[:, j - start] / metric[j, j]
-            codes[:, j], value = nearest(wanted, levels[:, j // width])
-            moved[:, j - start] = step = value - values[:, j]
-            near += step[:, None] * metric[j, start:stop]
-        gradient += moved @ metric[start:stop]
-    return codes
+    block = max(1, BLOCK // width) * width
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        before = values[:, :, start:stop].copy()
+        near = gradient[:, :, start:stop].copy()
+        for j in range(start // width, stop // width):
+            own = slice(j * width, (j + 1) * width)
+            pull = near[:, :, own.start - start : own.stop - start] @ inverses[:, j]
+            codes[:, :, j], picked = pick(values[:, :, own] - pull, j, own_metrics[:, j])
+            near += (picked - values[:, :, own]) @ metric[:, own, start:stop]
+            values[:, :, own] = picked
+        gradient += (values[:, :, start:stop] - before) @ metric[:, start:stop]
+    return codes, values
 
 
-def nearest(values: Array, levels: Array) -> tuple[Array, Array]:
-    """Which of its row's levels each value ``(rows,)`` is closest to, and that level."""
-    codes = (values[:, None] > (levels[:, 1:] + levels[:, :-1]) / 2).sum(1)
-    return codes, levels[np.arange(len(levels)), codes]
-
-
-def decoded(codes: Array, levels: Array) -> Array:
-    """The levels that the codes stand for, ``(rows, n)``."""
-    rows, pieces, _ = levels.shape
-    parts = codes.reshape(rows, pieces, -1).astype(np.intp)
-    return np.take_along_axis(levels, parts, 2).reshape(rows, -1)
+def _diagonal(matrix: Array, width: int) -> Array:
+    """The blocks ``(groups, n // width, width, width)`` on the diagonals."""
+    groups, n, _ = matrix.shape
+    place = np.arange(n // width)
+    split = matrix.reshape(groups, n // width, width, n // width, width)
+    return np.ascontiguousarray(np.moveaxis(split[:, place, :, place], 0, 1))
 
 
 def row_errors(difference: Array, metric: Array) -> Array:
     """``(w - q) H (w - q)ᵀ`` of every row."""
-    return np.einsum("rn,rn->r", difference @ metric, difference)
+    metric = metric.astype(difference.dtype, copy=False)
+    return np.einsum("...rn,...rn->...r", difference @ metric, difference)

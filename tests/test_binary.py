@@ -13,7 +13,6 @@ from onnxcompress.graph import find_layers, rewrite
 from onnxcompress.measuring import input_shapes
 from onnxcompress.methods.binary import Binary
 from onnxcompress.packing import pack, unpack
-from onnxcompress.rounding import decoded, descend, feedback, feedback_factor, row_errors
 from onnxcompress.runtime import Session
 
 
@@ -88,27 +87,6 @@ def test_channels_that_no_piece_divides_are_padded(rng):
     fitted = setting.fit(layer, Statistics.white(layer))
     assert fitted.decode().shape == layer.weight.shape
     assert Statistics.white(layer).error(layer.weight, fitted.decode()) < 0.3
-
-
-def test_error_feedback_and_descent_each_lower_the_output_error(rng):
-    layer, statistics, _ = wide(rng)
-    weight, metric = layer.grouped[0].astype(float), statistics.block(0, 288)[0]
-    levels = np.sort(rng.normal(size=(64, 1, 4)), axis=2)
-
-    def error(codes):
-        return row_errors(weight - decoded(codes, levels), metric).sum()
-
-    apart = np.abs(weight[:, :, None] - levels).argmin(2)
-    fed = feedback(weight, levels, feedback_factor(metric))
-    assert error(descend(fed, weight, levels, metric)) < error(fed) < error(apart)
-
-
-def test_a_factor_multiplies_out_to_the_inverse_of_the_metric(rng):
-    root = rng.normal(size=(20, 30))
-    metric = root @ root.T
-    factor = feedback_factor(metric)
-    np.testing.assert_allclose(factor.T @ factor @ metric, np.eye(20), atol=1e-5)
-    np.testing.assert_array_equal(factor, np.triu(factor))
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,8 @@ def test_the_model_grows_by_what_nbytes_says(method, case):
         emitted = rewrite(model, {"layer": fitted})
         stored = fitted.nbytes - layer.weight.nbytes
         positions = np.prod(layer.kernel, dtype=int)
-        constants = 400 + 4 * positions**2  # of the decoder, and a bias written out
+        tables = sum(array.nbytes for array in fitted.shared_arrays())
+        constants = 400 + 4 * positions**2 + tables  # of the decoder, and a bias written out
         assert abs(emitted.weight_bytes - model.weight_bytes - stored) < constants
         assert abs(emitted.nbytes - model.nbytes - stored) < 2500 + constants  # and names and nodes
 
@@ -172,6 +173,16 @@ def test_settings_come_smallest_first_and_print_alike_when_made_again(method, ca
     assert len(set(map(str, settings))) == len(settings)
     sizes = [setting.fit(layer, statistics).nbytes for setting in some(settings)]
     assert sizes == sorted(sizes)
+
+
+def test_a_blank_is_as_large_as_a_fit(method, case):
+    model, _, layer, statistics = case
+    for setting in some(method.settings(layer)):
+        sizes = [
+            rewrite(model, {"layer": weight}).nbytes
+            for weight in (setting.blank(layer), setting.fit(layer, statistics))
+        ]
+        assert abs(sizes[0] - sizes[1]) <= 32
 
 
 def test_the_same_fit_gives_the_same_bytes(method, case):

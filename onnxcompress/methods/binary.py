@@ -51,14 +51,13 @@ from onnxcompress.core import (
     Value,
 )
 from onnxcompress.packing import emit_unpack, pack, unpack
-from onnxcompress.rounding import descend, feedback, feedback_factor, row_errors
+from onnxcompress.rounding import WIDEST, Pick, descend, feedback, feedback_factor, row_errors
 
 MOST_STACKS = 4
 ROUNDS = 4  # of signs and scales in turn
 SWEEPS = 2  # of coordinate descent in each
 BLIND_ROUNDS = 5  # before the inputs are looked at
 SHARED_ROUNDS = 5  # of selections and filters in turn
-WIDEST = 4096  # inputs of a filter that are rounded together
 SHARED = ((2, 4, 0.5), (1, 4, 0.5), (1, 8, 0.5), (1, 8, 0.25))  # stacks, parts, share
 FASTER = 0.6  # of the multiplications, from which the feature form is faster (measured)
 SMALL = 64  # weights for which sharing is not tried
@@ -271,12 +270,15 @@ def _own_block(weight: Array, metric: Array | None, form: _Form) -> tuple[Array,
 
 def _aware(weight: Array, metric: Array, scale: Array, patterns: Array) -> tuple[Array, Array]:
     """The same in the metric, from the scales that the weight alone gives."""
-    factor = feedback_factor(metric)
+    factor, width = feedback_factor(metric), weight.shape[1] // scale.shape[2]
     best_signs = np.ones((len(scale), *weight.shape), np.int8)
     best_scale, best = scale, np.full(len(weight), np.inf)
     for turn_of in range(ROUNDS + 1):
         levels, turn = _levels(scale, patterns)
-        codes = feedback(weight, levels, factor) if turn_of else _nearest(weight, levels)
+        if turn_of:
+            codes = feedback(weight[None], _pick(levels, width), factor[None])[0][0]
+        else:
+            codes = _nearest(weight, levels)
         for sweep in range(SWEEPS + 1):
             signs = _signs(codes, turn, patterns)
             scale = _least_squares(weight, signs, scale, metric).astype(np.float16)
@@ -292,7 +294,8 @@ def _aware(weight: Array, metric: Array, scale: Array, patterns: Array) -> tuple
                 sorted_levels, turn_next = _levels(scale, patterns)
                 codes = _recoded(codes, turn, turn_next)
                 turn = turn_next
-                codes = descend(codes, weight, sorted_levels, metric)
+                given = (codes[None], _decoded(codes, sorted_levels)[None], weight[None])
+                codes = descend(*given, _pick(sorted_levels, width), metric[None])[0][0]
     return best_signs, best_scale
 
 
@@ -319,6 +322,24 @@ def _nearest(weight: Array, levels: Array) -> Array:
     split = weight.reshape(rows, parts, -1, 1)
     codes = (split > ((levels[:, :, 1:] + levels[:, :, :-1]) / 2)[:, :, None]).sum(3)
     return codes.reshape(weight.shape).astype(np.uint8)
+
+
+def _pick(levels: Array, width: int) -> Pick:
+    """Rounds entries to the nearest level ``(rows, parts, k)`` of their row and piece."""
+
+    def pick(target: Array, column: int, _: Array) -> tuple[Array, Array]:
+        own = levels[:, column // width]
+        codes = (target[0] > (own[:, 1:] + own[:, :-1]) / 2).sum(1)
+        return codes[None], own[np.arange(len(own)), codes][None, :, None]
+
+    return pick
+
+
+def _decoded(codes: Array, levels: Array) -> Array:
+    """The levels that the codes stand for, ``(rows, n)``."""
+    rows, parts, _ = levels.shape
+    split = codes.reshape(rows, parts, -1).astype(np.intp)
+    return np.take_along_axis(levels, split, 2).reshape(rows, -1)
 
 
 def _recoded(codes: Array, before: Array, after: Array) -> Array:

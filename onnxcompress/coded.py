@@ -1,0 +1,584 @@
+"""Weights as bytes that stand for the rows of a table, times a scale for every output channel.
+
+A byte picks one of at most 256 rows of a table (256, d), which are d neighbouring weights::
+
+    W[o, j d ... (j + 1) d] = scale[o] * table[byte[o, j]]                    8 / d bits a weight
+
+One row lookup both unpacks and decodes.  A table of vectors is a vector code.  A table that counts
+in base L holds d numbers of L levels ``2 k - (L - 1)``; where the levels do not fill bytes well, a
+number has several digits, each with bytes and a table of its own: 8 levels = 2 * (4 levels) + (2
+levels).  256 levels need no table.
+
+Codes and scales are fitted in turn in the metric of the inputs (see `rounding`): error feedback,
+coordinate descent, least-squares scales, and for a table of the layer's own its least squares too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from math import prod
+from typing import Any, Self
+
+import numpy as np
+
+from onnxcompress.core import (
+    Array,
+    CompressedWeight,
+    Emitter,
+    Layer,
+    Shape,
+    Statistics,
+    Value,
+)
+from onnxcompress.rounding import (
+    Metric,
+    Pick,
+    descend,
+    feedback,
+    granule_of,
+    metrics,
+    row_errors,
+)
+
+ROUNDS = 4  # of error feedback, coordinate descent and scales
+SWEEPS = 2  # of coordinate descent in each
+FINE = 2**18  # weights up to which the arithmetic is in float64
+WORK = 2**31  # multiplications of a sweep from which there are fewer rounds
+SMALL = 2**14  # weights up to which a fit that knows nothing of the inputs is looked at too
+TRIED = 2**22  # weights that are rounded with every first scale; in larger layers a few rows are
+TRIAL_WORK = 2**27  # multiplications of a sweep where only the error is wanted: of so many rows,
+TRIAL_ROWS = 32  # but no fewer than these
+CHUNK = 2**16  # pieces that are looked up at a time without a metric
+TABLE_STEPS = 12  # of conjugate gradients for a table
+DIGITS = {2: 8, 3: 5, 4: 4, 6: 3, 16: 2, 256: 1}  # levels -> numbers in a byte
+LEVELS = {  # of a number -> of its digits
+    2: (2,), 3: (3,), 4: (4,), 6: (6,), 8: (4, 2), 12: (6, 2), 16: (16,), 24: (6, 4), 32: (16, 2),
+    64: (16, 4), 128: (16, 4, 2), 256: (256,),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """The fit of a weight.
+
+    Attributes:
+        codes: ``(out, pieces)``, rows of the table.
+        scale: ``(out, parts)``.
+        table: ``(k, d)``.
+        error: relative squared output error, of the rows that were looked at.
+    """
+
+    codes: Array
+    scale: Array
+    table: Array
+    error: float
+
+
+def encode(
+    layer: Layer,
+    statistics: Statistics,
+    table: Array,
+    first: Sequence[float],
+    *,
+    parts: int = 1,
+    learn: bool = False,
+    trial: bool = False,
+    known: dict[int, list[Metric]] | None = None,
+) -> Coded:
+    """Round a weight to the rows of a table, times scales.
+
+    Args:
+        table: ``(k, d)``; sorted if d is 1.
+        first: scales to start from, in units of a row's root mean square.
+        parts: of a filter, each with a scale of its own; only for d = 1.
+        learn: fit the table to the layer too.
+        trial: look at some rows alone, when the error is all that matters.
+        known: metrics by their granule, kept for the next call.
+    """
+    weight = layer.grouped
+    kind = np.float64 if weight.size <= FINE else np.float32
+    weight = weight.astype(kind)
+    table = table.astype(kind)
+    if not statistics.count:
+        return _blind(weight, table, first, parts, learn)
+    found = _metrics(statistics, table.shape[1], known if known is not None else {})
+    if trial:
+        work = sum(len(m.columns) ** 2 for m in found) * len(weight)
+        rows = max(TRIAL_ROWS, TRIAL_WORK // work)
+        step = -(-weight.shape[1] // rows)
+        weight = weight[:, step // 2 :: step]
+    fitted = _Fit(weight, found, table, parts).run(first, learn)
+    if learn and weight.size <= SMALL and not trial:  # few weights for many vectors
+        blind = _blind(weight, table, first, parts, learn)
+        error = statistics.error(layer.weight, _decoded(blind, layer))
+        return min(fitted, replace(blind, error=error), key=lambda fit: fit.error)
+    return fitted
+
+
+def _decoded(found: Coded, layer: Layer) -> Array:
+    rows = found.table[found.codes].reshape(len(layer.weight), -1)[:, : layer.grouped.shape[2]]
+    return (rows * np.repeat(found.scale, rows.shape[1] // found.scale.shape[1], axis=1)).reshape(
+        layer.weight.shape
+    )
+
+
+def _metrics(statistics: Statistics, width: int, known: dict[int, list[Metric]]) -> list[Metric]:
+    granule = granule_of(statistics.total.shape[1], width)
+    if granule not in known:
+        known[granule] = metrics(statistics, width)
+    return known[granule]
+
+
+def picker(table: Array, scale: Array, part: Array) -> Pick:
+    """Rounds pieces to rows of a table times ``scale`` ``(groups, rows, parts)``.
+
+    Args:
+        part: of every piece.
+    """
+    width = table.shape[1]
+    middle = (table[1:, 0] + table[:-1, 0]) / 2
+
+    def pick(target: Array, piece: int, metric: Array) -> tuple[Array, Array]:
+        size = scale[:, :, part[piece]]
+        if width == 1:
+            codes = np.searchsorted(middle, (target[:, :, 0] / size).ravel()).reshape(size.shape)
+        else:
+            images = table @ metric
+            energy = np.einsum("gkd,kd->gk", images, table) / 2
+            match = target @ images.swapaxes(1, 2)  # the metric is symmetric
+            match -= size[:, :, None] * energy[:, None]
+            codes = match.argmax(2)
+        return codes, table[codes] * size[:, :, None]
+
+    return pick
+
+
+class _Fit:
+    """Codes and scales in turn; the best of every row is kept.
+
+    Attributes:
+        weights: of every metric's columns, ``(groups, rows, n)``; codes and values likewise.
+        scale: ``(groups, rows, parts)``.
+    """
+
+    def __init__(self, weight: Array, found: list[Metric], table: Array, parts: int) -> None:
+        self.metrics, self.table, self.width = found, table, table.shape[1]
+        self.weight = weight
+        self.weights = [m.taken(weight) for m in found]
+        self.values_of = [m.values.astype(weight.dtype) for m in found]
+        self.factors = [m.factor for m in found]
+        size = -(-weight.shape[2] // parts)
+        self.parts = [np.minimum(m.columns[:: self.width] // size, parts - 1) for m in found]
+        self.columns_of = [np.repeat(part, self.width) for part in self.parts]
+        self.count = parts
+
+    def run(self, first: Sequence[float], learn: bool) -> Coded:
+        work = sum(w.size * w.shape[2] for w in self.weights)
+        rounds = ROUNDS if work < WORK else ROUNDS // 2
+        scale = self._started(first)
+        best = None
+        for turn in range(rounds):
+            codes, values = self._rounded(scale)
+            state = self._scaled(codes, values, scale)
+            for _ in range(SWEEPS):
+                state = self._descended(*state)
+            scale = state[2]
+            best = self._better(best, state)
+            if learn and turn < rounds - 1:
+                best = self._learned(best)
+                scale = best[2]
+        assert best is not None
+        codes, _, scale, error = best
+        energy = sum(
+            row_errors(w, h).sum(dtype=np.float64)
+            for w, h in zip(self.weights, self.values_of, strict=True)
+        )
+        return Coded(
+            self._ordered(codes).reshape(-1, -(-self.weight.shape[2] // self.width)),
+            scale.reshape(-1, self.count),
+            self.table,
+            float(error.sum(dtype=np.float64) / max(energy, 1e-30)),
+        )
+
+    def _started(self, first: Sequence[float]) -> Array:
+        """The best of the first scales for every row, or for all rows of a large layer."""
+        groups, rows, n = self.weight.shape
+        step = max(1, rows * groups * n * len(first) // TRIED)
+        some = slice(step // 2, None, step)
+        size = _sizes(self.weight, self.count)
+        tried = np.concatenate([size[:, some] * f for f in first], axis=1)
+        error = np.zeros(tried.shape[:2])
+        for w, h, u, part in self._blocks():
+            copies = np.concatenate([w[:, some]] * len(first), axis=1)
+            pick = picker(self.table, tried, part)
+            _, values = feedback(copies, pick, u, self.width)
+            error += row_errors(copies - values, h)
+        error = error.reshape(groups, len(first), -1)
+        if step > 1:
+            return size * first[int(error.sum((0, 2)).argmin())]
+        return size * np.asarray(first, size.dtype)[error.argmin(1)][:, :, None]
+
+    def _blocks(self) -> Iterator[tuple[Array, Array, Array, Array]]:
+        yield from zip(self.weights, self.values_of, self.factors, self.parts, strict=True)
+
+    def _rounded(self, scale: Array) -> tuple[list[Array], list[Array]]:
+        found = [
+            feedback(w, picker(self.table, scale, part), u, self.width)
+            for w, _, u, part in self._blocks()
+        ]
+        return [c for c, _ in found], [v for _, v in found]
+
+    def _descended(self, codes: Any, values: Any, scale: Array, _: Array) -> Any:
+        found = [
+            descend(c, v, w, picker(self.table, scale, part), h, self.width)
+            for c, v, (w, h, _, part) in zip(codes, values, self._blocks(), strict=True)
+        ]
+        return self._scaled([c for c, _ in found], [v for _, v in found], scale)
+
+    def _scaled(self, codes: list[Array], values: list[Array], scale: Array) -> Any:
+        """The same with least-squares scales, and the error of every row."""
+        scale = scale.copy()
+        for part in range(self.count):
+            above, below = np.zeros(scale.shape[:2]), np.zeros(scale.shape[:2])
+            for v, (w, h, _, _), columns in zip(
+                values, self._blocks(), self.columns_of, strict=True
+            ):
+                own = columns == part
+                if not own.any():
+                    continue
+                images = v[:, :, own] @ h[:, own]
+                square = np.einsum("grn,grn->gr", images[:, :, own], v[:, :, own])
+                above += np.einsum("grn,grn->gr", images, w - v) + square
+                below += square
+            gain = np.where(below > 0, above / np.maximum(below, 1e-30), 1)
+            gain = np.clip(gain, 0.25, 4)
+            scale[:, :, part] = stored(scale[:, :, part] * gain)
+        values = self._decoded(codes, scale)
+        error = np.zeros(scale.shape[:2])
+        for v, (w, h, _, _) in zip(values, self._blocks(), strict=True):
+            error += row_errors(w - v, h)
+        return codes, values, scale, error
+
+    def _decoded(self, codes: list[Array], scale: Array) -> list[Array]:
+        return [
+            self.table[c].reshape(*c.shape[:2], -1) * scale[:, :, columns]
+            for c, columns in zip(codes, self.columns_of, strict=True)
+        ]
+
+    @staticmethod
+    def _better(best: Any, state: Any) -> Any:
+        if best is None:
+            return state
+        wins = state[3] < best[3]
+        mixed = [
+            [np.where(wins[:, :, None], a, b) for a, b in zip(state[i], best[i], strict=True)]
+            for i in (0, 1)
+        ]
+        scale = np.where(wins[:, :, None], state[2], best[2])
+        return *mixed, scale, np.minimum(state[3], best[3])
+
+    def _learned(self, best: Any) -> Any:
+        """The table that is the least squares of these codes, by conjugate gradients."""
+        codes, values, scale, _ = best
+        table, flat = self.table.copy(), [c.ravel() for c in codes]
+        sizes = [scale[:, :, columns].reshape(-1, self.width) for columns in self.columns_of]
+
+        def gathered(images: list[Array]) -> Array:
+            total = np.zeros(table.shape)
+            for c, y, size in zip(flat, images, sizes, strict=True):
+                y = y.reshape(-1, self.width) * size
+                for i in range(self.width):
+                    total[:, i] += np.bincount(c, y[:, i], len(table))
+            return total
+
+        def imaged(moved: list[Array]) -> list[Array]:
+            return [m @ h for m, h in zip(moved, self.values_of, strict=True)]
+
+        off = [w - v for w, v in zip(self.weights, values, strict=True)]
+        residual = gathered(imaged(off))
+        weights = sum(
+            np.bincount(c, s[:, 0] ** 2, len(table)) for c, s in zip(flat, sizes, strict=True)
+        )
+        weights = np.maximum(weights, 1e-12 * np.max(weights))[:, None]
+        direction, square = None, 0.0
+        for _ in range(TABLE_STEPS):
+            ready, previous = residual / weights, square
+            square = float(np.vdot(residual, ready))
+            if square <= 0:
+                break
+            direction = ready if direction is None else ready + square / previous * direction
+            moved = [
+                (direction.astype(table.dtype)[c] * s).reshape(v.shape)
+                for c, s, v in zip(flat, sizes, values, strict=True)
+            ]
+            images = imaged(moved)
+            curve = sum(float(np.vdot(m, i)) for m, i in zip(moved, images, strict=True))
+            if curve <= 0:
+                break
+            table = table + (square / curve * direction).astype(table.dtype)
+            residual = residual - square / curve * gathered(images)
+        self.table = _in_bytes(table)
+        return self._scaled(codes, self._decoded(codes, scale), scale)
+
+    def _ordered(self, codes: list[Array]) -> Array:
+        """Codes in the order of the inputs, without those of padding."""
+        places = np.concatenate([m.columns[:: self.width] // self.width for m in self.metrics])
+        joined = np.concatenate(codes, axis=2)
+        result = np.empty_like(joined)
+        result[:, :, places] = joined
+        return result[:, :, : -(-self.weight.shape[2] // self.width)]
+
+
+def _sizes(weight: Array, parts: int) -> Array:
+    """Root mean square of every part of every row, ``(groups, rows, parts)``."""
+    size = -(-weight.shape[2] // parts)
+    found = [weight[:, :, p * size : (p + 1) * size] for p in range(parts)]
+    rms = np.stack([np.sqrt(np.square(part).mean(2)) for part in found], axis=2)
+    return np.maximum(rms, 1e-12 + 1e-6 * rms.max(initial=0))
+
+
+def stored(scale: Array) -> Array:
+    """Scales as float16 has them, unless it cannot."""
+    small = scale.astype(np.float16).astype(scale.dtype)
+    return small if fits_half(scale) else scale
+
+
+def fits_half(scale: Array) -> bool:
+    """Whether float16 has all scales to a few percent, but for those that hardly matter."""
+    size = np.abs(scale)
+    small = (size > 2e-6) | (size < 1e-3 * size.max()) | (size < 1e-11)
+    return bool(small.all() and size.max() < 6e4)
+
+
+def _in_bytes(table: Array) -> Array:
+    """Rounded so that all entries are whole multiples of one number, -127 to 127."""
+    unit = np.abs(table).max() / 127
+    return np.rint(table / unit) * unit
+
+
+def _blind(weight: Array, table: Array, first: Sequence[float], parts: int, learn: bool) -> Coded:
+    """Without knowledge of the inputs: the nearest rows, and least-squares scales."""
+    n, width = weight.shape[2], table.shape[1]
+    pieces = -(-n // width)
+    weight = np.pad(weight.reshape(1, -1, n), ((0, 0), (0, 0), (0, pieces * width - n)))[0]
+    size = -(-n // parts)
+    part = np.minimum(np.arange(pieces) * width // size, parts - 1)
+    columns = np.repeat(part, width)
+    best: Any = None
+    for factor in first:
+        scale = _sizes(weight[None, :, :n], parts)[0] * factor
+        for _ in range(3):
+            codes = _nearest(weight, table, scale[:, part])
+            unit = table[codes].reshape(len(weight), -1)
+            for p in range(parts):
+                z, w = unit[:, columns == p], weight[:, columns == p]
+                gain = (z * w).sum(1) / np.maximum(np.square(z).sum(1), 1e-30)
+                scale[:, p] = stored(np.maximum(gain, 1e-12))
+        error = np.square(weight - unit * scale[:, columns]).sum(1)
+        if best is None:
+            best = (codes, scale, error)
+        wins = error < best[2]
+        best = (
+            np.where(wins[:, None], codes, best[0]),
+            np.where(wins[:, None], scale, best[1]),
+            np.minimum(error, best[2]),
+        )
+    codes, scale, error = best
+    if learn:
+        table = _means(weight, codes, scale[:, part], table)
+        codes = _nearest(weight, table, scale[:, part])
+        unit = table[codes].reshape(len(weight), -1)
+        error = np.square(weight - unit * scale[:, columns]).sum(1)
+    energy = float(np.square(weight).sum(dtype=np.float64))
+    return Coded(codes, scale, table, float(error.sum(dtype=np.float64)) / max(energy, 1e-30))
+
+
+def _nearest(weight: Array, table: Array, scale: Array) -> Array:
+    """Rows of the table nearest to every piece, ``(rows, pieces)``."""
+    targets = weight.reshape(-1, table.shape[1]) / np.maximum(scale, 1e-30).reshape(-1, 1)
+    if table.shape[1] == 1:
+        middle = (table[1:, 0] + table[:-1, 0]) / 2
+        return np.searchsorted(middle, targets[:, 0]).reshape(scale.shape)
+    codes = np.empty(len(targets), np.intp)
+    energy = np.square(table).sum(1) / 2
+    for start in range(0, len(targets), CHUNK):
+        some = slice(start, start + CHUNK)
+        codes[some] = (targets[some] @ table.T - energy).argmax(1)
+    return codes.reshape(scale.shape)
+
+
+def _means(weight: Array, codes: Array, scale: Array, table: Array) -> Array:
+    """Weighted means of what every row of the table stands for (k-means)."""
+    flat, size = codes.ravel(), scale.reshape(-1, 1)
+    targets = weight.reshape(-1, table.shape[1]) * size
+    below = np.bincount(flat, size[:, 0] ** 2, len(table))
+    sums = [np.bincount(flat, targets[:, i], len(table)) for i in range(table.shape[1])]
+    found = np.stack(sums, axis=1) / np.maximum(below, 1e-30)[:, None]
+    return _in_bytes(np.where(below[:, None] > 0, found, table).astype(table.dtype))
+
+
+# ----------------------------------------------------------------------------------- what is stored
+
+
+@cache
+def counting(levels: int) -> Array:
+    """The table of numbers with so many levels: row k holds the digits of k, in odd steps."""
+    count = DIGITS[levels]
+    rows = np.array(list(product(range(levels), repeat=count)), np.int8)
+    return shared(2 * rows - np.int8(levels - 1))
+
+
+def packed(numbers: Array, levels: int) -> list[Array]:
+    """Numbers from 0 to ``levels - 1`` as bytes for each digit's table."""
+    found = []
+    for radix in reversed(LEVELS[levels]):
+        digits, numbers = numbers % radix, numbers // radix
+        count = DIGITS[radix]
+        flat = np.pad(digits.ravel(), (0, -digits.size % count)).reshape(-1, count)
+        found.append((flat @ radix ** np.arange(count - 1, -1, -1)).astype(np.uint8))
+    return found[::-1]
+
+
+def some_codes(layer: Layer, width: int, parts: int = 1) -> tuple[Array, Array]:
+    """Codes and scales of the right shapes, with any values."""
+    rng = np.random.default_rng(layer.weight.size)
+    out, fan_in = len(layer.weight), layer.grouped.shape[2]
+    codes = rng.integers(0, 256, (out, -(-fan_in // width)))
+    return codes, rng.uniform(1, 2, (out, parts))
+
+
+@dataclass(frozen=True, eq=False)
+class CodedWeight(CompressedWeight):
+    """Bytes, tables and scales.
+
+    Attributes:
+        codes: uint8 for every digit; int8 numbers where there is no table.
+        tables: int8 ``(k, d)`` for every digit.
+        scale: ``(out, parts)``, float16 where it fits.
+        shape: of the weight.
+        columns: of a row of what is decoded, at least the fan-in.
+        dtype: of the weight.
+    """
+
+    codes: tuple[Array, ...]
+    tables: tuple[Array, ...]
+    scale: Array
+    shape: Shape
+    columns: int
+    dtype: Any
+
+    @classmethod
+    def of(cls, codes: Array, scale: Array, tables: Sequence[Array], layer: Layer) -> Self:
+        """From codes ``(out, pieces)`` of one table of vectors."""
+        (table,) = tables
+        kind = np.float16 if fits_half(scale) else np.float32
+        fan_in = (codes.shape[1] * table.shape[1],)
+        flat = codes.astype(np.uint8).ravel()
+        shape = layer.weight.shape
+        return cls((flat,), (table,), scale.astype(kind), shape, *fan_in, layer.weight.dtype)
+
+    @classmethod
+    def of_levels(cls, numbers: Array, scale: Array, levels: int, layer: Layer) -> Self:
+        """From numbers ``(out, fan_in)`` with so many levels; the scale is that of odd steps."""
+        kind = np.float16 if fits_half(scale) else np.float32
+        if levels == 256:
+            codes, tables = ((numbers - 128).astype(np.int8).ravel(),), ()
+        else:
+            codes = tuple(packed(numbers, levels))
+            tables = tuple(map(counting, LEVELS[levels]))
+        shape = layer.weight.shape
+        return cls(codes, tables, scale.astype(kind), shape, prod(shape[1:]), layer.weight.dtype)
+
+    def arrays(self) -> Iterator[Array]:
+        """Tables that count are the same for all layers and are not among them."""
+        yield from self.codes
+        yield self.scale
+        yield from (t for t in self.tables if not _is_shared(t))
+
+    def shared_arrays(self) -> Iterator[Array]:
+        yield from filter(_is_shared, self.tables)
+
+    @property
+    def factors(self) -> tuple[Shape, ...]:
+        return (self.shape,)
+
+    def astype(self, dtype: Any) -> Self:
+        return replace(self, dtype=np.dtype(dtype))
+
+    def scaled(self, gain: Array) -> Self:
+        both = self.scale.astype(np.float32) * gain[:, None]
+        return replace(self, scale=both.astype(np.float16 if fits_half(both) else np.float32))
+
+    @property
+    def _radices(self) -> list[int]:
+        """What each digit counts for."""
+        sizes = [int(table.max()) + 1 for table in self.tables[1:]]
+        return [prod(sizes[i:]) for i in range(len(self.tables))]
+
+    def decode(self) -> Array:
+        out, count = self.shape[0], self.shape[0] * self.columns
+        if self.tables:
+            parts = [
+                table[codes].ravel()[:count].astype(np.float32) * radix
+                for codes, table, radix in zip(self.codes, self.tables, self._radices, strict=True)
+            ]
+            units = np.sum(parts, axis=0)
+        else:
+            units = 2 * self.codes[0].astype(np.float32) + 1
+        parts = self.scale.shape[1]
+        rows = units.reshape(out, parts, -1) * self.scale.astype(np.float32)[:, :, None]
+        rows = rows.reshape(out, -1)[:, : prod(self.shape[1:])]
+        return np.ascontiguousarray(rows).reshape(self.shape).astype(self.dtype)
+
+    def emit(self, op: Emitter, x: Value, layer: Layer) -> Value:
+        return layer.apply(op, x, self.emit_weight(op, layer.weight.dtype), bias=layer.bias)
+
+    def emit_weight(self, op: Emitter, dtype: Any) -> Value:
+        """Nodes that compute the weight in its shape."""
+        out, *rest = self.shape
+        parts = self.scale.shape[1]
+        unpadded = self.columns == prod(rest)
+        shape = self.shape if parts == 1 and unpadded else (out, parts, self.columns // parts)
+        weight = self._emit_units(op, shape)
+        column = (out, parts, *(1,) * (len(shape) - 2))
+        scale = self.scale.reshape(column if parts > 1 else (out, *(1,) * (len(shape) - 1)))
+        weight = op.Mul(weight, op.Cast(scale, to=np.float32) if scale.itemsize == 2 else scale)
+        if not unpadded:
+            weight = op.Reshape(weight, np.array([out, self.columns]))
+            weight = op.Slice(weight, np.array([0]), np.array([prod(rest)]), np.array([1]))
+        if shape != self.shape:
+            weight = op.Reshape(weight, np.array(self.shape))
+        return weight if dtype == np.float32 else op.Cast(weight, to=dtype)
+
+    def _emit_units(self, op: Emitter, shape: Shape) -> Value:
+        """The weight in units of the scale."""
+        wanted, count = np.array(shape), prod(shape)
+        if not self.tables:
+            levels = op.Cast(self.codes[0].reshape(shape), to=np.float32)
+            return op.Add(op.Add(levels, levels), np.array(1, np.float32))
+        total = None
+        for codes, table, radix in zip(self.codes, self.tables, self._radices, strict=True):
+            found = op.Gather(table, op.Cast(codes, to=np.int32), axis=0)
+            found = op.Cast(found, to=np.float32)
+            if len(codes) * table.shape[1] != count:
+                found = op.Reshape(found, np.array([-1]))
+                found = op.Slice(found, np.array([0]), np.array([count]))
+            found = op.Reshape(found, wanted)
+            if radix > 1:
+                found = op.Mul(found, np.array(radix, np.float32))
+            total = found if total is None else op.Add(total, found)
+        return total
+
+
+def _is_shared(table: Array) -> bool:
+    """Whether a table is one that other layers have too: those that are not fitted to a layer."""
+    return not table.flags.writeable
+
+
+def shared(table: Array) -> Array:
+    """Mark a table as one that is stored once for all layers."""
+    table.flags.writeable = False
+    return table

@@ -1,0 +1,188 @@
+"""Codebook: neighbouring weights are replaced together by one of 256 vectors.  Smaller files.
+
+A filter is cut into pieces of d weights; a byte says which of 256 vectors each one becomes, times
+the scale of the filter (see `coded`): 8 / d bits a weight.
+
+* *shared*: the vectors are those that represent normal random numbers best, the same for every
+  layer of every model, and are stored once.  At equal bits they err less than a grid does, since
+  256 points fill a sphere in d dimensions better than a box.
+* *own*: they are fitted to the layer, in turn with the codes, by least squares on the output
+  error.  That takes ``256 d`` bytes, which pays in wide layers.
+* *levels*: one number at a time, a palette of so many values of the layer's own.
+
+References:
+    Stock, Joulin, Gribonval, Graham, Jégou. And the bit goes down. ICLR 2020.
+    https://arxiv.org/abs/1907.05686
+    van Baalen et al. GPTVQ. 2024. https://arxiv.org/abs/2402.15319 (feedback between vectors)
+    Linde, Buzo, Gray. An algorithm for vector quantizer design. 1980.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from onnxcompress.coded import (
+    DIGITS,
+    Coded,
+    CodedWeight,
+    encode,
+    shared,
+    some_codes,
+)
+from onnxcompress.core import Array, Candidate, Layer, Method, Statistics
+
+ROWS = 256
+VECTORS = (12, 8, 6, 5, 4, 3, 2)  # tried where it is open
+WIDEST_VECTOR = 24
+SPREADS = (0.75, 0.9, 1.0, 1.15, 1.35, 1.6)  # of first scales; heavier tails want larger ones
+DRAWN = 1 << 15  # normal vectors that a shared table is made from,
+ITERATIONS = 40  # by so many rounds of k-means
+PALETTES = (3, 4, 6, 16)
+
+
+@dataclass(frozen=True)
+class Codebook(Method):
+    """Store a byte for several weights, which says which of 256 vectors they are.
+
+    Attributes:
+        vector: weights that a byte stands for, 2 to 24: 8 / vector bits a weight.
+        table: shared (the same vectors for every layer) or own (fitted to the layer).
+        levels: instead of vectors, single weights with so many values of the layer's own:
+            3, 4, 6 or 16.
+    """
+
+    opset: ClassVar[int] = 13
+
+    vector: int | None = None
+    table: Literal["shared", "own"] | None = None
+    levels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.vector is not None and not 2 <= self.vector <= WIDEST_VECTOR:
+            raise ValueError(f"vector must be 2 to {WIDEST_VECTOR}, got {self.vector}")
+        if self.table not in (None, "shared", "own"):
+            raise ValueError(f"table must be shared or own, not {self.table}")
+        if self.levels is not None and self.levels not in PALETTES:
+            raise ValueError(f"levels must be 3, 4, 6 or 16, got {self.levels}")
+        if self.levels is not None and (self.vector or self.table):
+            raise ValueError("levels are for single weights: leave vector and table out")
+
+    @property
+    def fixed(self) -> bool:
+        return self.vector is not None or self.levels is not None
+
+    def settings(self, layer: Layer) -> list[Codebook]:
+        if self.levels:
+            found = [self]
+        else:
+            vectors = [self.vector] if self.vector else VECTORS
+            tables = [self.table] if self.table else ("shared", "own")
+            found = [Codebook(d, kind) for d, kind in product(vectors, tables)]
+            if not self.table and self.vector:  # pinned to a size: the table that suits the layer
+                found = found[: 1 if self._own_costs(layer) else 2][-1:]
+        sizes = {s: s._nbytes(layer) for s in found}
+        useful = [s for s in found if sizes[s] < layer.weight.nbytes]
+        return sorted(useful, key=lambda s: sizes[s])
+
+    def _own_costs(self, layer: Layer) -> bool:
+        """Whether a table of the layer's own would take more than an eighth of the codes."""
+        return ROWS * (self.vector or 1) * 8 > layer.weight.size / (self.vector or 1)
+
+    @property
+    def _width(self) -> int:
+        return DIGITS[self.levels] if self.levels else self.vector or 1
+
+    def _nbytes(self, layer: Layer) -> int:
+        fan_in = layer.grouped.shape[2]
+        codes = len(layer.weight) * -(-fan_in // self._width)
+        if self.levels:
+            codes = -(-layer.weight.size // self._width)
+        own = (self.levels or ROWS) ** (self._width if self.levels else 1) * self._width
+        return codes + 2 * len(layer.weight) + (0 if self.table == "shared" else own)
+
+    def fit(self, layer: Layer, statistics: Statistics) -> CodedWeight:
+        return self._weight(self._encoded(layer, statistics), layer)
+
+    def blank(self, layer: Layer) -> CodedWeight:
+        levels = self.levels or ROWS
+        codes, scale = some_codes(layer, 1 if self.levels else self._width)
+        drawn = np.random.default_rng(layer.weight.size).uniform(-1, 1, (levels, 1))
+        table = np.repeat(np.sort(drawn, axis=0), 1 if self.levels else self._width, axis=1)
+        return self._weight(Coded(codes % levels, scale, table, 0.0), layer)
+
+    def _weight(self, found: Coded, layer: Layer) -> CodedWeight:
+        unit = np.abs(found.table).max() / 127
+        if self.levels:
+            return _palette(found, unit, self.levels, layer)
+        table = np.rint(found.table / unit).astype(np.int8)
+        if self.table == "shared":
+            table = normal_vectors(self._width)
+        return CodedWeight.of(found.codes, found.scale * unit, [table], layer)
+
+    def _encoded(self, layer: Layer, statistics: Statistics, **given: Any) -> Coded:
+        if self.levels:
+            table = _normal_levels(self.levels)
+            return encode(layer, statistics, table, SPREADS, learn=True, **given)
+        table = normal_vectors(self._width).astype(np.float64) * _unit(self._width)
+        own = self.table == "own"
+        return encode(layer, statistics, table, SPREADS, learn=own, **given)
+
+    def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
+        """Errors from some of the filters, where there are many."""
+        known: Any = {}
+        for setting in self.settings(layer):
+            some = setting.table == "shared"
+            found = setting._encoded(layer, statistics, trial=some, known=known)
+            shape = (layer.weight.shape,)
+            yield Candidate(setting, setting._nbytes(layer), shape, found.error)
+
+
+def _palette(found: Coded, unit: float, levels: int, layer: Layer) -> CodedWeight:
+    """Several palette numbers in a byte: the table holds all their combinations."""
+    values = np.rint(found.table[:, 0] / unit).astype(np.int8)
+    count = DIGITS[levels]
+    table = np.array(list(product(values, repeat=count)), np.int8)
+    numbers = CodedWeight.of_levels(found.codes, found.scale * unit, levels, layer)
+    return replace(numbers, tables=(table,))
+
+
+@cache
+def _k_means(d: int) -> tuple[Array, float]:
+    """256 vectors for normal random numbers as int8, and what 1 stands for."""
+    rng = np.random.default_rng(d)
+    drawn = rng.standard_normal((DRAWN, d))
+    centers = drawn[:ROWS].copy()
+    for _ in range(ITERATIONS):
+        nearest = (drawn @ centers.T - np.square(centers).sum(1) / 2).argmax(1)
+        count = np.bincount(nearest, minlength=ROWS)
+        sums = np.stack([np.bincount(nearest, x, ROWS) for x in drawn.T], axis=1)
+        anew = drawn[rng.integers(len(drawn), size=ROWS)]  # in place of centers without members
+        centers = np.where(count[:, None] > 0, sums / np.maximum(count, 1)[:, None], anew)
+    unit = float(np.abs(centers).max() / 127)
+    return shared(np.rint(centers / unit).astype(np.int8)), unit
+
+
+def normal_vectors(d: int) -> Array:
+    """The shared table ``(256, d)``, int8."""
+    return _k_means(d)[0]
+
+
+def _unit(d: int) -> float:
+    return _k_means(d)[1]
+
+
+@cache
+def _normal_levels(levels: int) -> Array:
+    """The best values for normal random numbers (Lloyd 1957, Max 1960), ``(levels, 1)``."""
+    x = np.sort(np.random.default_rng(0).standard_normal(DRAWN))
+    values = np.quantile(x, (np.arange(levels) + 0.5) / levels)
+    for _ in range(ITERATIONS):
+        nearest = np.searchsorted((values[1:] + values[:-1]) / 2, x)
+        values = np.bincount(nearest, x, levels) / np.bincount(nearest, minlength=levels)
+    return values[:, None]
