@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from onnxcompress.methods.basis import Basis
     from onnxcompress.methods.binary import Binary
     from onnxcompress.methods.codebook import Codebook
+    from onnxcompress.methods.half import Half
     from onnxcompress.methods.hashed import Hashed
     from onnxcompress.methods.integer import Integer
+    from onnxcompress.packed import Packed
     from onnxcompress.pipeline import compress, sweep
     from onnxcompress.report import Comparison, Report
     from onnxcompress.targets import Target, TargetError
@@ -38,12 +40,14 @@ __all__ = [
     "Codebook",
     "Comparison",
     "CompressedWeight",
+    "Half",
     "Hashed",
     "Integer",
     "Layer",
     "Method",
     "Model",
     "ModelError",
+    "Packed",
     "Report",
     "Samples",
     "Statistics",
@@ -67,7 +71,7 @@ __all__ = [
 _MODULES = (  # have all of these
     *("pipeline", "data", "graph", "targets"),
     *("methods", "methods.basis", "methods.binary", "methods.codebook"),
-    *("methods.hashed", "methods.integer"),
+    *("methods.half", "methods.hashed", "methods.integer", "packed"),
 )
 
 

@@ -2,13 +2,16 @@
 
 Every option of a layer has a cost (bytes or multiplications) and an error.  One price for the
 whole model picks for each layer the option with the least ``error + price * cost`` (a Lagrange
-multiplier: Shoham and Gersho 1988); what the price leaves over is filled greedily.
+multiplier: Shoham and Gersho 1988); what the price leaves over is filled greedily.  What several
+layers share is paid once, before: such things are left out one by one while that lowers the error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from onnxcompress.core import Candidate
 
@@ -24,6 +27,7 @@ class Option:
     cost: int
     error: float
     candidate: Candidate
+    shared: frozenset[tuple[str, int]] = frozenset()  # what it needs besides, with its cost
 
 
 def frontier(options: Iterable[Option]) -> list[Option]:
@@ -35,31 +39,77 @@ def frontier(options: Iterable[Option]) -> list[Option]:
     return best
 
 
+def least(options: Mapping[str, Sequence[Option]]) -> int:
+    """What the cheapest options cost together."""
+    cheapest = [min(points, key=lambda o: o.cost) for points in options.values()]
+    shared = frozenset[tuple[str, int]]().union(*(o.shared for o in cheapest))
+    return sum(o.cost for o in cheapest) + _cost(shared)
+
+
+def _cost(shared: Iterable[tuple[str, int]]) -> int:
+    return sum(cost for _, cost in shared)
+
+
 def choose(options: Mapping[str, Sequence[Option]], limit: float) -> dict[str, Option]:
     """One option for each layer: the least total error that costs at most ``limit``.
 
     Raises:
         BudgetError: the cheapest options together cost more.
     """
-    fronts = {name: frontier(points) for name, points in options.items()}
-    least = sum(front[0].cost for front in fronts.values())
-    if least > limit:
-        raise BudgetError(f"the layers need at least {least:,}, but the budget is {int(limit):,}")
+    if least(options) > limit:
+        raise BudgetError(
+            f"the layers need at least {least(options):,}, but the budget is {int(limit):,}"
+        )
+    allowed = frozenset[tuple[str, int]]().union(*(o.shared for p in options.values() for o in p))
+    best, error = _with(options, allowed, limit)
+    while allowed:
+        fewer = [allowed - {one} for one in sorted(allowed)]
+        found = [_with(options, some, limit) for some in fewer]
+        index = int(np.argmin([e for _, e in found]))
+        if best is not None and found[index][1] > error:
+            break
+        allowed, (best, error) = fewer[index], found[index]
+    if best is None:  # only the cheapest of all fits
+        return {name: min(points, key=lambda o: o.cost) for name, points in options.items()}
+    return best
 
-    def at(price: float) -> dict[str, Option]:
-        return {
-            name: min(front, key=lambda o: (o.error + price * o.cost, o.cost))
-            for name, front in fronts.items()
-        }
 
+def _with(
+    options: Mapping[str, Sequence[Option]], allowed: frozenset[tuple[str, int]], limit: float
+) -> tuple[dict[str, Option] | None, float]:
+    """The choice among options that share nothing but what is allowed, and its error."""
+    left = limit - _cost(allowed)
+    fronts = {
+        n: frontier(o for o in points if o.shared <= allowed) for n, points in options.items()
+    }
+    if not all(fronts.values()) or sum(front[0].cost for front in fronts.values()) > left:
+        return None, float("inf")
+    longest = max(map(len, fronts.values()), default=0)
+    costs, errors = (
+        np.array(
+            [
+                [value(o) for o in front] + [np.inf] * (longest - len(front))
+                for front in fronts.values()
+            ]
+        )
+        for value in (lambda o: float(o.cost), lambda o: o.error)
+    )
+
+    def at(price: float) -> np.ndarray:
+        return (errors + price * costs).argmin(1)
+
+    rows = np.arange(len(fronts))
     low, high = 1e-30, 1e6  # prices; at the higher one everything is at its cheapest
     for _ in range(120):
         middle = (low * high) ** 0.5
-        if _total(at(middle)) > limit:
+        if costs[rows, at(middle)].sum() > left:
             low = middle
         else:
             high = middle
-    return _filled(at(high), fronts, limit)
+    picked = at(high)
+    chosen = {name: front[i] for (name, front), i in zip(fronts.items(), picked, strict=True)}
+    chosen = _filled(chosen, fronts, left)
+    return chosen, sum(option.error for option in chosen.values())
 
 
 def _total(chosen: Mapping[str, Option]) -> int:

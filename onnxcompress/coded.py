@@ -21,12 +21,13 @@ from functools import cache
 from itertools import product
 from math import prod
 from typing import Any, Self
+from zlib import crc32
 
 import numpy as np
 
 from onnxcompress.core import (
     Array,
-    CompressedWeight,
+    DecodedWeight,
     Emitter,
     Layer,
     Shape,
@@ -144,7 +145,8 @@ def picker(table: Array, scale: Array, part: Array) -> Pick:
     def pick(target: Array, piece: int, metric: Array) -> tuple[Array, Array]:
         size = scale[:, :, part[piece]]
         if width == 1:
-            codes = np.searchsorted(middle, (target[:, :, 0] / size).ravel()).reshape(size.shape)
+            unit = target[:, :, 0] / np.maximum(size, 1e-30)
+            codes = np.searchsorted(middle, unit.ravel()).reshape(size.shape)
         else:
             images = table @ metric
             energy = np.einsum("gkd,kd->gk", images, table) / 2
@@ -444,14 +446,14 @@ def packed(numbers: Array, levels: int) -> list[Array]:
 
 def some_codes(layer: Layer, width: int, parts: int = 1) -> tuple[Array, Array]:
     """Codes and scales of the right shapes, with any values."""
-    rng = np.random.default_rng(layer.weight.size)
+    rng = np.random.default_rng([crc32(layer.name.encode()), layer.weight.size])
     out, fan_in = len(layer.weight), layer.grouped.shape[2]
     codes = rng.integers(0, 256, (out, -(-fan_in // width)))
     return codes, rng.uniform(1, 2, (out, parts))
 
 
 @dataclass(frozen=True, eq=False)
-class CodedWeight(CompressedWeight):
+class CodedWeight(DecodedWeight):
     """Bytes, tables and scales.
 
     Attributes:
@@ -533,11 +535,7 @@ class CodedWeight(CompressedWeight):
         rows = rows.reshape(out, -1)[:, : prod(self.shape[1:])]
         return np.ascontiguousarray(rows).reshape(self.shape).astype(self.dtype)
 
-    def emit(self, op: Emitter, x: Value, layer: Layer) -> Value:
-        return layer.apply(op, x, self.emit_weight(op, layer.weight.dtype), bias=layer.bias)
-
     def emit_weight(self, op: Emitter, dtype: Any) -> Value:
-        """Nodes that compute the weight in its shape."""
         out, *rest = self.shape
         parts = self.scale.shape[1]
         unpadded = self.columns == prod(rest)

@@ -70,16 +70,28 @@ class Layer:
         """The weight as one matrix a group, ``(groups, out // groups, fan_in)``."""
         return self.weight.reshape(self.groups, len(self.weight) // self.groups, -1)
 
-    def apply(self, op: Emitter, x: Value, *weights: Array | Value, bias: Any = None) -> Value:
+    def apply(
+        self,
+        op: Emitter,
+        x: Value,
+        *weights: Array | Value,
+        bias: Any = None,
+        shapes: Sequence[Shape] = (),
+    ) -> Value:
         """Emit this layer with another weight, or as a chain of layers with these weights.
 
         In a chain, the stride, dilation and padding of a kernel axis go to the weight that
         spans this axis, and the bias to the last.
+
+        Args:
+            shapes: of the weights of a chain, where nodes compute them.
         """
-        owned = self._axes([getattr(weight, "shape", ()) for weight in weights])
-        for position, (weight, axes) in enumerate(zip(weights, owned, strict=True)):
+        known = [weight.shape for weight in weights if isinstance(weight, Array)]
+        shapes = shapes or (known if len(known) == len(weights) else [self.weight.shape])
+        steps = zip(weights, shapes, self._axes(shapes), strict=True)
+        for position, (weight, shape, axes) in enumerate(steps):
             last = bias if position == len(weights) - 1 else None
-            x = self._emit(op, x, weight, axes, last, first=position == 0)
+            x = self._emit(op, x, weight, shape, axes, last, first=position == 0)
         return x
 
     def macs(self, input_shape: Sequence[int], *shapes: Shape) -> int:
@@ -108,7 +120,14 @@ class Layer:
         return [{axis for axis in owner if owner[axis] == i} for i in range(len(shapes))]
 
     def _emit(
-        self, op: Emitter, x: Value, weight: Array | Value, axes: set[int], bias: Any, first: bool
+        self,
+        op: Emitter,
+        x: Value,
+        weight: Array | Value,
+        shape: Shape,
+        axes: set[int],
+        bias: Any,
+        first: bool,
     ) -> Value:
         extra = () if bias is None else (bias,)
         if self.op_type == "Gemm":
@@ -123,7 +142,7 @@ class Layer:
                 return y
             return op.Add(y, bias[:, None] if left else bias)
         if self.op_type == "ConvTranspose":
-            weight = _input_first(op, weight, self.groups, self.weight.shape)
+            weight = _input_first(op, weight, self.groups, shape)
         return getattr(op, self.op_type)(x, weight, *extra, **self._attributes(axes))
 
     def _attributes(self, axes: set[int]) -> dict[str, Any]:
@@ -348,6 +367,7 @@ class Method(ABC):
     """A way to compress a weight.  The fields are settings; one left at None is open."""
 
     opset: ClassVar[int] = 7  # the least in which what it emits is valid
+    auto: ClassVar[bool] = True  # whether it is one of those that ``auto`` stands for
 
     @abstractmethod
     def settings(self, layer: Layer) -> Sequence[Self]:
@@ -439,6 +459,18 @@ class CompressedWeight(ABC):
     @abstractmethod
     def emit(self, op: Emitter, x: Value, layer: Layer) -> Value:
         """Emit the subgraph that replaces the layer, bias included, and return its output."""
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedWeight(CompressedWeight):
+    """A fitted weight that nodes put together again before the layer runs as it did."""
+
+    @abstractmethod
+    def emit_weight(self, op: Emitter, dtype: Any) -> Value:
+        """Nodes that compute the weight, in its shape."""
+
+    def emit(self, op: Emitter, x: Value, layer: Layer) -> Value:
+        return layer.apply(op, x, self.emit_weight(op, layer.weight.dtype), bias=layer.bias)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ from onnx import NodeProto, TensorProto, external_data_helper, numpy_helper
 from onnxcompress.core import Array, CompressedWeight, Layer
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+SMALL = 64  # entries of a constant up to which several layers are likely to share it
+HEADER = 16  # bytes of a tensor besides its name and its values, about
 DETACHED_BYTES = 4096  # weights from this size are handed to onnxruntime without a copy
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits of one value
@@ -650,12 +652,22 @@ def _fragment(
         nodes = list(gs.export_onnx(graph, do_type_check=False).graph.node)
     for made in nodes:
         if made.op_type == "Gemm" and len(made.input) == 2 and store.opset < 11:
-            made.input.append(store.add(np.zeros(1, layer.weight.dtype), key))  # not optional there
+            made.input.append(store.add(np.zeros(1, layer.weight.dtype), ""))  # not optional there
     last = nodes[-1]
     last.name = node.name
     last.doc_string = node.doc_string
     last.metadata_props.extend(node.metadata_props)
     return nodes
+
+
+def overhead(model: Model, layer: Layer, weight: CompressedWeight) -> int:
+    """Bytes of nodes and headers by which the file grows for a layer, stored arrays apart."""
+    [node] = [n for key, n in zip(model.keys, model.graph.node, strict=True) if key == layer.name]
+    store = _Constants(model)
+    made = _fragment(node, layer.name, layer, weight, store)
+    given = sum(HEADER + len(name) for name, a in store.arrays.items() if a.size > SMALL)
+    freed = HEADER + len(_weight_name(model, node)) + node.ByteSize()
+    return sum(n.ByteSize() + 3 for n in made) + given - freed
 
 
 class Emitter:
@@ -672,8 +684,11 @@ class Emitter:
 
     def __getattr__(self, op_type: str) -> Callable[..., gs.Variable]:
         def emit(*inputs: gs.Tensor | Array | str, **attributes: object) -> gs.Variable:
-            tensors: list[Any] = [self._tensor(x) for x in inputs]
-            constant = all(x.name in self._constant for x in tensors)
+            constant = all(
+                not isinstance(x, str) and (isinstance(x, np.ndarray) or x.name in self._constant)
+                for x in inputs
+            )
+            tensors: list[Any] = [self._tensor(x, constant) for x in inputs]
             name = self._store.unique("" if constant else f"{self._prefix}/{op_type}")
             output = gs.Variable(name if constant else f"{name}_out")
             if constant:  # it folds away when the model is loaded: no name needs to be read
@@ -687,12 +702,12 @@ class Emitter:
 
         return emit
 
-    def _tensor(self, x: gs.Tensor | Array | str) -> gs.Tensor:
+    def _tensor(self, x: gs.Tensor | Array | str, folds: bool) -> gs.Tensor:
         if isinstance(x, gs.Tensor):
             return x
         if isinstance(x, str):
             return gs.Variable(x)
-        name = self._store.add(x, self._prefix)
+        name = self._store.add(x, "" if folds else f"{self._prefix}/weight")
         return self._constant.setdefault(name, gs.Variable(name))
 
 
@@ -704,7 +719,7 @@ class _Constants:
         self._model = model
         self._taken = set(model.names)
         self._known: dict[tuple[Any, ...], list[str]] = {}
-        self._arrays: dict[str, Array] = {}
+        self.arrays: dict[str, Array] = {}
         self._count = 0
 
     def unique(self, base: str) -> str:
@@ -717,21 +732,21 @@ class _Constants:
         self._taken.add(name)
         return name
 
-    def add(self, array: Array, prefix: str) -> str:
-        small = array.size <= 64
+    def add(self, array: Array, base: str) -> str:
+        small = array.size <= SMALL
         alike = (array.flat[:64].tobytes(), array.dtype, array.shape)
         known = self._known.setdefault(alike, [])
         for name in known:
-            if small or np.array_equal(self._arrays[name], array):
+            if small or np.array_equal(self.arrays[name], array):
                 return name
-        known.append(self.unique("" if small else f"{prefix}/weight"))
-        self._arrays[known[-1]] = array
+        known.append(self.unique("" if small else base))
+        self.arrays[known[-1]] = array
         return known[-1]
 
     def commit(self, nodes: Iterable[NodeProto]) -> None:
         """Store what these nodes read; a fragment that failed half way leaves nothing."""
         used = {name for node in nodes for name in node.input}
-        for name, array in self._arrays.items():
+        for name, array in self.arrays.items():
             if name in used:
                 _append(self._model, name, array)
 

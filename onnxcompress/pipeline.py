@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha1
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from onnxcompress.budget import BudgetError, Option, choose, frontier
+from onnxcompress.budget import BudgetError, Option, choose, frontier, least
 from onnxcompress.core import Candidate, Layer, Method, Statistics
 from onnxcompress.data import Samples, from_batches, input_specs, random_samples
 from onnxcompress.graph import (
@@ -20,6 +21,7 @@ from onnxcompress.graph import (
     ModelError,
     annotate,
     find_layers,
+    overhead,
     rewrite,
 )
 from onnxcompress.measuring import (
@@ -94,31 +96,34 @@ class _Curves:
         for name, found in self.candidates.items():
             layer = self.job.layers[name]
             keep = Candidate(None, layer.weight.nbytes, (layer.weight.shape,), 0.0)
-            useful = [c for c in found if self._cost(name, c) < self._cost(name, keep)]
-            pool = useful if self.pinned and useful else [*useful, keep]
-            options[name] = frontier(
-                Option(self._cost(name, c), self.weights[name] * c.error, c) for c in pool
-            )
+            whole = keep.nbytes if self.by_bytes else self.job.macs_of(name, keep.factors)
+            offered = [self._option(name, c) for c in found]
+            useful = [option for option in offered if option.cost < whole]
+            kept = [] if self.pinned and useful else [Option(whole, 0.0, keep)]
+            options[name] = [*useful, *kept]
         object.__setattr__(self, "options", options)
 
-    def _cost(self, name: str, candidate: Candidate) -> int:
-        if self.by_bytes:
-            return candidate.nbytes
-        return self.job.macs_of(name, candidate.factors)
+    def _option(self, name: str, candidate: Candidate) -> Option:
+        error, job = self.weights[name] * candidate.error, self.job
+        if not self.by_bytes:
+            return Option(job.macs_of(name, candidate.factors), error, candidate)
+        assert candidate.setting is not None
+        blank = candidate.weight or candidate.setting.blank(job.layers[name])
+        nodes = [overhead(job.model, job.layers[r], blank) for r in job.readers(name)]
+        shared = {(sha1(a.tobytes()).hexdigest(), a.nbytes) for a in blank.shared_arrays()}
+        return Option(candidate.nbytes + sum(nodes), error, candidate, frozenset(shared))
 
     @property
     def bounds(self) -> tuple[int, int]:
         """The least and the greatest cost of the layers."""
-        return (
-            sum(front[0].cost for front in self.options.values()),
-            sum(front[-1].cost for front in self.options.values()),
-        )
+        most = sum(max(o.cost for o in points) for points in self.options.values())
+        return least(self.options), most
 
     def points(self) -> dict[str, list[tuple[float, float]]]:
         """For every layer, the share of its cost that is left against its relative error."""
         result = {}
-        for name, front in self.options.items():
-            layer = self.job.layers[name]
+        for name, options in self.options.items():
+            front, layer = frontier(options), self.job.layers[name]
             whole = layer.weight.nbytes if self.by_bytes else self.job.macs_of(name, ())
             result[name] = [(o.cost / max(whole, 1), o.candidate.error) for o in front]
         return result
@@ -370,7 +375,8 @@ class _Run:
 
         def fit(item: tuple[str, Candidate]) -> Any:
             name, candidate = item
-            return name, candidate.fitted(job.layers[name], Statistics.white(job.layers[name]))
+            assert candidate.setting is not None
+            return name, candidate.weight or candidate.setting.blank(job.layers[name])
 
         picked = [(name, c) for name, c in chosen.items() if c.setting is not None]
         weights = dict(each(fit, picked, job.jobs))

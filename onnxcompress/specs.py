@@ -14,8 +14,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from onnxcompress.core import Method
 from onnxcompress.methods import METHODS
+from onnxcompress.packed import Packed
 from onnxcompress.preprocess import nearest
 
+PACKERS = ("half", "integer", "codebook")
 WORDS = {int: "a whole number", float: "a number", str: "a word"}
 
 
@@ -25,9 +27,11 @@ def parse(spec: str) -> list[Method]:
     Raises:
         ValueError: an unknown method or setting, or a value that does not fit, in one line.
     """
+    if spec == "auto":
+        return [method() for method in METHODS.values() if method.auto]
+    if "+" in spec:
+        return [_packed(spec)]
     name, _, given = spec.partition(":")
-    if name == "auto" and not given:
-        return [method() for method in METHODS.values()]
     method = method_named(name)
     kinds = _kinds(method)
     settings: dict[str, Any] = {}
@@ -42,6 +46,14 @@ def parse(spec: str) -> list[Method]:
         return [method(**settings)]
     except ValueError as error:
         raise ValueError(f"{spec}: {error}") from None
+
+
+def _packed(spec: str) -> Packed:
+    """Methods joined by ``+``: the arrays of the first in the form of the second."""
+    [inner], [outer] = (parse(part) for part in spec.split("+", 1))
+    if isinstance(outer, Packed) or outer.name not in PACKERS:
+        raise ValueError(f"{spec}: after + comes {', '.join(PACKERS)}")
+    return Packed(inner, outer)
 
 
 def method_named(name: str) -> type[Method]:

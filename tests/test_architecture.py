@@ -26,6 +26,7 @@ OWNERS = {  # library -> the modules that know it; numpy is everywhere
 BELOW = {  # module -> the modules of ours that it may import
     "core": set(),
     "coded": {"core", "rounding"},
+    "packed": {"core", "methods"},
     "parallel": set(),
     "preprocess": set(),
     "targets": set(),
@@ -38,7 +39,7 @@ BELOW = {  # module -> the modules of ours that it may import
     "rounding": {"core"},
     "data": {"graph", "preprocess"},
     "runtime": {"core", "graph"},
-    "specs": {"core", "methods", "preprocess"},
+    "specs": {"core", "methods", "packed", "preprocess"},
     "report": {"runtime"},
     "tables": {"report"},
     "inspection": {"data", "graph", "measuring", "methods", "preprocess", "validation"},

@@ -39,6 +39,7 @@ from functools import reduce
 from itertools import combinations
 from math import prod
 from typing import Literal
+from zlib import crc32
 
 import numpy as np
 from einops import einsum, rearrange
@@ -125,6 +126,13 @@ class Basis(Method):
                 np.ascontiguousarray(f.reshape(s).astype(layer.weight.dtype))
                 for f, s in zip(factors, shapes, strict=True)
             )
+        )
+
+    def blank(self, layer: Layer) -> BasisWeight:
+        rng = np.random.default_rng([crc32(layer.name.encode()), layer.weight.size])
+        shapes = self._shapes(layer)
+        return BasisWeight(
+            tuple(rng.random(s, np.float32).astype(layer.weight.dtype) for s in shapes)
         )
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:

@@ -57,7 +57,7 @@ class Codebook(Method):
             3, 4, 6 or 16.
     """
 
-    opset: ClassVar[int] = 13
+    opset: ClassVar[int] = 10
 
     vector: int | None = None
     table: Literal["shared", "own"] | None = None
@@ -112,7 +112,7 @@ class Codebook(Method):
     def blank(self, layer: Layer) -> CodedWeight:
         levels = self.levels or ROWS
         codes, scale = some_codes(layer, 1 if self.levels else self._width)
-        drawn = np.random.default_rng(layer.weight.size).uniform(-1, 1, (levels, 1))
+        drawn = np.random.default_rng(codes.ravel()[:8]).uniform(-1, 1, (levels, 1))
         table = np.repeat(np.sort(drawn, axis=0), 1 if self.levels else self._width, axis=1)
         return self._weight(Coded(codes % levels, scale, table, 0.0), layer)
 

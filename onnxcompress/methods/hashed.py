@@ -77,6 +77,7 @@ class Hashed(Method):
     """
 
     opset: ClassVar[int] = 13
+    auto: ClassVar[bool] = False  # codebook errs less at any size, on every layer that we measured
 
     share: float | None = None
     allocation: Literal["best", "uniform", "beta"] | None = None

@@ -42,7 +42,7 @@ class Integer(Method):
         group: input channels that share a scale; by default all of them.
     """
 
-    opset: ClassVar[int] = 13
+    opset: ClassVar[int] = 10
 
     bits: int | None = None
     levels: int | None = None
