@@ -373,12 +373,12 @@ def _target(given: Mapping[str, Any]) -> Target | None:
 
 def _chosen(model: Model, only: Sequence[str], skip: Sequence[str]) -> Callable[[str], bool] | None:
     """Which layers the patterns leave; a pattern that matches nothing is an error."""
-    from onnxcompress.graph import find_layers
+    from onnxcompress.graph import find_constants, find_layers
 
     if not only and not skip:
         return None
     layers, skipped = find_layers(model)
-    names = [*layers, *skipped]
+    names = [*layers, *skipped, *find_constants(model, layers)]
 
     def matches(name: str, patterns: Sequence[str]) -> bool:
         return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)

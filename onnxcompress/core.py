@@ -41,12 +41,14 @@ class Layer:
 
     Attributes:
         name: of the node; the key of every dictionary of the pipe.
-        op_type: Conv, ConvTranspose, Gemm or MatMul.
+        op_type: Conv, ConvTranspose, Gemm or MatMul; Constant for a large constant that other
+            nodes read, whose rows (out, in) are all that is known of it.
         weight: output first, however the node stores it: ``(out, in // groups, *kernel)`` for
             the convolutions, ``(out, in)`` for Gemm (alpha included) and MatMul.
         bias: ``(out,)``; a Value where the model computes it; None where there is none.
         attributes: the node's: strides, pads, dilations, group, auto_pad, output_padding,
-            transA, beta (of a computed bias); ``left=1`` for a MatMul that computes ``W @ x``.
+            transA, beta (of a computed bias); ``left=1`` for a MatMul that computes ``W @ x``;
+            ``shape`` of a Constant.
         shared: name of the first layer that reads the same weight, itself where there is no other.
     """
 
@@ -97,6 +99,8 @@ class Layer:
     def macs(self, input_shape: Sequence[int], *shapes: Shape) -> int:
         """Multiplications of the layer, or of a chain of layers with weights of these shapes."""
         shapes = shapes or (self.weight.shape,)
+        if self.op_type == "Constant":
+            return 0
         if self.op_type in ("Gemm", "MatMul"):
             rows = prod(input_shape) // self.weight.shape[1]
             return rows * sum(map(prod, shapes))
@@ -130,6 +134,8 @@ class Layer:
         first: bool,
     ) -> Value:
         extra = () if bias is None else (bias,)
+        if self.op_type == "Constant":
+            return op.Reshape(weight, np.array(self.attributes["shape"]))
         if self.op_type == "Gemm":
             attributes = {"transA": self.attributes.get("transA", 0)} if first else {}
             if bias is not None and not isinstance(bias, Array):

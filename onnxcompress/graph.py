@@ -31,6 +31,8 @@ from onnx import NodeProto, TensorProto, external_data_helper, numpy_helper
 from onnxcompress.core import Array, CompressedWeight, Layer
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LARGE = 1024  # entries of a constant from which it is worth compressing
+LARGEST = 1e4  # magnitude of a constant that is likely to be a weight
 SMALL = 64  # entries of a constant up to which several layers are likely to share it
 HEADER = 16  # bytes of a tensor besides its name and its values, about
 DETACHED_BYTES = 4096  # weights from this size are handed to onnxruntime without a copy
@@ -94,8 +96,7 @@ class Model:
         found = dict(self.initializers)
         for node in self.graph.node:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                given = [a.t for a in node.attribute if a.name == "value"]
-                found |= dict(zip(node.output, given, strict=False))
+                found |= dict(zip(node.output, _given(node), strict=False))
         return found
 
     @cached_property
@@ -379,6 +380,49 @@ def find_layers(
     return layers, skipped
 
 
+def find_constants(model: Model, layers: Mapping[str, Layer]) -> dict[str, Layer]:
+    """Large constants that are no layer's weight, by name: embeddings, recurrent weights, ...
+
+    Their rows are seen as those of a weight ``(rows, length of the last axis)``.
+    """
+    nodes = dict(zip(model.keys, model.graph.node, strict=True))
+    used = {_weight_name(model, nodes[name]) for name in layers}
+    used |= {output.name for output in model.graph.output}
+    taken = {*model.keys, *layers}
+    found = {}
+    for name, tensor in model.constants.items():
+        size, rank = prod(tensor.dims), len(tensor.dims)
+        if name in used or name in taken or rank < 2 or size < LARGE or tensor.dims[-1] < 2:
+            continue
+        if tensor.data_type not in FLOATS or _overridable(model, name):
+            continue
+        value = model.read(name)
+        flat = np.ascontiguousarray(value.reshape(-1, value.shape[-1]))
+        largest = np.abs(value.astype(np.float32)).max()
+        if not model.consumers[name] or len(flat) < 2 or not largest < LARGEST:
+            continue  # infinities and their like are masks
+        found[name] = Layer(name, "Constant", flat, None, {"shape": value.shape}, name)
+    return found
+
+
+def with_values(model: Model, values: Mapping[str, Array]) -> Model:
+    """A copy in which these constants have other values."""
+    result = model.copy()
+    tensors = [*result.graph.initializer, *(t for n in result.graph.node for t in _given(n))]
+    names = [*model.initializers, *(n.output[0] for n in model.graph.node for _ in _given(n))]
+    for name, tensor in zip(names, tensors, strict=True):
+        if name in values:
+            tensor.CopyFrom(numpy_helper.from_array(values[name], tensor.name))
+    return Model(result.proto, result.folder)
+
+
+def _given(node: NodeProto) -> list[TensorProto]:
+    """The tensor of a Constant node."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return []
+    return [a.t for a in node.attribute if a.name == "value"]
+
+
 class _SkippedError(Exception):
     """Completes the sentence "layer X was skipped: ..."."""
 
@@ -583,14 +627,17 @@ def rewrite(
         failed: filled with layer -> reason for layers that could not be replaced and stay as
             they are; without it the first failure is raised.
     """
-    layers, _ = find_layers(_with_only(model, weights), weights)
+    layers, _ = find_layers(model, weights)
+    constants = {n: w for n, w in weights.items() if n in model.constants and n not in layers}
+    _check_names(model, set(weights) - set(constants))
     result = model.copy()
     store = _Constants(result)
-    nodes: list[NodeProto] = []
+    nodes = _restored(model, constants, store, failed)
     freed: set[str] = set()
     for key, node in zip(model.keys, model.graph.node, strict=True):
-        if key not in weights:
-            nodes.append(node)
+        if key not in weights or key not in layers:
+            if not store.replaced & set(node.output):
+                nodes.append(node)
             continue
         layer = layers[key]
         bias = (biases or {}).get(key, layer.bias)
@@ -598,10 +645,7 @@ def rewrite(
             bias = bias.astype(layer.weight.dtype)
         layer = Layer(key, layer.op_type, layer.weight, bias, layer.attributes, layer.shared)
         try:
-            weight = weights[key]
-            if layer.weight.dtype == np.float32 and any(map(_is_wide, weight.arrays())):
-                weight = weight.astype(np.float32)  # the model is a twin of one in that type
-            fragment = _fragment(node, key, layer, weight, store)
+            fragment = _fragment(node, key, layer, weights[key], store)
         except Exception as error:
             if failed is None:
                 raise
@@ -619,16 +663,37 @@ def rewrite(
     return Model(result.proto, result.folder)
 
 
+def _restored(
+    model: Model,
+    weights: Mapping[str, CompressedWeight],
+    store: _Constants,
+    failed: dict[str, str] | None,
+) -> list[NodeProto]:
+    """Nodes that compute the named constants; what they take the place of is no more."""
+    nodes: list[NodeProto] = []
+    found = find_constants(model, {}) if weights else {}
+    for name, weight in weights.items():
+        try:
+            made = _fragment(NodeProto(output=[name]), name, found[name], weight, store)
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[name] = f"it could not be rewritten: {_line(error)}"
+            continue
+        nodes += made
+        store.replaced.add(name)
+    return nodes
+
+
 def _is_wide(array: Array) -> bool:
     """Whether an array is of a type for which float32 twins exist."""
     return array.dtype == np.float64 or array.dtype.name == "bfloat16"
 
 
-def _with_only(model: Model, names: Iterable[str]) -> Model:
+def _check_names(model: Model, names: Iterable[str]) -> None:
     unknown = set(names) - set(model.keys)
     if unknown:
         raise KeyError(f"the model has no layer {min(unknown)!r}")
-    return model
 
 
 def _copied(node: NodeProto) -> NodeProto:
@@ -641,12 +706,14 @@ def _fragment(
     node: NodeProto, key: str, layer: Layer, weight: CompressedWeight, store: _Constants
 ) -> list[NodeProto]:
     """The nodes that replace a node; the last one keeps its name, output and metadata."""
+    if layer.weight.dtype == np.float32 and any(map(_is_wide, weight.arrays())):
+        weight = weight.astype(np.float32)  # the model is a twin of one in that type
     op = Emitter(key, store)
     left = layer.op_type == "MatMul" and layer.attributes.get("left")
-    x = gs.Variable(node.input[1 if left else 0])
+    x = gs.Variable(node.input[1 if left else 0]) if node.input else None
     y = weight.emit(op, x, layer)
     y.name = node.output[0]
-    graph = gs.Graph(nodes=op.nodes, inputs=[x], outputs=[y], opset=store.opset)
+    graph = gs.Graph(nodes=op.nodes, inputs=[x] if x else [], outputs=[y], opset=store.opset)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nodes = list(gs.export_onnx(graph, do_type_check=False).graph.node)
@@ -662,11 +729,14 @@ def _fragment(
 
 def overhead(model: Model, layer: Layer, weight: CompressedWeight) -> int:
     """Bytes of nodes and headers by which the file grows for a layer, stored arrays apart."""
-    [node] = [n for key, n in zip(model.keys, model.graph.node, strict=True) if key == layer.name]
+    nodes = dict(zip(model.keys, model.graph.node, strict=True))
+    constant = layer.op_type == "Constant"
+    node = NodeProto(output=[layer.name]) if constant else nodes[layer.name]
     store = _Constants(model)
     made = _fragment(node, layer.name, layer, weight, store)
     given = sum(HEADER + len(name) for name, a in store.arrays.items() if a.size > SMALL)
-    freed = HEADER + len(_weight_name(model, node)) + node.ByteSize()
+    tensor = layer.name if constant else _weight_name(model, node)
+    freed = HEADER + len(tensor) + node.ByteSize()
     return sum(n.ByteSize() + 3 for n in made) + given - freed
 
 
@@ -720,6 +790,7 @@ class _Constants:
         self._taken = set(model.names)
         self._known: dict[tuple[Any, ...], list[str]] = {}
         self.arrays: dict[str, Array] = {}
+        self.replaced: set[str] = set()  # constants that nodes compute instead
         self._count = 0
 
     def unique(self, base: str) -> str:
@@ -745,6 +816,9 @@ class _Constants:
 
     def commit(self, nodes: Iterable[NodeProto]) -> None:
         """Store what these nodes read; a fragment that failed half way leaves nothing."""
+        graph = self._model.graph
+        _keep(graph.initializer, lambda tensor: tensor.name not in self.replaced)
+        _keep(graph.input, lambda value: value.name not in self.replaced)
         used = {name for node in nodes for name in node.input}
         for name, array in self.arrays.items():
             if name in used:

@@ -20,6 +20,7 @@ from onnxcompress.graph import (
     Model,
     ModelError,
     annotate,
+    find_constants,
     find_layers,
     overhead,
     rewrite,
@@ -251,6 +252,10 @@ class _Run:
             else:
                 continue
             del layers[name]
+        for name, layer in find_constants(model, find_layers(model)[0]).items():
+            wanted = only is None or only(name)
+            if wanted and any(method.declined(layer) is None for method in self.methods):
+                layers[name] = layer
         layers = {
             name: layer if layer.shared in layers else replace(layer, shared=name)
             for name, layer in layers.items()
@@ -310,9 +315,11 @@ class _Run:
         job = self.job
         if job.fit is None:
             return {name: Statistics.white(layer) for name, layer in job.layers.items()}
+        reading = {n: layer for n, layer in job.layers.items() if layer.op_type != "Constant"}
         seen = calibrate(
-            job.runnable, job.layers, job.fit, shapes=job.shapes, jobs=job.jobs, track=job.track
+            job.runnable, reading, job.fit, shapes=job.shapes, jobs=job.jobs, track=job.track
         )
+        seen |= {n: Statistics.white(job.layers[n]) for n in job.layers.keys() - reading.keys()}
         merged: dict[str, Statistics] = {}
         for name, layer in job.layers.items():
             known = merged.get(layer.shared)
@@ -439,6 +446,12 @@ class _Run:
             if candidate.setting is not None
             for reader in job.readers(name)
         }
+        fixed = {
+            name: Fitted(s.fit(job.layers[name], Statistics.white(job.layers[name])))
+            for name, s in settings.items()
+            if job.layers[name].op_type == "Constant"
+        }
+        settings = {name: s for name, s in settings.items() if name not in fixed}
         if job.fit is None or not settings:
             alone = {
                 n: s.fit(job.layers[n], self.statistics[n])
@@ -447,9 +460,10 @@ class _Run:
             }
             fitted = {name: Fitted(alone[job.layers[name].shared]) for name in settings}
         elif self.correct:
-            fitted = self._refitted(settings, final)
+            fitted = self._refitted(settings, fixed, final)
         else:
             fitted = self._plainly(settings)
+        fitted = fitted | fixed
         failed: dict[str, str] = {}
         weights = {name: f.weight for name, f in fitted.items()}
         biases = {name: f.bias for name, f in fitted.items() if f.bias is not None}
@@ -473,7 +487,9 @@ class _Run:
             fitted[name] = Fitted(weight, bias)
         return fitted
 
-    def _refitted(self, settings: Mapping[str, Method], final: bool) -> dict[str, Fitted]:
+    def _refitted(
+        self, settings: Mapping[str, Method], fixed: Mapping[str, Fitted], final: bool
+    ) -> dict[str, Fitted]:
         job = self.job
         assert job.fit is not None
         size, _ = batching(job.fit, job.shapes)
@@ -495,9 +511,13 @@ class _Run:
             batches,
             jobs=job.jobs,
             limit=lambda layer: quota(layer, len(batches)),
+            constants={
+                name: _value(job.layers[name], f).astype(job.runnable.read(name).dtype)
+                for name, f in fixed.items()
+            },
             track=track,
         )
-        return self._helpful(fitted) if final else fitted
+        return self._helpful({**fitted, **fixed}) if final else fitted
 
     def _helpful(self, fitted: dict[str, Fitted]) -> dict[str, Fitted]:
         """Keep the correction of the deviations only where it lowers the held-out error.
@@ -603,7 +623,7 @@ class _Run:
                 yield kept
                 continue
             after = fitted[name].weight.nbytes if layer.shared == name else 0
-            cost = layer.macs(self.job.shapes[name], *candidate.factors)
+            cost = layer.macs(self.job.shapes.get(name, ()), *candidate.factors)
             yield Row(
                 name, layer.op_type, layer.weight.shape, str(candidate.setting), (before, after),
                 (macs, cost), candidate.error, fitted[name].snr,
@@ -611,5 +631,11 @@ class _Run:
             )  # fmt: skip
 
 
+def _value(layer: Layer, fitted: Fitted) -> np.ndarray:
+    """What a Constant has become, in its shape."""
+    return fitted.weight.astype(np.float32).decode().reshape(layer.attributes["shape"])
+
+
 def _may_correct(layer: Layer) -> bool:
-    return layer.bias is None or isinstance(layer.bias, np.ndarray)
+    changeable = layer.bias is None or isinstance(layer.bias, np.ndarray)
+    return changeable and layer.op_type != "Constant"

@@ -25,7 +25,15 @@ from scipy.linalg import solve
 
 from onnxcompress.calibration import gathered, patches
 from onnxcompress.core import Array, CompressedWeight, Layer, Method, Statistics
-from onnxcompress.graph import Model, declared_inputs, layer_input, reads, rewrite, segment
+from onnxcompress.graph import (
+    Model,
+    declared_inputs,
+    layer_input,
+    reads,
+    rewrite,
+    segment,
+    with_values,
+)
 from onnxcompress.metrics import decibel
 from onnxcompress.parallel import each
 from onnxcompress.runtime import Sample, Session
@@ -61,6 +69,7 @@ def refit(
     gain: bool = True,
     asymmetric: bool = True,
     limit: Callable[[Layer], int] | None = None,
+    constants: Mapping[str, Array] | None = None,
     jobs: int = 1,
     track: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> dict[str, Fitted]:
@@ -70,9 +79,10 @@ def refit(
         settings: layer name -> what to fit; other layers stay as they are.
         batches: calibration samples; their activations are kept in memory.
         limit: patches to look at per batch, for a layer.
+        constants: what constants other than weights are in the compressed model.
         track: wraps the layer names, for a progress bar.
     """
-    streams = _Streams(model, batches, jobs)
+    streams = _Streams(model, batches, constants or {}, jobs)
     fitted: dict[str, Fitted] = {}
     nodes = dict(zip(model.keys, model.graph.node, strict=True))
     for name in track([key for key in model.keys if key in settings]):
@@ -197,8 +207,16 @@ class _Streams:
     streams are one.
     """
 
-    def __init__(self, model: Model, batches: Sequence[Sample], jobs: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        batches: Sequence[Sample],
+        constants: Mapping[str, Array],
+        jobs: int,
+    ) -> None:
         self._model, self._jobs, self._count = model, jobs, len(batches)
+        self._constants = set(constants)
+        self._changed = with_values(model, constants) if constants else model
         self._nodes = list(model.graph.node)
         self._keys = model.keys
         self._last = {name: i for i, node in enumerate(self._nodes) for name in reads(node)}
@@ -240,23 +258,27 @@ class _Streams:
     def _flush(self) -> None:
         first, second = self._pending
         before = dict(self._original)
-        self._advance(self._original, first)
-        if [id(node) for node in first] == [id(node) for node in second] and all(
-            self._compressed.get(name) is before.get(name)
-            for node in second
-            for name in reads(node)
-            if name in before or name in self._compressed
+        self._advance(self._model, self._original, first)
+        if (
+            [id(node) for node in first] == [id(node) for node in second]
+            and all(
+                self._compressed.get(name) is before.get(name)
+                for node in second
+                for name in reads(node)
+                if name in before or name in self._compressed
+            )
+            and not any(reads(node) & self._constants for node in second)
         ):
             made = {name for node in second for name in node.output}
             self._compressed |= {n: v for n, v in self._original.items() if n in made}
         else:
-            self._advance(self._compressed, second)
+            self._advance(self._changed, self._compressed, second)
         first.clear()
         second.clear()
         self._forget(self._original, first)
         self._forget(self._compressed, second)
 
-    def _advance(self, values: dict[str, list[Array]], nodes: Sequence[Any]) -> None:
+    def _advance(self, model: Model, values: dict[str, list[Array]], nodes: Sequence[Any]) -> None:
         if not nodes:
             return
         made = {name for node in nodes for name in node.output if name}
@@ -266,7 +288,7 @@ class _Streams:
         read = {name for node in nodes for name in reads(node)} - made
         inputs = {name: values[name] for name in sorted(read) if name in values}
         first = {name: value[0] for name, value in inputs.items()}
-        values |= self._run(segment(self._model, nodes, first, needed), inputs)
+        values |= self._run(segment(model, nodes, first, needed), inputs)
 
     def _run(self, model: Model, inputs: Mapping[str, list[Array]]) -> dict[str, list[Array]]:
         session = Session(model)

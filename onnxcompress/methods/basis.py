@@ -99,6 +99,8 @@ class Basis(Method):
 
     def declined(self, layer: Layer) -> str | None:
         groups, out, fan_in = layer.grouped.shape
+        if layer.op_type == "Constant":
+            return "it is a constant that does not multiply an input by itself"
         if groups > 1 and out == 1:
             return "it is a depthwise convolution, which has no filters to share"
         if min(out, fan_in) == 1:
