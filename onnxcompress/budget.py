@@ -10,10 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import Self
 
 import numpy as np
 
 from onnxcompress.core import Candidate
+
+PRICES = 120  # that are tried
+LOWEST, HIGHEST = 1e-30, 1e6  # prices; at the highest, everything is at its cheapest
 
 
 class BudgetError(ValueError):
@@ -24,10 +29,11 @@ class BudgetError(ValueError):
 class Option:
     """A point on a layer's rate-distortion curve, in the budget's units."""
 
-    cost: int
+    cost: float
     error: float
     candidate: Candidate
     shared: frozenset[tuple[str, int]] = frozenset()  # what it needs besides, with its cost
+    work: float = 0  # a second cost, with a limit of its own
 
 
 def frontier(options: Iterable[Option]) -> list[Option]:
@@ -39,7 +45,7 @@ def frontier(options: Iterable[Option]) -> list[Option]:
     return best
 
 
-def least(options: Mapping[str, Sequence[Option]]) -> int:
+def least(options: Mapping[str, Sequence[Option]]) -> float:
     """What the cheapest options cost together."""
     cheapest = [min(points, key=lambda o: o.cost) for points in options.values()]
     shared = frozenset[tuple[str, int]]().union(*(o.shared for o in cheapest))
@@ -50,86 +56,136 @@ def _cost(shared: Iterable[tuple[str, int]]) -> int:
     return sum(cost for _, cost in shared)
 
 
-def choose(options: Mapping[str, Sequence[Option]], limit: float) -> dict[str, Option]:
-    """One option for each layer: the least total error that costs at most ``limit``.
+def choose(
+    options: Mapping[str, Sequence[Option]], limit: float, work: float = inf
+) -> dict[str, Option]:
+    """One option for each layer: the least total error within two limits.
+
+    Args:
+        limit: of the total cost, what is shared included.
+        work: of the total work.
 
     Raises:
-        BudgetError: the cheapest options together cost more.
+        BudgetError: no choice is found that keeps within the limits.
     """
     if least(options) > limit:
         raise BudgetError(
             f"the layers need at least {least(options):,}, but the budget is {int(limit):,}"
         )
     allowed = frozenset[tuple[str, int]]().union(*(o.shared for p in options.values() for o in p))
-    best, error = _with(options, allowed, limit)
+    best, error = _with(options, allowed, limit, work)
     while allowed:
         fewer = [allowed - {one} for one in sorted(allowed)]
-        found = [_with(options, some, limit) for some in fewer]
+        found = [_with(options, some, limit, work) for some in fewer]
         index = int(np.argmin([e for _, e in found]))
         if best is not None and found[index][1] > error:
             break
         allowed, (best, error) = fewer[index], found[index]
-    if best is None:  # only the cheapest of all fits
+    if best is None and work == inf:  # only the cheapest of all fits
         return {name: min(points, key=lambda o: o.cost) for name, points in options.items()}
+    if best is None:
+        raise BudgetError("no choice of settings keeps within both limits")
     return best
 
 
 def _with(
-    options: Mapping[str, Sequence[Option]], allowed: frozenset[tuple[str, int]], limit: float
+    options: Mapping[str, Sequence[Option]],
+    allowed: frozenset[tuple[str, int]],
+    limit: float,
+    work: float,
 ) -> tuple[dict[str, Option] | None, float]:
     """The choice among options that share nothing but what is allowed, and its error."""
+    points = {n: [o for o in found if o.shared <= allowed] for n, found in options.items()}
+    if not all(points.values()):
+        return None, inf
+    table = _Table.of(points)
     left = limit - _cost(allowed)
-    fronts = {
-        n: frontier(o for o in points if o.shared <= allowed) for n, points in options.items()
-    }
-    if not all(fronts.values()) or sum(front[0].cost for front in fronts.values()) > left:
-        return None, float("inf")
-    longest = max(map(len, fronts.values()), default=0)
-    costs, errors = (
-        np.array(
-            [
-                [value(o) for o in front] + [np.inf] * (longest - len(front))
-                for front in fronts.values()
-            ]
-        )
-        for value in (lambda o: float(o.cost), lambda o: o.error)
-    )
-
-    def at(price: float) -> np.ndarray:
-        return (errors + price * costs).argmin(1)
-
-    rows = np.arange(len(fronts))
-    low, high = 1e-30, 1e6  # prices; at the higher one everything is at its cheapest
-    for _ in range(120):
-        middle = (low * high) ** 0.5
-        if costs[rows, at(middle)].sum() > left:
-            low = middle
-        else:
-            high = middle
-    picked = at(high)
-    chosen = {name: front[i] for (name, front), i in zip(fronts.items(), picked, strict=True)}
-    chosen = _filled(chosen, fronts, left)
+    picked = table.priced(left, work)
+    if picked is None:
+        return None, inf
+    chosen = {name: found[i] for (name, found), i in zip(points.items(), picked, strict=True)}
+    chosen = _filled(chosen, points, left, work)
     return chosen, sum(option.error for option in chosen.values())
 
 
-def _total(chosen: Mapping[str, Option]) -> int:
-    return sum(option.cost for option in chosen.values())
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The options of all layers as arrays ``(layers, options)``; what is missing is infinite."""
+
+    costs: np.ndarray
+    works: np.ndarray
+    errors: np.ndarray
+
+    @classmethod
+    def of(cls, points: Mapping[str, Sequence[Option]]) -> Self:
+        longest = max(map(len, points.values()), default=0)
+        arrays = np.full((3, len(points), longest), inf)
+        for row, found in enumerate(points.values()):
+            arrays[:, row, : len(found)] = np.array([(o.cost, o.work, o.error) for o in found]).T
+        return cls(*arrays)
+
+    def priced(self, limit: float, work: float) -> np.ndarray | None:
+        """The best option of every layer under the least prices that keep the limits."""
+        if work == inf:
+            return self._at(self._price(self.errors, self.costs, limit), self.errors, self.costs)
+        best, error = None, inf
+        low, high = LOWEST, HIGHEST  # the price of work
+        for _ in range(PRICES // 2):
+            middle = (low * high) ** 0.5
+            errors = self.errors + middle * np.nan_to_num(self.works, posinf=0)
+            picked = self._at(self._price(errors, self.costs, limit), errors, self.costs)
+            if picked is not None and self._sum(self.works, picked) <= work:
+                high, total = middle, self._sum(self.errors, picked)
+                if total < error:
+                    best, error = picked, total
+            else:
+                low = middle
+        return best
+
+    def _price(self, errors: np.ndarray, costs: np.ndarray, limit: float) -> float | None:
+        """The least price at which the costs keep the limit."""
+        low, high = LOWEST, HIGHEST
+        if self._sum(costs, (errors + high * costs).argmin(1)) > limit:
+            return None
+        for _ in range(PRICES):
+            middle = (low * high) ** 0.5
+            if self._sum(costs, (errors + middle * costs).argmin(1)) > limit:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    @staticmethod
+    def _at(price: float | None, errors: np.ndarray, costs: np.ndarray) -> np.ndarray | None:
+        return None if price is None else (errors + price * costs).argmin(1)
+
+    @staticmethod
+    def _sum(values: np.ndarray, picked: np.ndarray) -> float:
+        return float(values[np.arange(len(values)), picked].sum())
 
 
 def _filled(
-    chosen: dict[str, Option], fronts: Mapping[str, Sequence[Option]], limit: float
+    chosen: dict[str, Option],
+    points: Mapping[str, Sequence[Option]],
+    limit: float,
+    work: float,
 ) -> dict[str, Option]:
     """Spend what is left on the steps that lower the error most for their cost."""
-    left = limit - _total(chosen)
+    left = limit - sum(option.cost for option in chosen.values())
+    spare = work - sum(option.work for option in chosen.values())
     while True:
         steps = [
-            ((chosen[name].error - option.error) / (option.cost - chosen[name].cost), name, option)
-            for name, front in fronts.items()
-            for option in front
-            if 0 < option.cost - chosen[name].cost <= left
+            ((now.error - option.error) / max(option.cost - now.cost, 1e-9), name, option)
+            for name, found in points.items()
+            for now in (chosen[name],)
+            for option in found
+            if option.error < now.error
+            and option.cost - now.cost <= left
+            and option.work - now.work <= spare
         ]
         if not steps:
             return chosen
         _, name, option = max(steps, key=lambda step: (step[0], step[1]))
         left -= option.cost - chosen[name].cost
+        spare -= option.work - chosen[name].work
         chosen[name] = option

@@ -38,7 +38,7 @@ VERSION, CONFIG, SOURCE, FORCED = (
 )
 SECTIONS = {  # of the help page; what is in none of them comes last
     "Method": ("specs", "energy", "no_correct", "only", "skip"),
-    "Target": ("ratio", "macs", "min_agreement", "min_snr", "max_drop"),
+    "Target": ("ratio", "macs", "latency", "min_agreement", "min_snr", "max_drop"),
     "Data": ("calib", "samples", "select", "preprocess", "evaluation", "metric"),
     "Run": ("shapes", "providers", "jobs", "seed"),
 }
@@ -121,7 +121,7 @@ def options(*chosen: Callable[..., Any]) -> Callable[..., Any]:
 METHOD = options(
     click.option("--method", "specs", metavar="SPEC", multiple=True,
                  help="What to use: basis, or with settings basis:unfolding=filter,rank=16; "
-                 "repeat.  [default: auto, all methods]"),
+                 "basis+integer:bits=8 for both; repeat.  [default: auto, what suits the target]"),
     click.option("--energy", type=Percent(), help="The rule of the basis paper instead of a "
                  "target: filter unfolding, the smallest rank that keeps this share of the "
                  "squared singular values."),
@@ -133,6 +133,8 @@ METHOD = options(
 TARGET = options(
     click.option("--ratio", type=float, metavar="N", help="A file at least N times smaller."),
     click.option("--macs", type=Percent(), help="At most this share of the multiplications."),
+    click.option("--latency", type=Percent(), help="At most this share of the time, measured "
+                 "here on one thread."),
     click.option("--min-agreement", type=Percent(),
                  help="The same top class on this share of samples."),
     click.option("--min-snr", type=float, metavar="DB", help="Of every output, in dB."),
@@ -212,7 +214,8 @@ def compress(source: Path, output: Path, **given: Any) -> int:
     if str(source) in cli.commands and not source.exists():
         raise click.UsageError(f"a command comes first: onnxcompress {source} ...")
     with redirect_stdout(sys.stderr):  # whatever a module:function prints
-        methods, target = _methods(given["specs"], given["energy"]), _target(given)
+        target = _target(given)
+        methods = _methods(given["specs"], given["energy"], target)
         model = graph.load(source)
         _check_output(output, {source, *model.data_files}, given["force"])
         if any(entry.key == VERSION for entry in model.proto.metadata_props):
@@ -348,12 +351,13 @@ def _check_output(output: Path, inputs: Collection[Path], force: bool) -> None:
         raise click.UsageError(f"{output} cannot be written: {parent} is not a writable folder")
 
 
-def _methods(given: Sequence[str], energy: float | None) -> list[Method]:
+def _methods(given: Sequence[str], energy: float | None, target: Target | None) -> list[Method]:
     from onnxcompress.methods.basis import Basis
     from onnxcompress.specs import parse
 
+    default = ("auto",) if energy is None else ("basis",)
     with _asking():
-        found = [method for spec in given or ("auto",) for method in parse(spec)]
+        found = [method for spec in given or default for method in parse(spec, target)]
         if energy is None:
             return found
         ruled = [replace(m, energy=energy) for m in found if isinstance(m, Basis)]
@@ -365,7 +369,7 @@ def _methods(given: Sequence[str], energy: float | None) -> list[Method]:
 def _target(given: Mapping[str, Any]) -> Target | None:
     from onnxcompress.targets import Target
 
-    names = ("ratio", "macs", "max_drop", "min_agreement", "min_snr")
+    names = ("ratio", "macs", "latency", "max_drop", "min_agreement", "min_snr")
     wanted = {name: given[name] for name in names if given[name] is not None}
     with _asking():
         return Target(**wanted) if wanted else None

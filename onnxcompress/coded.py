@@ -45,6 +45,7 @@ from onnxcompress.rounding import (
 )
 
 ROUNDS = 4  # of error feedback, coordinate descent and scales
+BLIND_ROUNDS = 3  # of codes and scales, where nothing is known of the inputs
 SWEEPS = 2  # of coordinate descent in each
 FINE = 2**18  # weights up to which the arithmetic is in float64
 WORK = 2**31  # multiplications of a sweep from which there are fewer rounds
@@ -372,7 +373,8 @@ def _blind(weight: Array, table: Array, first: Sequence[float], parts: int, lear
     best: Any = None
     for factor in first:
         scale = _sizes(weight[None, :, :n], parts)[0] * factor
-        for _ in range(3):
+        codes, unit = np.zeros((0, 0), np.intp), weight
+        for _ in range(BLIND_ROUNDS):
             codes = _nearest(weight, table, scale[:, part])
             unit = table[codes].reshape(len(weight), -1)
             for p in range(parts):

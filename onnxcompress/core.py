@@ -373,6 +373,7 @@ class Method(ABC):
     """A way to compress a weight.  The fields are settings; one left at None is open."""
 
     opset: ClassVar[int] = 7  # the least in which what it emits is valid
+    faster: ClassVar[bool] = False  # whether what it makes needs fewer multiplications
     auto: ClassVar[bool] = True  # whether it is one of those that ``auto`` stands for
 
     @abstractmethod

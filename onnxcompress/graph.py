@@ -754,10 +754,7 @@ class Emitter:
 
     def __getattr__(self, op_type: str) -> Callable[..., gs.Variable]:
         def emit(*inputs: gs.Tensor | Array | str, **attributes: object) -> gs.Variable:
-            constant = all(
-                not isinstance(x, str) and (isinstance(x, np.ndarray) or x.name in self._constant)
-                for x in inputs
-            )
+            constant = all(isinstance(x, Array) or self._folds(x) for x in inputs)
             tensors: list[Any] = [self._tensor(x, constant) for x in inputs]
             name = self._store.unique("" if constant else f"{self._prefix}/{op_type}")
             output = gs.Variable(name if constant else f"{name}_out")
@@ -771,6 +768,9 @@ class Emitter:
             return output
 
         return emit
+
+    def _folds(self, x: gs.Tensor | str) -> bool:
+        return not isinstance(x, str) and x.name in self._constant
 
     def _tensor(self, x: gs.Tensor | Array | str, folds: bool) -> gs.Tensor:
         if isinstance(x, gs.Tensor):

@@ -19,10 +19,11 @@ from onnxcompress.graph import (
     layer_input,
     linear_nodes,
     rewrite,
+    segment,
 )
 from onnxcompress.metrics import Fidelity
 from onnxcompress.parallel import each
-from onnxcompress.runtime import Sample, Session
+from onnxcompress.runtime import Sample, Session, latency
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str, int], Iterable[T]]  # (items, what is being done, how many)
@@ -33,6 +34,9 @@ PATCHES_PER_INPUT = 2  # but at least so many per input of a patch
 EXPOSED_BYTES = 128 << 20  # activations read out of the model at a time, per batch
 WEIGH_WORK = 10**12  # multiplications spent on measuring sensitivities
 WEIGH_SAMPLES = 64
+TIMED = 10  # candidates of a layer whose latency is measured,
+TIMING_SECONDS = 0.1  # each for so long
+PROVIDERS = ("CPUExecutionProvider",)
 WEIGH_ERROR = 0.05  # error of the setting with which a layer's sensitivity is measured
 
 
@@ -246,3 +250,54 @@ def weigh(
     typical = float(np.median(list(weights.values()))) or 1.0
     usable = {name: w if np.isfinite(w) and w > 0 else typical for name, w in weights.items()}
     return dict.fromkeys(candidates, typical) | usable
+
+
+def time_layers(
+    job: Job, candidates: Mapping[str, Sequence[Candidate]]
+) -> tuple[dict[str, float], dict[str, list[tuple[Candidate, float]]]]:
+    """Milliseconds of each weight's layers as they are, and with the candidates worth timing.
+
+    A layer runs by itself, the original and the candidate in turn; equal ones are timed once.
+    """
+    nodes = linear_nodes(job.runnable)
+    known: dict[Any, tuple[float, float]] = {}
+
+    def both(name: str, candidate: Candidate) -> tuple[float, float]:
+        layer, shape = job.layers[name], job.shapes[name]
+        like = (layer.op_type, layer.weight.shape, str(layer.attributes), layer.bias is None)
+        key = (*like, shape, candidate.factors)
+        if key not in known:
+            assert candidate.setting is not None
+            alone, sample = _alone(job.runnable, nodes[name], layer, shape)
+            changed = rewrite(alone, {alone.keys[0]: candidate.setting.blank(layer)})
+            spent = latency(alone, changed, sample, PROVIDERS, TIMING_SECONDS)
+            known[key] = spent.before, spent.before * spent.ratio
+        return known[key]
+
+    before: dict[str, float] = {}
+    after: dict[str, list[tuple[Candidate, float]]] = {}
+    for name in job.track(list(candidates), "timing layers", len(candidates)):
+        tried = _fastest(job, name, candidates[name])
+        spent = np.array([[both(r, c) for r in job.readers(name)] for c in tried]).sum(1)
+        before[name] = float(np.median(spent[:, 0]))
+        shares = spent[:, 1] / spent[:, 0]
+        after[name] = [(c, before[name] * s) for c, s in zip(tried, shares, strict=True)]
+    return before, after
+
+
+def _fastest(job: Job, name: str, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """At most ``TIMED`` of those that no other beats in multiplications and in error."""
+    best: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (job.macs_of(name, c.factors), c.error)):
+        if not best or candidate.error < best[-1].error:
+            best.append(candidate)
+    return best[:: max(1, -(-len(best) // TIMED))]
+
+
+def _alone(
+    model: Model, node: Any, layer: Layer, shape: Sequence[int]
+) -> tuple[Model, dict[str, Array]]:
+    """A model of one node, and an input."""
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    read = {layer_input(node, layer): x}
+    return segment(model, [node], read, node.output), read

@@ -5,10 +5,10 @@ find_layers ─► calibrate ─► sweep ─► weigh ─► choose ─► refi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha1
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -26,26 +26,29 @@ from onnxcompress.graph import (
     rewrite,
 )
 from onnxcompress.measuring import (
+    PROVIDERS,
     Job,
     Track,
     batching,
     calibrate,
     input_shapes,
     quota,
+    time_layers,
     untracked,
     weigh,
 )
-from onnxcompress.methods.basis import Basis
 from onnxcompress.metrics import decibel
 from onnxcompress.parallel import cores, each, one_thread_each
 from onnxcompress.refit import Fitted, refit
 from onnxcompress.report import Comparison, Report, Row
-from onnxcompress.runtime import Sample
+from onnxcompress.runtime import Latency, Sample, latency
+from onnxcompress.specs import auto
 from onnxcompress.targets import Target, TargetError
 from onnxcompress.validation import Validation, failures, runnable, verify, warnings
 
 REFIT_BYTES = 1 << 30  # activations that refit keeps in memory
 TRIALS = 9  # real evaluations of a fidelity target
+LATENCY_TRIALS = 4  # of a limit for the layers, until the whole model keeps the target
 BYTE_TRIALS = 10  # files built, without data, to find what graph overhead leaves of a ratio
 CORRECTION_TRIALS = 8  # real runs that decide where corrections stay,
 CORRECTION_SAMPLES = 64  # each with at most so many held-out samples,
@@ -83,39 +86,59 @@ def sweep(
 
 @dataclass(frozen=True, eq=False)
 class _Curves:
-    """The trade-off of every weight, and where the model stands between its extremes."""
+    """The trade-off of every weight, and where the model stands between its extremes.
+
+    Attributes:
+        cost: what is limited: bytes, macs, or latency.
+        work: limit of all multiplications, where bytes are the cost.
+    """
 
     job: Job
     candidates: Mapping[str, Sequence[Candidate]]
     weights: Mapping[str, float]
-    by_bytes: bool
+    cost: str
     pinned: bool
+    work: float = inf
     options: dict[str, list[Option]] = field(init=False)
+    whole: dict[str, float] = field(init=False)  # what the layers cost as they are
 
     def __post_init__(self) -> None:
-        options = {}
-        for name, found in self.candidates.items():
-            layer = self.job.layers[name]
-            keep = Candidate(None, layer.weight.nbytes, (layer.weight.shape,), 0.0)
-            whole = keep.nbytes if self.by_bytes else self.job.macs_of(name, keep.factors)
-            offered = [self._option(name, c) for c in found]
-            useful = [option for option in offered if option.cost < whole]
-            kept = [] if self.pinned and useful else [Option(whole, 0.0, keep)]
-            options[name] = [*useful, *kept]
+        options = {name: list(self._offered(name, c)) for name, c in self.candidates.items()}
+        whole = {name: float(self._whole(name)) for name in options}
+        if self.cost == "latency":
+            whole, timed = time_layers(self.job, self.candidates)
+            options = {
+                name: [Option(spent, self.weights[name] * c.error, c) for c, spent in found]
+                for name, found in timed.items()
+            }
+        for name, offered in options.items():
+            weight = self.job.layers[name].weight
+            useful = [option for option in offered if option.cost < whole[name]]
+            keep = Candidate(None, weight.nbytes, (weight.shape,), 0.0)
+            kept = Option(whole[name], 0.0, keep, work=self.job.macs_of(name, ()))
+            options[name] = useful if self.pinned and useful else [*useful, kept]
         object.__setattr__(self, "options", options)
+        object.__setattr__(self, "whole", whole)
 
-    def _option(self, name: str, candidate: Candidate) -> Option:
-        error, job = self.weights[name] * candidate.error, self.job
-        if not self.by_bytes:
-            return Option(job.macs_of(name, candidate.factors), error, candidate)
-        assert candidate.setting is not None
-        blank = candidate.weight or candidate.setting.blank(job.layers[name])
-        nodes = [overhead(job.model, job.layers[r], blank) for r in job.readers(name)]
-        shared = {(sha1(a.tobytes()).hexdigest(), a.nbytes) for a in blank.shared_arrays()}
-        return Option(candidate.nbytes + sum(nodes), error, candidate, frozenset(shared))
+    def _whole(self, name: str) -> int:
+        by_bytes = self.cost == "bytes"
+        return self.job.layers[name].weight.nbytes if by_bytes else self.job.macs_of(name, ())
+
+    def _offered(self, name: str, candidates: Sequence[Candidate]) -> Iterator[Option]:
+        job = self.job
+        for candidate in candidates:
+            error, work = self.weights[name] * candidate.error, job.macs_of(name, candidate.factors)
+            if self.cost != "bytes":
+                yield Option(work, error, candidate)
+                continue
+            assert candidate.setting is not None
+            blank = candidate.weight or candidate.setting.blank(job.layers[name])
+            nodes = sum(overhead(job.model, job.layers[r], blank) for r in job.readers(name))
+            shared = {(sha1(a.tobytes()).hexdigest(), a.nbytes) for a in blank.shared_arrays()}
+            yield Option(candidate.nbytes + nodes, error, candidate, frozenset(shared), work)
 
     @property
-    def bounds(self) -> tuple[int, int]:
+    def bounds(self) -> tuple[float, float]:
         """The least and the greatest cost of the layers."""
         most = sum(max(o.cost for o in points) for points in self.options.values())
         return least(self.options), most
@@ -124,21 +147,31 @@ class _Curves:
         """For every layer, the share of its cost that is left against its relative error."""
         result = {}
         for name, options in self.options.items():
-            front, layer = frontier(options), self.job.layers[name]
-            whole = layer.weight.nbytes if self.by_bytes else self.job.macs_of(name, ())
-            result[name] = [(o.cost / max(whole, 1), o.candidate.error) for o in front]
+            whole = max(self.whole[name], 1e-9)
+            result[name] = [(o.cost / whole, o.candidate.error) for o in frontier(options)]
         return result
+
+    @property
+    def _outside(self) -> int:
+        """Multiplications of the nodes that stay as they are."""
+        within = sum(self.job.macs_of(name, ()) for name in self.options)
+        return sum(self.job.macs.values()) - within
+
+    @property
+    def least_work(self) -> float:
+        """The least multiplications of the model that the options allow."""
+        return self._outside + sum(min(o.work for o in found) for found in self.options.values())
 
     def at(self, limit: float) -> dict[str, Candidate]:
         """What each weight gets so that the layers cost at most ``limit``."""
-        chosen = choose(self.options, limit)
+        chosen = choose(self.options, limit, self.work - self._outside)
         return {name: option.candidate for name, option in chosen.items()}
 
 
 def compress(
     model: Model,
     *,
-    methods: Sequence[Method] = (Basis(),),
+    methods: Sequence[Method] | None = None,
     target: Target | None = None,
     samples: Samples | Iterable[Sample] | None = None,
     evaluation: Samples | None = None,
@@ -155,7 +188,8 @@ def compress(
     """Replace layers by smaller subgraphs until the target is met.
 
     Args:
-        methods: what to choose from; a layer for which nothing helps keeps its weight.
+        methods: what to choose from; a layer for which nothing helps keeps its weight.  None
+            for those that `auto` finds worth trying for the target.
         target: None means what settings that are fixed give, else 98 % agreement where the
             model has class scores, 25 dB where it has not.
         samples: unlabelled inputs; without any, the fits use the weights alone.
@@ -174,6 +208,7 @@ def compress(
         BudgetError: the target is out of reach; the message names what can be attained.
         TargetError: what is needed to judge the target is missing, such as samples.
     """
+    methods = auto(target) if methods is None else methods
     with one_thread_each():
         run = _Run(
             model, methods, target, samples, evaluation, metric, only, correct,
@@ -298,8 +333,12 @@ class _Run:
             self.skipped[name] = "no setting makes it smaller"
             del candidates[name]
         weights = weigh(self.job, candidates, self.statistics)
-        by_bytes = self.target.ratio is not None or not self._factored(candidates)
-        self.curves = _Curves(self.job, candidates, weights, by_bytes, self.pinned)
+        cost, total = self._cost(candidates), sum(self.job.macs.values())
+        both = cost == "bytes" and self.target.macs is not None
+        work = (self.target.macs or 1) * total if both else inf
+        self.curves = _Curves(self.job, candidates, weights, cost, self.pinned, work)
+        if self.curves.least_work > work:
+            raise BudgetError(_too_much(self.target.macs, self.curves.least_work / total))
         if self.job.fit is not None and self.correct:
             self.statistics.clear()  # refit takes its own; these are large
         if not self.target.sized and not self.target.faithful and self.curves.options:
@@ -326,30 +365,64 @@ class _Run:
             merged[layer.shared] = seen[name] if known is None else known + seen[name]
         return merged
 
-    def _factored(self, candidates: Mapping[str, Sequence[Candidate]]) -> bool:
-        """Whether every setting makes its layer faster, so that multiplications are the cost."""
-        return all(len(c.factors) > 1 for found in candidates.values() for c in found)
+    def _cost(self, candidates: Mapping[str, Sequence[Candidate]]) -> str:
+        """What the layers are priced by: multiplications too if every setting saves some."""
+        if self.target.ratio is not None:
+            return "bytes"
+        if self.target.faster:
+            return "latency" if self.target.latency else "macs"
+        factored = all(len(c.factors) > 1 for found in candidates.values() for c in found)
+        return "macs" if factored else "bytes"
 
     def _size_limit(self) -> float:
         """The most that the layers may cost under the size target."""
         least, most = self.curves.bounds
         target, job = self.target, self.job
         limit = float(most)
-        if target.macs is not None and not self.curves.by_bytes:
+        if target.latency is not None:
+            return self._latency_limit(target.latency)
+        if target.macs is not None and self.curves.cost == "macs":
             total = sum(job.macs.values())
             outside = total - sum(job.macs_of(name, ()) for name in self.curves.options)
             limit = target.macs * total - outside
             if limit < least:
-                share = (least + outside) / total
-                raise BudgetError(
-                    f"{target.macs:g} of the multiplications is out of reach; "
-                    f"the least that the layers allow is {share:.3f}"
-                )
+                raise BudgetError(_too_much(target.macs, (least + outside) / total))
         if target.ratio is not None:
             limit = self._byte_limit(target.ratio)
-        if target.macs is not None and self.curves.by_bytes:
-            limit = self._both_limit(limit)
         return limit
+
+    def _latency_limit(self, share: float) -> float:
+        """The time of the layers at which the whole model takes this share, by measurement."""
+        smallest, most = self.curves.bounds
+        one = next(iter(self.validation.samples.batches(1)))
+
+        def spent(limit: float) -> Latency:
+            chosen = self.curves.at(limit)
+            return latency(self.job.runnable, self._rough(chosen), one, PROVIDERS)
+
+        first = spent(most)
+        goal, limit = share * first.before, most - (1 - share) * first.before
+        for _ in range(LATENCY_TRIALS):
+            if limit < smallest:
+                break
+            found = spent(limit)
+            if found.ratio <= share:
+                return limit
+            limit -= 1.1 * (found.ratio * found.before - goal)
+        reached = spent(smallest).ratio
+        raise BudgetError(
+            f"{share:g} of the time is out of reach; the least that was measured is {reached:.3f}"
+        )
+
+    def _rough(self, chosen: Mapping[str, Candidate]) -> Model:
+        """The model with these settings; the values do not matter."""
+        weights = {
+            reader: c.weight or c.setting.blank(self.job.layers[name])
+            for name, c in chosen.items()
+            if c.setting is not None
+            for reader in self.job.readers(name)
+        }
+        return rewrite(self.job.runnable, weights, {}, {})
 
     def _byte_limit(self, ratio: float) -> float:
         """The layer bytes that make the file, graph overhead included, so many times smaller."""
@@ -394,29 +467,6 @@ class _Run:
             if job.fit is not None and _may_correct(job.layers[name])
         }
         return annotate(rewrite(job.model, every, biases, {}), self.metadata).nbytes
-
-    def _both_limit(self, limit: float) -> float:
-        """The largest byte limit that holds the share of multiplications too."""
-        job, target = self.job, self.target
-        total = sum(job.macs.values())
-        outside = total - sum(job.macs_of(name, ()) for name in self.curves.options)
-
-        def share(at: float) -> float:
-            chosen = self.curves.at(at)
-            return (outside + sum(job.macs_of(n, c.factors) for n, c in chosen.items())) / total
-
-        low, high = float(self.curves.bounds[0]), limit
-        if share(high) <= (target.macs or 1):
-            return high
-        if share(low) > (target.macs or 1):
-            raise BudgetError(
-                f"{target.macs:g} of the multiplications is out of reach; "
-                f"the least that the layers allow is {share(low):.3f}"
-            )
-        for _ in range(24):
-            middle = (low + high) / 2
-            low, high = (middle, high) if share(middle) <= (target.macs or 1) else (low, middle)
-        return low
 
     def _bisected(self, limit: float) -> float:
         """The least cost, up to ``limit``, at which the fidelity target holds on real runs."""
@@ -605,7 +655,7 @@ class _Run:
         if not self.target.faithful or self.target.sized or after.nbytes > before.nbytes:
             return
         saved, what = 1 - after.nbytes / before.nbytes, "of the file"
-        if not self.curves.by_bytes and before.macs and after.macs is not None:
+        if self.curves.cost != "bytes" and before.macs and after.macs is not None:
             saved, what = 1 - after.macs / before.macs, "of the multiplications"
         if saved < WORTHWHILE:
             yield f"at that fidelity only {saved:.1%} {what} can be saved, which is not worth it"
@@ -629,6 +679,13 @@ class _Run:
                 (macs, cost), candidate.error, fitted[name].snr,
                 "" if layer.shared == name else f"shares the weight of {layer.shared}",
             )  # fmt: skip
+
+
+def _too_much(macs: float | None, share: float) -> str:
+    return (
+        f"{macs:g} of the multiplications is out of reach; "
+        f"the least that the layers allow is {share:.3f}"
+    )
 
 
 def _value(layer: Layer, fitted: Fitted) -> np.ndarray:

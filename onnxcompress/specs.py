@@ -14,21 +14,41 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from onnxcompress.core import Method
 from onnxcompress.methods import METHODS
+from onnxcompress.methods.integer import Integer
 from onnxcompress.packed import Packed
 from onnxcompress.preprocess import nearest
+from onnxcompress.targets import Target
 
 PACKERS = ("half", "integer", "codebook")
 WORDS = {int: "a whole number", float: "a number", str: "a word"}
 
 
-def parse(spec: str) -> list[Method]:
-    """The methods that a spec stands for; ``auto`` stands for all.
+def auto(target: Target | None) -> list[Method]:
+    """The methods that are worth trying for a target.
+
+    Fewer multiplications need chains of smaller layers, smaller files need fewer bits, and both
+    together need chains of few bits.  On no layer that we measured did a chain make the better
+    small file.
+    """
+    methods = [method() for method in METHODS.values() if method.auto]
+    faster = [method for method in methods if method.faster]
+    smaller = [method for method in methods if not method.faster]
+    if target is None or not target.faster:
+        return smaller
+    if target.ratio is None:
+        return faster
+    packed = [Packed(f, outer) for f in faster for outer in (Integer(bits=8), Integer(bits=4))]
+    return [*packed, *smaller]
+
+
+def parse(spec: str, target: Target | None = None) -> list[Method]:
+    """The methods that a spec stands for; ``auto`` depends on the target.
 
     Raises:
         ValueError: an unknown method or setting, or a value that does not fit, in one line.
     """
     if spec == "auto":
-        return [method() for method in METHODS.values() if method.auto]
+        return auto(target)
     if "+" in spec:
         return [_packed(spec)]
     name, _, given = spec.partition(":")

@@ -17,6 +17,7 @@ class Target:
     Attributes:
         ratio: file bytes before over after, external data included.
         macs: share of the multiplications kept, 0 to 1.
+        latency: share of the time kept, 0 to 1, measured on this machine.
         max_drop: loss of the metric, in its own unit (points, dB); needs labelled samples.
         min_agreement: share of held-out samples with the same top class, 0 to 1.
         min_snr: of every output on held-out samples, in dB.
@@ -24,6 +25,7 @@ class Target:
 
     ratio: float | None = None
     macs: float | None = None
+    latency: float | None = None
     max_drop: float | None = None
     min_agreement: float | None = None
     min_snr: float | None = None
@@ -34,8 +36,12 @@ class Target:
                 raise ValueError(f"{name} must be a number, got {value}")
         if self.ratio is not None and not self.ratio >= 1:
             raise ValueError(f"ratio must be at least 1, got {self.ratio}")
-        if self.macs is not None and not 0 < self.macs <= 1:
-            raise ValueError(f"macs must be above 0 and at most 1, got {self.macs}")
+        for name in ("macs", "latency"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
+        if self.latency is not None and (self.macs is not None or self.ratio is not None):
+            raise ValueError("latency goes with no other size target")
         if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise ValueError(f"agreement must be above 0 and at most 1, got {self.min_agreement}")
         if self.max_drop is not None and self.max_drop < 0:
@@ -43,7 +49,12 @@ class Target:
 
     @property
     def sized(self) -> bool:
-        return self.ratio is not None or self.macs is not None
+        return self.ratio is not None or self.faster
+
+    @property
+    def faster(self) -> bool:
+        """Whether less work is asked for."""
+        return self.macs is not None or self.latency is not None
 
     @property
     def faithful(self) -> bool:
@@ -53,6 +64,7 @@ class Target:
         words = {
             "ratio": "{:g} times smaller file",
             "macs": "{:.4g} of the multiplications",
+            "latency": "{:.4g} of the time",
             "max_drop": "at most {:g} lost by labels",
             "min_agreement": "at least {:.4g} agreement",
             "min_snr": "at least {:g} dB output SNR",

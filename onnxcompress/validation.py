@@ -168,8 +168,11 @@ def failures(comparison: Comparison, target: Target) -> Iterator[str]:
         share = after.macs / before.macs
         if share > target.macs * (1 + 1e-9):
             yield f"{share:.4f} of the multiplications are left instead of {target.macs:g}"
+    spent = comparison.latency
+    if spent and target.latency is not None and spent.low > target.latency:
+        yield f"it takes {spent.ratio:.2f} of the time instead of {target.latency:g}"
     slower = comparison.latency is not None and comparison.latency.verdict == "slower"
-    if slower and comparison.latency and target.macs is not None and target.macs < 1:
+    if slower and comparison.latency and target.faster and target.macs != 1:
         yield f"it is slower: {comparison.latency.ratio:.2f} of the original's time"
     yield from _missed(target, comparison.worst_snr, comparison.agreement, drop, True)
 

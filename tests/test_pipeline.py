@@ -38,7 +38,9 @@ def test_a_share_of_multiplications_is_met_from_below(net, batches, macs):
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_a_ratio_is_met_and_hardly_exceeded(net, batches, ratio, calibrated):
     samples = batches if calibrated else None
-    model, report = oc.compress(net, target=oc.Target(ratio=ratio), samples=samples)
+    model, report = oc.compress(
+        net, methods=[oc.Basis()], target=oc.Target(ratio=ratio), samples=samples
+    )
     assert ratio <= net.nbytes / model.nbytes < 1.1 * ratio
     assert report.comparison.after.nbytes == model.nbytes
 
@@ -52,7 +54,7 @@ def test_two_size_targets_hold_together(net, batches):
 
 @pytest.mark.parametrize("target", [{"min_snr": 12}, {"min_agreement": 0.8}])
 def test_a_fidelity_target_holds_on_held_out_samples(net, batches, target):
-    _, report = oc.compress(net, target=oc.Target(**target), samples=batches)
+    _, report = oc.compress(net, methods=[oc.Basis()], target=oc.Target(**target), samples=batches)
     assert not report.failures
     assert report.comparison.worst_snr >= target.get("min_snr", 0)
     assert report.comparison.agreement >= target.get("min_agreement", 0)

@@ -5,7 +5,10 @@ import pytest
 from onnxcompress.core import Layer
 from onnxcompress.methods import METHODS
 from onnxcompress.methods.basis import Basis
+from onnxcompress.methods.integer import Integer
+from onnxcompress.packed import Packed
 from onnxcompress.specs import described, parse
+from onnxcompress.targets import Target
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -15,8 +18,27 @@ def test_every_setting_of_every_method_reads_back_as_it_is_written(name, rng):
         assert parse(str(setting)) == [setting]
 
 
-def test_auto_stands_for_all_methods():
-    assert {type(method) for method in parse("auto")} == set(METHODS.values())
+def test_auto_stands_for_what_suits_the_target():
+    def names(**target):
+        return {method.name for method in parse("auto", Target(**target))}
+
+    assert names(ratio=4) == names(min_snr=30) == {"codebook", "half", "integer"}
+    assert names(macs=0.5) == {"basis"}
+    assert names(macs=0.5, ratio=4) == names(ratio=4) | {"basis+integer"}
+    assert "basis" not in {method.name for method in parse("auto")}
+
+
+def test_a_plus_packs_the_arrays_of_a_method():
+    [method] = parse("basis:rank=4+integer:bits=8")
+    assert method == Packed(Basis(rank=4), Integer(bits=8))
+    assert str(method) == "basis:rank=4+integer:bits=8"
+    assert not parse("basis+half")[0].fixed and parse("hashed:share=2+half")[0].fixed
+
+
+@pytest.mark.parametrize("spec", ["basis+basis", "basis+hashed", "basis+", "basis+half+half"])
+def test_only_what_stores_arrays_comes_after_a_plus(spec):
+    with pytest.raises(ValueError, match="half"):
+        parse(spec)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import combinations
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 from zlib import crc32
 
 import numpy as np
@@ -76,6 +76,8 @@ class Basis(Method):
         energy: the paper's rule: the smallest rank of the filter unfolding that keeps this share
             of the squared singular values of the weight.
     """
+
+    faster: ClassVar[bool] = True
 
     unfolding: Literal["filter", "spatial", "tucker"] | None = None
     rank: int | None = None

@@ -81,9 +81,9 @@ class Codebook(Method):
         if self.levels:
             found = [self]
         else:
-            vectors = [self.vector] if self.vector else VECTORS
-            tables = [self.table] if self.table else ("shared", "own")
-            found = [Codebook(d, kind) for d, kind in product(vectors, tables)]
+            vectors: Any = [self.vector] if self.vector else VECTORS
+            tables: Any = [self.table] if self.table else ("shared", "own")
+            found = [Codebook(d, kind) for kind in tables for d in vectors]
             if not self.table and self.vector:  # pinned to a size: the table that suits the layer
                 found = found[: 1 if self._own_costs(layer) else 2][-1:]
         sizes = {s: s._nbytes(layer) for s in found}
