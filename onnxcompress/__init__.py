@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from onnxcompress.methods.hashed import Hashed
     from onnxcompress.methods.integer import Integer
     from onnxcompress.packed import Packed
-    from onnxcompress.pipeline import compress, sweep
-    from onnxcompress.report import Comparison, Report
+    from onnxcompress.pipeline import compress, sweep, trade_off
+    from onnxcompress.report import Comparison, Point, Report
     from onnxcompress.targets import Target, TargetError
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "Model",
     "ModelError",
     "Packed",
+    "Point",
     "Report",
     "Samples",
     "Statistics",
@@ -66,6 +67,7 @@ __all__ = [
     "rewrite",
     "save",
     "sweep",
+    "trade_off",
 ]
 
 _MODULES = (  # have all of these

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # imported where they are used: --help and wrong options answ
     from onnxcompress.targets import Target
 
 DONE, MISSED, BAD, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
+SWEPT = (2, 3, 4, 6, 8, 12, 16, 24)  # ratios that `sweep` shows
 EVALUATION_LIMIT = 100_000
 COMPARED_AT_RANDOM = 4  # random inputs for `compare` without data
 VERSION, CONFIG, SOURCE, FORCED = (
@@ -165,6 +166,8 @@ RUN = options(
     click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0,
                  show_default=True, help="Of random inputs, which stand in for missing data."),
 )  # fmt: skip
+CACHE = click.option("--cache", metavar="DIR", type=Path, help="Keep what the candidates gave, "
+                     "for another target or sweep of the same model and data.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 VERBOSE = click.option("--verbose", is_flag=True, help="Show where an internal error came from.")
 
@@ -179,6 +182,7 @@ def cli() -> None:
 
     \b
       onnxcompress in.onnx out.onnx --macs 0.5 --calib images.npz
+      onnxcompress sweep in.onnx --calib images.npz
       onnxcompress inspect in.onnx
       onnxcompress compare in.onnx out.onnx --calib images.npz
 
@@ -196,6 +200,7 @@ def cli() -> None:
 @TARGET
 @DATA
 @RUN
+@CACHE
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @click.option("--force", is_flag=True, help="Write a result that misses its target, marked as "
               "such in its metadata; allow OUTPUT to be INPUT.")  # fmt: skip
@@ -236,6 +241,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
                 jobs=given["jobs"],
                 track=track,
                 shapes=dict(given["shapes"]),
+                cache=given["cache"],
                 **measured,
             )
     report = replace(report, provenance=_versions() | {"metadata": metadata})
@@ -247,6 +253,75 @@ def compress(source: Path, output: Path, **given: Any) -> int:
     code = MISSED if report.worse and not written else DONE
     _show(report, given, output if written else None, code)
     return code
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=Path)
+@click.option("--method", "specs", metavar="SPEC", multiple=True,
+              help="What to use; repeat.  [default: auto]")  # fmt: skip
+@click.option("--only", metavar="GLOB", multiple=True, help="Change only these layers; repeat.")
+@click.option("--skip", metavar="GLOB", multiple=True, help="Leave these layers alone; repeat.")
+@click.option("--ratio", "ratios", type=float, metavar="N", multiple=True,
+              help="A file N times smaller; repeat.  [default: 2 to 24]")  # fmt: skip
+@click.option("--macs", type=Percent(), multiple=True,
+              help="This share of the multiplications; repeat.")  # fmt: skip
+@DATA
+@RUN
+@CACHE
+@click.option("--plot", metavar="FILE.svg", type=Path, help="Draw the curve.")
+@JSON
+@VERBOSE
+def sweep(source: Path, **given: Any) -> int:
+    """Show what each size costs in accuracy: the trade-off curve of a model.
+
+    Every point is what compress gives for that target, all from one fit of the candidates.
+    """
+    from onnxcompress import graph, pipeline, plots, tables
+
+    with redirect_stdout(sys.stderr):
+        targets = _targets(given["ratios"], given["macs"])
+        methods = _methods(given["specs"], None, targets[0])
+        model = graph.load(source)
+        if given["plot"]:
+            _check_output(given["plot"], {source, *model.data_files}, force=False)
+        chosen, measured = _chosen(model, given["only"], given["skip"]), _measured(model, given)
+        samples = _samples(model, given, "the fits use the weights alone")
+        with tables.progress(not given["as_json"]) as track:
+            points = list(
+                pipeline.trade_off(
+                    model,
+                    targets,
+                    methods=methods,
+                    samples=samples,
+                    only=chosen,
+                    shapes=dict(given["shapes"]),
+                    seed=given["seed"],
+                    jobs=given["jobs"],
+                    track=track,
+                    cache=given["cache"],
+                    **measured,
+                )
+            )
+    if not points:
+        raise click.UsageError("none of the targets can be reached by these methods")
+    if given["plot"]:
+        given["plot"].write_text(plots.trade_off(points, given["metric"]), "utf-8")
+    if given["as_json"]:
+        _print_json({"points": [asdict(point) for point in points]})
+    else:
+        tables.show_points(points, given["metric"])
+    return DONE
+
+
+def _targets(ratios: Sequence[float], macs: Sequence[float]) -> list[Target]:
+    """Size targets from the mildest on; multiplications instead of bytes if only they are given."""
+    from onnxcompress.targets import Target
+
+    if not ratios and not macs:
+        ratios = SWEPT
+    with _asking():
+        found = [Target(ratio=ratio) for ratio in sorted(ratios)]
+        return found or [Target(macs=share) for share in sorted(macs, reverse=True)]
 
 
 @cli.command()

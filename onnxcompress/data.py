@@ -96,6 +96,14 @@ class Samples:
         return found.hexdigest()
 
     @property
+    def content(self) -> str:
+        """SHA-256 of all samples, as the model reads them."""
+        found = hashlib.sha256()
+        for start in range(0, len(self), self.batch):
+            found.update(self[start : start + self.batch].digest.encode())
+        return found.hexdigest()
+
+    @property
     def even(self) -> int:
         """Samples per batch that leave work for several threads, however many there are."""
         return max(1, min(self.batch, -(-len(self) // LEAST_BATCHES)))

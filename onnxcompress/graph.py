@@ -306,6 +306,14 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def digest(model: Model) -> str:
+    """SHA-256 of a model, its external data included."""
+    found = hashlib.sha256(model.proto.SerializeToString(deterministic=True))
+    for path in sorted(model.data_files):
+        found.update(sha256(path).encode())
+    return found.hexdigest()
+
+
 def read_tensor(path: Path) -> Array:
     """A TensorProto file, as the ``test_data_set_*`` folders hold them."""
     tensor = TensorProto()
@@ -769,7 +777,7 @@ class Emitter:
 
         return emit
 
-    def _folds(self, x: gs.Tensor | str) -> bool:
+    def _folds(self, x: Any) -> bool:
         return not isinstance(x, str) and x.name in self._constant
 
     def _tensor(self, x: gs.Tensor | Array | str, folds: bool) -> gs.Tensor:

@@ -6,23 +6,26 @@ find_layers ─► calibrate ─► sweep ─► weigh ─► choose ─► refi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from hashlib import sha1
+from dataclasses import replace
+from importlib.metadata import version
 from math import inf, prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxcompress.budget import BudgetError, Option, choose, frontier, least
+from onnxcompress.budget import BudgetError
+from onnxcompress.cache import Cache
 from onnxcompress.core import Candidate, Layer, Method, Statistics
+from onnxcompress.curves import Curves
 from onnxcompress.data import Samples, from_batches, input_specs, random_samples
 from onnxcompress.graph import (
     Model,
     ModelError,
     annotate,
+    digest,
     find_constants,
     find_layers,
-    overhead,
     rewrite,
 )
 from onnxcompress.measuring import (
@@ -33,14 +36,13 @@ from onnxcompress.measuring import (
     calibrate,
     input_shapes,
     quota,
-    time_layers,
     untracked,
     weigh,
 )
 from onnxcompress.metrics import decibel
 from onnxcompress.parallel import cores, each, one_thread_each
 from onnxcompress.refit import Fitted, refit
-from onnxcompress.report import Comparison, Report, Row
+from onnxcompress.report import Comparison, Point, Report, Row
 from onnxcompress.runtime import Latency, Sample, latency
 from onnxcompress.specs import auto
 from onnxcompress.targets import Target, TargetError
@@ -84,90 +86,6 @@ def sweep(
 # ----------------------------------------------------------------------- the whole compression
 
 
-@dataclass(frozen=True, eq=False)
-class _Curves:
-    """The trade-off of every weight, and where the model stands between its extremes.
-
-    Attributes:
-        cost: what is limited: bytes, macs, or latency.
-        work: limit of all multiplications, where bytes are the cost.
-    """
-
-    job: Job
-    candidates: Mapping[str, Sequence[Candidate]]
-    weights: Mapping[str, float]
-    cost: str
-    pinned: bool
-    work: float = inf
-    options: dict[str, list[Option]] = field(init=False)
-    whole: dict[str, float] = field(init=False)  # what the layers cost as they are
-
-    def __post_init__(self) -> None:
-        options = {name: list(self._offered(name, c)) for name, c in self.candidates.items()}
-        whole = {name: float(self._whole(name)) for name in options}
-        if self.cost == "latency":
-            whole, timed = time_layers(self.job, self.candidates)
-            options = {
-                name: [Option(spent, self.weights[name] * c.error, c) for c, spent in found]
-                for name, found in timed.items()
-            }
-        for name, offered in options.items():
-            weight = self.job.layers[name].weight
-            useful = [option for option in offered if option.cost < whole[name]]
-            keep = Candidate(None, weight.nbytes, (weight.shape,), 0.0)
-            kept = Option(whole[name], 0.0, keep, work=self.job.macs_of(name, ()))
-            options[name] = useful if self.pinned and useful else [*useful, kept]
-        object.__setattr__(self, "options", options)
-        object.__setattr__(self, "whole", whole)
-
-    def _whole(self, name: str) -> int:
-        by_bytes = self.cost == "bytes"
-        return self.job.layers[name].weight.nbytes if by_bytes else self.job.macs_of(name, ())
-
-    def _offered(self, name: str, candidates: Sequence[Candidate]) -> Iterator[Option]:
-        job = self.job
-        for candidate in candidates:
-            error, work = self.weights[name] * candidate.error, job.macs_of(name, candidate.factors)
-            if self.cost != "bytes":
-                yield Option(work, error, candidate)
-                continue
-            assert candidate.setting is not None
-            blank = candidate.weight or candidate.setting.blank(job.layers[name])
-            nodes = sum(overhead(job.model, job.layers[r], blank) for r in job.readers(name))
-            shared = {(sha1(a.tobytes()).hexdigest(), a.nbytes) for a in blank.shared_arrays()}
-            yield Option(candidate.nbytes + nodes, error, candidate, frozenset(shared), work)
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The least and the greatest cost of the layers."""
-        most = sum(max(o.cost for o in points) for points in self.options.values())
-        return least(self.options), most
-
-    def points(self) -> dict[str, list[tuple[float, float]]]:
-        """For every layer, the share of its cost that is left against its relative error."""
-        result = {}
-        for name, options in self.options.items():
-            whole = max(self.whole[name], 1e-9)
-            result[name] = [(o.cost / whole, o.candidate.error) for o in frontier(options)]
-        return result
-
-    @property
-    def _outside(self) -> int:
-        """Multiplications of the nodes that stay as they are."""
-        within = sum(self.job.macs_of(name, ()) for name in self.options)
-        return sum(self.job.macs.values()) - within
-
-    @property
-    def least_work(self) -> float:
-        """The least multiplications of the model that the options allow."""
-        return self._outside + sum(min(o.work for o in found) for found in self.options.values())
-
-    def at(self, limit: float) -> dict[str, Candidate]:
-        """What each weight gets so that the layers cost at most ``limit``."""
-        chosen = choose(self.options, limit, self.work - self._outside)
-        return {name: option.candidate for name, option in chosen.items()}
-
-
 def compress(
     model: Model,
     *,
@@ -184,6 +102,7 @@ def compress(
     jobs: int | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     track: Track[Any] = untracked,
+    cache: Path | None = None,
 ) -> tuple[Model, Report]:
     """Replace layers by smaller subgraphs until the target is met.
 
@@ -199,6 +118,7 @@ def compress(
         shapes: input name -> shape, for inputs whose dimensions the model leaves open.
         metadata: entries for the result's metadata_props; they count in its size.
         seed: of the random inputs that stand in where there are no samples.
+        cache: a folder that keeps what the candidates gave, for another target.
 
     Returns:
         The compressed model, and the report.  It is for the caller to look at ``report.worse``
@@ -212,9 +132,39 @@ def compress(
     with one_thread_each():
         run = _Run(
             model, methods, target, samples, evaluation, metric, only, correct,
-            shapes or {}, metadata or {}, seed, jobs or cores(), providers, track,
+            shapes or {}, metadata or {}, seed, jobs or cores(), providers, track, cache,
         )  # fmt: skip
         return run.result()
+
+
+def trade_off(
+    model: Model,
+    targets: Sequence[Target],
+    *,
+    methods: Sequence[Method] | None = None,
+    samples: Samples | Iterable[Sample] | None = None,
+    evaluation: Samples | None = None,
+    metric: str = "top1",
+    only: Callable[[str], bool] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    seed: int = 0,
+    jobs: int | None = None,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    track: Track[Any] = untracked,
+    cache: Path | None = None,
+) -> Iterator[Point]:
+    """What `compress` would give for each of these size targets, from one fit of all candidates.
+
+    Targets out of reach are left out; the other arguments are those of `compress`.
+    """
+    methods = auto(targets[0]) if methods is None else methods
+    with one_thread_each():
+        run = _Run(
+            model, methods, targets[0], samples, evaluation, metric, only, True,
+            shapes or {}, metadata or {}, seed, jobs or cores(), providers, track, cache,
+        )  # fmt: skip
+        yield from run.trade_off(targets)
 
 
 class _Run:
@@ -236,7 +186,10 @@ class _Run:
         jobs: int,
         providers: Sequence[str],
         track: Track[Any],
+        cache: Path | None,
     ) -> None:
+        self.cache = Cache(cache)
+        self.predicted: float | None = None
         self.methods = [method for method in methods if method.opset <= model.opset]
         if methods and not self.methods:
             needed = min(methods, key=lambda method: method.opset)
@@ -321,34 +274,70 @@ class _Run:
         return target
 
     def result(self) -> tuple[Model, Report]:
-        self.statistics = self._statistics()
-        candidates = sweep(
-            self.job.leaders,
-            self.statistics,
-            self.methods,
-            jobs=self.job.jobs,
-            track=self.job.track,
-        )
-        for name in [name for name, found in candidates.items() if not found]:
-            self.skipped[name] = "no setting makes it smaller"
-            del candidates[name]
-        weights = weigh(self.job, candidates, self.statistics)
-        cost, total = self._cost(candidates), sum(self.job.macs.values())
-        both = cost == "bytes" and self.target.macs is not None
-        work = (self.target.macs or 1) * total if both else inf
-        self.curves = _Curves(self.job, candidates, weights, cost, self.pinned, work)
-        if self.curves.least_work > work:
-            raise BudgetError(_too_much(self.target.macs, self.curves.least_work / total))
-        if self.job.fit is not None and self.correct:
-            self.statistics.clear()  # refit takes its own; these are large
+        self._look()
         if not self.target.sized and not self.target.faithful and self.curves.options:
-            return self._finished(self.curves.at(self.curves.bounds[0] if self.pinned else np.inf))
-        if not self.curves.options:
-            raise BudgetError("no layer can be compressed by these methods")
+            return self._finished(self.curves.at(self.curves.bounds[0] if self.pinned else inf))
         limit = self._size_limit()
         if self.target.faithful:
             limit = self._bisected(limit)
         return self._finished(self.curves.at(limit))
+
+    def trade_off(self, targets: Sequence[Target]) -> Iterator[Point]:
+        """What each of the targets gives; those out of reach are left out."""
+        self._look()
+        for target in targets:
+            self.target = target
+            try:
+                self._price()
+                chosen = self.curves.at(self._size_limit())
+            except BudgetError:
+                continue
+            model, fitted = self._build(chosen, final=True)
+            rows = list(self._rows(chosen, fitted))
+            fidelity = self.validation.fidelity(model)
+            yield Point(
+                str(target),
+                self.job.model.nbytes / model.nbytes,
+                sum(row.macs[1] for row in rows) + self.curves.outside,
+                fidelity.worst_snr,
+                fidelity.agreement,
+                self.validation.metric_of(model),
+            )
+
+    def _look(self) -> None:
+        """Fit and measure every candidate, or remember what was found before."""
+        job = self.job
+        model = digest(job.model) if self.cache.folder else None
+        key: list[Any] = [version("onnxcompress"), model, *map(str, self.methods), *job.layers]
+        key += [str(job.shapes), job.fit and self.cache.folder and job.fit.content]
+        self.statistics: dict[str, Statistics] = {}
+        self.candidates, self.weights = self.cache.get(key, self._candidates)
+        for name in job.leaders.keys() - self.candidates.keys():
+            self.skipped[name] = "no setting makes it smaller"
+        if not self.candidates:
+            raise BudgetError("no layer can be compressed by these methods")
+        self._price()
+        if job.fit is not None and self.correct:
+            self.statistics.clear()  # refit takes its own; these are large
+        elif not self.statistics:
+            self.statistics = self._statistics()
+
+    def _candidates(self) -> tuple[dict[str, list[Candidate]], dict[str, float]]:
+        job = self.job
+        self.statistics = self._statistics()
+        found = sweep(job.leaders, self.statistics, self.methods, jobs=job.jobs, track=job.track)
+        found = {name: candidates for name, candidates in found.items() if candidates}
+        return found, weigh(job, found, self.statistics)
+
+    def _price(self) -> None:
+        """The layers' trade-offs in the unit of the target."""
+        candidates, weights = self.candidates, self.weights
+        cost, total = self._cost(candidates), sum(self.job.macs.values())
+        both = cost == "bytes" and self.target.macs is not None
+        work = (self.target.macs or 1) * total if both else inf
+        self.curves = Curves(self.job, candidates, weights, cost, self.pinned, work)
+        if self.curves.least_work > work:
+            raise BudgetError(_too_much(self.target.macs, self.curves.least_work / total))
 
     def _statistics(self) -> dict[str, Statistics]:
         job = self.job
@@ -382,8 +371,7 @@ class _Run:
         if target.latency is not None:
             return self._latency_limit(target.latency)
         if target.macs is not None and self.curves.cost == "macs":
-            total = sum(job.macs.values())
-            outside = total - sum(job.macs_of(name, ()) for name in self.curves.options)
+            total, outside = sum(job.macs.values()), self.curves.outside
             limit = target.macs * total - outside
             if limit < least:
                 raise BudgetError(_too_much(target.macs, (least + outside) / total))

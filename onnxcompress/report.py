@@ -89,6 +89,27 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One point of a trade-off.
+
+    Attributes:
+        target: that `compress` meets with exactly this model, in words.
+        ratio: file bytes before / after.
+        macs: multiplications of the model.
+        snr: of the worst output on held-out samples, in dB.
+        agreement: share of held-out samples with the same top class; None without class scores.
+        metric: by labels; None without them.
+    """
+
+    target: str
+    ratio: float
+    macs: int
+    snr: float
+    agreement: float | None
+    metric: float | None
+
+
+@dataclass(frozen=True)
 class Report:
     """What `compress` did.
 

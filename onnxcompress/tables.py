@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from onnxcompress.report import Comparison, Report, Row
+from onnxcompress.report import Comparison, Point, Report, Row
 
 WIDE = 1000  # columns where the output is no terminal: nothing is cut off or broken
 CURVE = (0.95, 0.9, 0.75, 0.5, 0.25)  # shares of a layer's cost at which its error is shown
@@ -209,6 +209,23 @@ def _comparison(comparison: Comparison, which: str) -> Table:
     if not comparison.finite:
         table.add_row("", "", "", Text("the outputs differ in shape, or hold NaN", "bold red"))
     return table
+
+
+def show_points(points: Sequence[Point], metric: str) -> None:
+    """A trade-off, one target a line."""
+    table = _table("target")
+    for name in ("ratio", "MMACs", "SNR dB", "agreement", metric):
+        table.add_column(Text(name), justify="right")
+    for point in points:
+        table.add_row(
+            point.target,
+            f"{point.ratio:.2f}",
+            f"{point.macs / 1e6:,.2f}",
+            f"{point.snr:.2f}",
+            "" if point.agreement is None else f"{point.agreement:.2%}",
+            "" if point.metric is None else f"{point.metric:.2f}",
+        )
+    _print(table)
 
 
 def show_inspection(facts: Mapping[str, Any]) -> None:

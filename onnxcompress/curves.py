@@ -1,0 +1,97 @@
+"""The trade-off of every layer: what its candidates cost, in the unit that is limited, and err."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha1
+from math import inf
+
+from onnxcompress.budget import Option, choose, frontier, least
+from onnxcompress.core import Candidate
+from onnxcompress.graph import overhead
+from onnxcompress.measuring import Job, time_layers
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """The trade-off of every weight, and where the model stands between its extremes.
+
+    Attributes:
+        cost: what is limited: bytes, macs, or latency.
+        work: limit of all multiplications, where bytes are the cost.
+    """
+
+    job: Job
+    candidates: Mapping[str, Sequence[Candidate]]
+    weights: Mapping[str, float]
+    cost: str
+    pinned: bool
+    work: float = inf
+    options: dict[str, list[Option]] = field(init=False)
+    whole: dict[str, float] = field(init=False)  # what the layers cost as they are
+
+    def __post_init__(self) -> None:
+        options = {name: list(self._offered(name, c)) for name, c in self.candidates.items()}
+        whole = {name: float(self._whole(name)) for name in options}
+        if self.cost == "latency":
+            whole, timed = time_layers(self.job, self.candidates)
+            options = {
+                name: [Option(spent, self.weights[name] * c.error, c) for c, spent in found]
+                for name, found in timed.items()
+            }
+        for name, offered in options.items():
+            weight = self.job.layers[name].weight
+            useful = [option for option in offered if option.cost < whole[name]]
+            keep = Candidate(None, weight.nbytes, (weight.shape,), 0.0)
+            kept = Option(whole[name], 0.0, keep, work=self.job.macs_of(name, ()))
+            options[name] = useful if self.pinned and useful else [*useful, kept]
+        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "whole", whole)
+
+    def _whole(self, name: str) -> int:
+        by_bytes = self.cost == "bytes"
+        return self.job.layers[name].weight.nbytes if by_bytes else self.job.macs_of(name, ())
+
+    def _offered(self, name: str, candidates: Sequence[Candidate]) -> Iterator[Option]:
+        job = self.job
+        for candidate in candidates:
+            error, work = self.weights[name] * candidate.error, job.macs_of(name, candidate.factors)
+            if self.cost != "bytes":
+                yield Option(work, error, candidate)
+                continue
+            assert candidate.setting is not None
+            blank = candidate.weight or candidate.setting.blank(job.layers[name])
+            nodes = sum(overhead(job.model, job.layers[r], blank) for r in job.readers(name))
+            shared = {(sha1(a.tobytes()).hexdigest(), a.nbytes) for a in blank.shared_arrays()}
+            yield Option(candidate.nbytes + nodes, error, candidate, frozenset(shared), work)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest cost of the layers."""
+        most = sum(max(o.cost for o in points) for points in self.options.values())
+        return least(self.options), most
+
+    def points(self) -> dict[str, list[tuple[float, float]]]:
+        """For every layer, the share of its cost that is left against its relative error."""
+        result = {}
+        for name, options in self.options.items():
+            whole = max(self.whole[name], 1e-9)
+            result[name] = [(o.cost / whole, o.candidate.error) for o in frontier(options)]
+        return result
+
+    @property
+    def outside(self) -> int:
+        """Multiplications of the nodes that stay as they are."""
+        within = sum(self.job.macs_of(name, ()) for name in self.options)
+        return sum(self.job.macs.values()) - within
+
+    @property
+    def least_work(self) -> float:
+        """The least multiplications of the model that the options allow."""
+        return self.outside + sum(min(o.work for o in found) for found in self.options.values())
+
+    def at(self, limit: float) -> dict[str, Candidate]:
+        """What each weight gets so that the layers cost at most ``limit``."""
+        chosen = choose(self.options, limit, self.work - self.outside)
+        return {name: option.candidate for name, option in chosen.items()}
