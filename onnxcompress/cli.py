@@ -286,6 +286,11 @@ def sweep(source: Path, **given: Any) -> int:
             _check_output(given["plot"], {source, *model.data_files}, force=False)
         chosen, measured = _chosen(model, given["only"], given["skip"]), _measured(model, given)
         samples = _samples(model, given, "the fits use the weights alone")
+        asked = given | {"no_correct": False}
+
+        def metadata(target: Target) -> dict[str, str]:
+            return _provenance(source, methods, target, asked, samples, measured["evaluation"])
+
         with tables.progress(not given["as_json"]) as track:
             points = list(
                 pipeline.trade_off(
@@ -299,6 +304,7 @@ def sweep(source: Path, **given: Any) -> int:
                     jobs=given["jobs"],
                     track=track,
                     cache=given["cache"],
+                    metadata=metadata,
                     **measured,
                 )
             )

@@ -147,7 +147,7 @@ def trade_off(
     metric: str = "top1",
     only: Callable[[str], bool] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Callable[[Target], Mapping[str, str]] = lambda target: {},
     seed: int = 0,
     jobs: int | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
@@ -157,14 +157,17 @@ def trade_off(
     """What `compress` would give for each of these size targets, from one fit of all candidates.
 
     Targets out of reach are left out; the other arguments are those of `compress`.
+
+    Args:
+        metadata: for each target the entries that count in the file's size.
     """
     methods = auto(targets[0]) if methods is None else methods
     with one_thread_each():
         run = _Run(
             model, methods, targets[0], samples, evaluation, metric, only, True,
-            shapes or {}, metadata or {}, seed, jobs or cores(), providers, track, cache,
+            shapes or {}, metadata(targets[0]), seed, jobs or cores(), providers, track, cache,
         )  # fmt: skip
-        yield from run.trade_off(targets)
+        yield from run.trade_off(targets, metadata)
 
 
 class _Run:
@@ -282,16 +285,19 @@ class _Run:
             limit = self._bisected(limit)
         return self._finished(self.curves.at(limit))
 
-    def trade_off(self, targets: Sequence[Target]) -> Iterator[Point]:
+    def trade_off(
+        self, targets: Sequence[Target], metadata: Callable[[Target], Mapping[str, str]]
+    ) -> Iterator[Point]:
         """What each of the targets gives; those out of reach are left out."""
         self._look()
         for target in targets:
-            self.target = target
+            self.target, self.metadata = target, metadata(target)
             try:
                 self._price()
                 chosen = self.curves.at(self._size_limit())
             except BudgetError:
                 continue
+            self.predicted = self._predicted(chosen)
             model, fitted = self._build(chosen, final=True)
             rows = list(self._rows(chosen, fitted))
             fidelity = self.validation.fidelity(model)
