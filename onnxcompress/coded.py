@@ -53,6 +53,7 @@ SMALL = 2**14  # weights up to which a fit that knows nothing of the inputs is l
 TRIED = 2**22  # weights that are rounded with every first scale; in larger layers a few rows are
 TRIAL_WORK = 2**27  # multiplications of a sweep where only the error is wanted: of so many rows,
 TRIAL_ROWS = 32  # but no fewer than these
+TRIAL_LEARNED = 2**17  # weights that a table is learned from in a trial
 CHUNK = 2**16  # pieces that are looked up at a time without a metric
 TABLE_STEPS = 12  # of conjugate gradients for a table
 DIGITS = {2: 8, 3: 5, 4: 4, 6: 3, 16: 2, 256: 1}  # levels -> numbers in a byte
@@ -109,10 +110,10 @@ def encode(
     found = _metrics(statistics, table.shape[1], known if known is not None else {})
     if trial:
         work = sum(len(m.columns) ** 2 for m in found) * len(weight)
-        rows = max(TRIAL_ROWS, TRIAL_WORK // work)
+        rows = max(TRIAL_ROWS, TRIAL_WORK // work, learn * TRIAL_LEARNED // weight.shape[2])
         step = -(-weight.shape[1] // rows)
         weight = weight[:, step // 2 :: step]
-    fitted = _Fit(weight, found, table, parts).run(first, learn)
+    fitted = _Fit(weight, found, table, parts).run(first, learn, trial)
     if learn and weight.size <= SMALL and not trial:  # few weights for many vectors
         blind = _blind(weight, table, first, parts, learn)
         error = statistics.error(layer.weight, _decoded(blind, layer))
@@ -178,9 +179,9 @@ class _Fit:
         self.columns_of = [np.repeat(part, self.width) for part in self.parts]
         self.count = parts
 
-    def run(self, first: Sequence[float], learn: bool) -> Coded:
+    def run(self, first: Sequence[float], learn: bool, trial: bool) -> Coded:
         work = sum(w.size * w.shape[2] for w in self.weights)
-        rounds = ROUNDS if work < WORK else ROUNDS // 2
+        rounds = ROUNDS if work < WORK and not trial else ROUNDS // 2
         scale = self._started(first)
         best = None
         for turn in range(rounds):

@@ -41,8 +41,8 @@ ROWS = 256
 VECTORS = (12, 8, 6, 5, 4, 3, 2)  # tried where it is open
 WIDEST_VECTOR = 24
 SPREADS = (0.75, 0.9, 1.0, 1.15, 1.35, 1.6)  # of first scales; heavier tails want larger ones
-DRAWN = 1 << 15  # normal vectors that a shared table is made from,
-ITERATIONS = 40  # by so many rounds of k-means
+DRAWN = 1 << 14  # normal vectors that a shared table is made from,
+ITERATIONS = 30  # by so many rounds of k-means
 PALETTES = (3, 4, 6, 16)
 
 
@@ -137,8 +137,7 @@ class Codebook(Method):
         """Errors from some of the filters, where there are many."""
         known: Any = {}
         for setting in self.settings(layer):
-            some = setting.table == "shared"
-            found = setting._encoded(layer, statistics, trial=some, known=known)
+            found = setting._encoded(layer, statistics, trial=True, known=known)
             shape = (layer.weight.shape,)
             yield Candidate(setting, setting._nbytes(layer), shape, found.error)
 
@@ -156,7 +155,7 @@ def _palette(found: Coded, unit: float, levels: int, layer: Layer) -> CodedWeigh
 def _k_means(d: int) -> tuple[Array, float]:
     """256 vectors for normal random numbers as int8, and what 1 stands for."""
     rng = np.random.default_rng(d)
-    drawn = rng.standard_normal((DRAWN, d))
+    drawn = rng.standard_normal((DRAWN, d), np.float32)
     centers = drawn[:ROWS].copy()
     for _ in range(ITERATIONS):
         nearest = (drawn @ centers.T - np.square(centers).sum(1) / 2).argmax(1)
