@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from math import inf, prod
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,9 @@ BYTE_TRIALS = 10  # files built, without data, to find what graph overhead leave
 CORRECTION_TRIALS = 8  # real runs that decide where corrections stay,
 CORRECTION_SAMPLES = 64  # each with at most so many held-out samples,
 CORRECTION_WORK = 10**12  # and all together with about so many multiplications
+SUSPECTS = 6  # layers that are looked at as they were, the others compressed,
+HURTS = 0.3  # named if that takes away this share of the outputs' error
+FALLS_BACK = 0.5  # and left as it was
 WORTHWHILE = 0.05  # least saving for which a fidelity target is worth a changed model
 UNDONE = (
     "weights are decoded when the model is loaded; tools that fold constants would write them "
@@ -571,16 +575,7 @@ class _Run:
         job = self.job
         names = [name for name, f in fitted.items() if f.plain is not None]
 
-        def loss(state: Mapping[str, Fitted]) -> float:
-            weights = {name: f.weight for name, f in state.items()}
-            biases = {name: f.bias for name, f in state.items() if f.bias is not None}
-            model = rewrite(job.runnable, weights, biases, {})
-            return self.validation.fidelity(model, samples).loss
-
-        work = CORRECTION_WORK // (CORRECTION_TRIALS * max(sum(job.macs.values()), 1))
-        samples = int(np.clip(work, 1, CORRECTION_SAMPLES))
-
-        best, least = fitted, loss(fitted)
+        best, least = fitted, self._loss(fitted)
         groups = (
             [list(group) for group in np.array_split(names, min(len(names), CORRECTION_TRIALS))]
             if names
@@ -588,7 +583,7 @@ class _Run:
         )
         for group in job.track([names, *groups], "checking corrections", len(groups) + 1):
             undone = {name: best[name].plain or best[name] for name in group}
-            error = loss(best | undone)
+            error = self._loss(best | undone)
             if error < least:
                 best, least = best | undone, error
         return best
@@ -610,6 +605,9 @@ class _Run:
         result, fitted = self._build(chosen, final=True)
         if self.target.faithful and not self._holds(result):
             result, fitted = self._build(chosen)  # as it was when the search found it to hold
+        hurting = self._hurting(chosen, fitted)
+        if hurting and not self.pinned and max(hurting.values()) > FALLS_BACK:
+            chosen, result, fitted = self._without(hurting, chosen, result, fitted)
         rows = tuple(self._rows(chosen, fitted))
         macs = sum(self.job.macs.values())
         saved = sum(row.macs[0] - row.macs[1] for row in rows)
@@ -635,6 +633,60 @@ class _Run:
             warnings=(*self.warnings, *noted),
         )
         return result, report
+
+    def _hurting(
+        self, chosen: Mapping[str, Candidate], fitted: Mapping[str, Fitted]
+    ) -> dict[str, float]:
+        """Layers that alone cause much of the output's error on held-out samples: their share."""
+        if self.job.held_out is None or len(fitted) < 2:
+            return {}
+        expected = {n: self.weights[n] ** 2 * c.error for n, c in chosen.items() if c.setting}
+        suspects = sorted(expected, key=lambda name: -expected[name])[:SUSPECTS]
+        whole, found = self._loss(fitted), {}
+        for name in self.job.track(suspects, "looking for layers that hurt", len(suspects)):
+            readers = self.job.readers(name)
+            others = {key: f for key, f in fitted.items() if key not in readers}
+            share = 1 - self._loss(others) / max(whole, 1e-30)
+            if share > HURTS:
+                found[name] = share
+                self.warnings.append(
+                    f"{name} alone causes {share:.0%} of the output's error; "
+                    f"--skip {quote(name)} leaves it as it is"
+                )
+        return found
+
+    def _without(
+        self,
+        hurting: Mapping[str, float],
+        chosen: Mapping[str, Candidate],
+        result: Model,
+        fitted: dict[str, Fitted],
+    ) -> tuple[Mapping[str, Candidate], Model, dict[str, Fitted]]:
+        """The same with the layer that hurts most as it was, if that is better at the same cost."""
+        worst = max(hurting, key=lambda name: hurting[name])
+        spent = sum(o.cost for n, c in chosen.items() for o in self.curves.options[n]
+                    if o.candidate is c)  # fmt: skip
+        options = self.curves.options[worst]
+        self.curves.options[worst] = [o for o in options if o.candidate.setting is None]
+        try:
+            other = self.curves.at(self._size_limit() if self.target.sized else spent)
+        except BudgetError:
+            self.curves.options[worst] = options
+            return chosen, result, fitted
+        model, fits = self._build(other, final=True)
+        if self._loss(fits) >= self._loss(fitted):
+            self.curves.options[worst] = options
+            return chosen, result, fitted
+        self.skipped[worst] = f"it caused {hurting[worst]:.0%} of the output's error"
+        return other, model, fits
+
+    def _loss(self, fitted: Mapping[str, Fitted]) -> float:
+        """Error of the outputs on some held-out samples with these weights in place."""
+        weights = {name: f.weight for name, f in fitted.items()}
+        biases = {name: f.bias for name, f in fitted.items() if f.bias is not None}
+        model = rewrite(self.job.runnable, weights, biases, {})
+        work = CORRECTION_WORK // (CORRECTION_TRIALS * max(sum(self.job.macs.values()), 1))
+        return self.validation.fidelity(model, int(np.clip(work, 1, CORRECTION_SAMPLES))).loss
 
     def _holds(self, model: Model) -> bool:
         """Whether a model reaches the fidelity target; one that does not run does not."""
