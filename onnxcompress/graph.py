@@ -568,6 +568,11 @@ def needs_float32(model: Model) -> bool:
     return bool(types & set(wide))
 
 
+def has_bfloat16(model: Model) -> bool:
+    """Whether some constant is a bfloat16, whose rounding the float32 twin leaves out."""
+    return any(t.data_type == TensorProto.BFLOAT16 for t in model.constants.values())
+
+
 def name_nodes(model: Model) -> Model:
     """Give every unnamed node of the main graph the unique name that it has in reports."""
     result = model.copy()
