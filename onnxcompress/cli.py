@@ -318,7 +318,7 @@ def compare(first: Path, second: Path, **given: Any) -> int:
 @JSON
 @VERBOSE
 def expand(source: Path, output: Path, **given: Any) -> int:
-    """Write out the weights that a compressed model decodes when it is loaded.
+    """Write a model's decoded weights out in full.
 
     For runtimes that do not fold constants: the file is as large as before, the outputs are those
     of INPUT, which is tried on random inputs.  What makes fewer multiplications stays.
