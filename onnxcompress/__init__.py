@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from onnxcompress.budget import BudgetError
     from onnxcompress.core import Candidate, CompressedWeight, Layer, Method, Statistics
     from onnxcompress.data import Samples, input_specs, load_samples, random_samples
+    from onnxcompress.expansion import expand
     from onnxcompress.graph import (
         Model,
         ModelError,
@@ -57,6 +58,7 @@ __all__ = [
     "calibrate",
     "compress",
     "drop_dead",
+    "expand",
     "find_layers",
     "fold_batchnorm",
     "input_specs",
@@ -73,7 +75,7 @@ __all__ = [
 _MODULES = (  # have all of these
     *("pipeline", "data", "graph", "targets"),
     *("methods", "methods.basis", "methods.binary", "methods.codebook"),
-    *("methods.half", "methods.hashed", "methods.integer", "packed"),
+    *("methods.half", "methods.hashed", "methods.integer", "packed", "expansion"),
 )
 
 

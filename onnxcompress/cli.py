@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # imported where they are used: --help and wrong options answ
 DONE, MISSED, BAD, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
 SWEPT = (2, 3, 4, 6, 8, 12, 16, 24)  # ratios that `sweep` shows
 EVALUATION_LIMIT = 100_000
-COMPARED_AT_RANDOM = 4  # random inputs for `compare` without data
+COMPARED_AT_RANDOM = 4  # random inputs for `expand`, and for `compare` without data
 VERSION, CONFIG, SOURCE, FORCED = (
     f"onnxcompress.{key}" for key in ("version", "config", "source_sha256", "forced")
 )
@@ -168,6 +168,9 @@ RUN = options(
 )  # fmt: skip
 CACHE = click.option("--cache", metavar="DIR", type=Path, help="Keep what the candidates gave, "
                      "for another target or sweep of the same model and data.")  # fmt: skip
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Do everything but write.")
+EXTERNAL = click.option("--save-as-external-data", "external", is_flag=True,
+                        help="Weights beside the model.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 VERBOSE = click.option("--verbose", is_flag=True, help="Show where an internal error came from.")
 
@@ -185,6 +188,7 @@ def cli() -> None:
       onnxcompress sweep in.onnx --calib images.npz
       onnxcompress inspect in.onnx
       onnxcompress compare in.onnx out.onnx --calib images.npz
+      onnxcompress expand out.onnx dense.onnx
 
     A first word that is no command means compress; its options: onnxcompress compress --help.
     A result that is worse than was asked for is not written, and the exit code says so:
@@ -201,10 +205,10 @@ def cli() -> None:
 @DATA
 @RUN
 @CACHE
-@click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@DRY_RUN
 @click.option("--force", is_flag=True, help="Write a result that misses its target, marked as "
               "such in its metadata; allow OUTPUT to be INPUT.")  # fmt: skip
-@click.option("--save-as-external-data", "external", is_flag=True, help="Weights beside the model.")
+@EXTERNAL
 @JSON
 @click.option("--quiet", is_flag=True, help="Print the verdict alone.")
 @VERBOSE
@@ -386,6 +390,52 @@ def compare(first: Path, second: Path, **given: Any) -> int:
     else:
         tables.show_comparison(comparison)
     return DONE
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=Path)
+@click.argument("output", metavar="OUTPUT", type=Path)
+@SHAPES
+@DRY_RUN
+@click.option("--force", is_flag=True, help="Allow OUTPUT to be INPUT.")
+@EXTERNAL
+@JSON
+@VERBOSE
+def expand(source: Path, output: Path, **given: Any) -> int:
+    """Write a model's decoded weights out in full.
+
+    For runtimes that do not fold constants: the file is as large as before, the outputs are those
+    of INPUT, which is tried on random inputs.  What makes fewer multiplications stays.
+    """
+    from onnxcompress import data, expansion, graph, validation
+
+    model = graph.load(source)
+    _check_output(output, {source, *model.data_files}, given["force"])
+    samples = data.random_samples(
+        data.input_specs(model), COMPARED_AT_RANDOM, 0, dict(given["shapes"])
+    )
+    result = expansion.expand(model)
+    validation.verify(result)
+    found = validation.deviation(model, result, samples)
+    same = found <= validation.rounding(result)
+    if written := same and not given["dry_run"]:
+        graph.save(result, output.resolve(), external=given["external"])
+    code = DONE if same else MISSED
+    facts = {
+        "expanded": sorted(result.initializers.keys() - model.initializers.keys()),
+        "before": model.nbytes,
+        "after": result.nbytes,
+        "deviation": found,
+        "output": str(output) if written else None,
+        "exit_code": code,
+    }
+    if given["as_json"]:
+        _print_json(facts)
+    elif same:
+        _print_expansion(facts)
+    if not same:
+        _say(f"Error: the outputs differ by {found:.2g} of the largest; nothing was written")
+    return code
 
 
 @cli.command()
@@ -593,6 +643,17 @@ def _show(report: Report, given: Mapping[str, Any], written: Path | None, code: 
         tables.show_report(report, place, quiet=given["quiet"])
     if report.worse:
         _say(f"{'Warning' if written else 'Error'}: {'; '.join(report.failures)}")
+
+
+def _print_expansion(facts: Mapping[str, Any]) -> None:
+    from onnxcompress import tables
+
+    count, place = len(facts["expanded"]), facts["output"]
+    tables.write(
+        f"{count} {'weight' if count == 1 else 'weights'} written out, "
+        f"file {facts['before']:,} → {facts['after']:,} bytes; "
+        + (f"written to {place}" if place else "nothing was written (--dry-run)")
+    )
 
 
 def _print_json(value: Any) -> None:

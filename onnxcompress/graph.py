@@ -37,6 +37,10 @@ SMALL = 64  # entries of a constant up to which several layers are likely to sha
 HEADER = 16  # bytes of a tensor besides its name and its values, about
 DETACHED_BYTES = 4096  # weights from this size are handed to onnxruntime without a copy
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+RANDOM = (  # operators whose result is another one every time
+    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    *("Multinomial", "Bernoulli", "Dropout"),
+)
 PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits of one value
 
 
@@ -572,6 +576,11 @@ def needs_float32(model: Model) -> bool:
     return bool(types & set(wide))
 
 
+def has_bfloat16(model: Model) -> bool:
+    """Whether some constant is a bfloat16, whose rounding the float32 twin leaves out."""
+    return any(t.data_type == TensorProto.BFLOAT16 for t in model.constants.values())
+
+
 def name_nodes(model: Model) -> Model:
     """Give every unnamed node of the main graph the unique name that it has in reports."""
     result = model.copy()
@@ -619,6 +628,124 @@ def fold_batchnorm(model: Model) -> Model:
         result = Model(result.proto, result.folder)
         producers = {node.output[0]: node for node in result.graph.node if node.output}
     return result
+
+
+def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model:
+    """Store what nodes compute from constants alone, where it is float and large.
+
+    Every such tensor of `LARGE` entries or more that is read while the model runs, or is an output,
+    becomes an initializer of the same name.  What served nothing but its computation is removed.
+
+    Args:
+        run: the outputs of a model that takes no inputs; called for one tensor at a time.
+    """
+    result = model.copy()
+    nodes, makers = model.graph.node, _constant_makers(model)
+    wanted = _read_while_running(model, makers)
+    folded: set[int] = set()
+    used: set[int] = set()
+    for index in sorted({makers[name] for name in wanted if name in makers}):
+        if nodes[index].op_type == "Constant":
+            continue
+        chain = _ancestors(nodes, index, makers)
+        names = [name for name in nodes[index].output if model.consumers[name]]
+        values = _computed(model, [nodes[i] for i in chain], names, run)
+        if not any(name in wanted and _is_large(value) for name, value in values.items()):
+            continue
+        for name, value in values.items():  # all of them: the node goes as a whole
+            _append(result, name, value)
+        folded.add(index)
+        used.update(chain)
+        del values
+    _remove_chains(result, folded, used)
+    return Model(result.proto, result.folder)
+
+
+def _constant_makers(model: Model) -> dict[str, int]:
+    """Tensors that the main graph computes from constants, the same every time: name -> node."""
+    given = {value.name for value in model.graph.input}
+    fixed = set(model.initializers)
+    if model.proto.ir_version >= 4:  # a caller may give these instead
+        fixed -= given
+    makers: dict[str, int] = {}
+    for index, node in enumerate(model.graph.node):
+        bodies = any(a.HasField("g") or a.graphs for a in node.attribute)
+        if node.domain not in ("", "ai.onnx") or node.op_type in RANDOM or bodies:
+            continue
+        sources = reads(node)
+        if node.op_type == "Constant" or (sources and all(n in fixed for n in sources)):
+            names = [name for name in node.output if name]
+            fixed.update(names)
+            makers.update(dict.fromkeys(names, index))
+    return makers
+
+
+def _read_while_running(model: Model, makers: Mapping[str, int]) -> set[str]:
+    """Names of the outputs, and of all that is read by nodes which are no part of ``makers``."""
+    constant = set(makers.values())
+    found = {output.name for output in model.graph.output}
+    for index, node in enumerate(model.graph.node):
+        if index not in constant:
+            found |= reads(node)
+    return found
+
+
+def _ancestors(nodes: Sequence[NodeProto], last: int, makers: Mapping[str, int]) -> list[int]:
+    """A node and all that compute what it reads, in the order of the graph."""
+    found, open_ = {last}, [last]
+    while open_:
+        sources = {makers[name] for name in nodes[open_.pop()].input if name in makers}
+        open_ += sources - found
+        found |= sources
+    return sorted(found)
+
+
+def _computed(
+    model: Model,
+    nodes: Sequence[NodeProto],
+    names: Sequence[str],
+    run: Callable[[Model], Sequence[Any]],
+) -> dict[str, Array]:
+    """The values of tensors that these nodes compute; empty where one is no array or none float."""
+    part = segment(model, nodes, {}, names)
+    kinds = _output_types(part)
+    if all(kind and kind not in FLOATS for kind in kinds):
+        return {}
+    for output, kind in zip(part.graph.output, kinds, strict=True):
+        if kind == TensorProto.BFLOAT16:  # arrays of it do not come out of onnxruntime
+            name, output.name = output.name, _unique(f"{output.name}/float", part.names)
+            cast = onnx.helper.make_node("Cast", [name], [output.name], to=TensorProto.FLOAT)
+            part.graph.node.append(cast)
+    values = {}
+    for name, kind, value in zip(names, kinds, run(part), strict=True):
+        if not isinstance(value, np.ndarray) or value.dtype == object:
+            return {}
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind) if kind else value.dtype
+        values[name] = value.astype(dtype, copy=False)  # a float32 twin may have run
+    return values
+
+
+def _output_types(model: Model) -> list[int]:
+    """The element types of the outputs as far as onnx can tell; 0 is unknown, or no tensor."""
+    inferred = onnx.shape_inference.infer_shapes(detached(model)[0])
+    return [output.type.tensor_type.elem_type for output in inferred.graph.output]
+
+
+def _is_large(value: Array) -> bool:
+    return value.size >= LARGE and onnx.helper.np_dtype_to_tensor_dtype(value.dtype) in FLOATS
+
+
+def _remove_chains(model: Model, folded: set[int], used: set[int]) -> None:
+    """Remove the folded nodes, and of those that led to them what nothing else needs, in place."""
+    graph, left = model.graph, model.consumers.copy()
+    touched: set[str] = set()
+    for index in sorted(used, reverse=True):
+        node = graph.node[index]
+        if index in folded or not any(left[name] for name in node.output):
+            left.subtract(node.input)
+            touched.update(node.input, node.output)
+            del graph.node[index]
+    _drop(Model(model.proto, model.folder), touched)
 
 
 def rewrite(

@@ -42,6 +42,7 @@ BELOW = {  # module -> the modules of ours that it may import
     "rounding": {"core"},
     "data": {"graph", "preprocess"},
     "runtime": {"core", "graph"},
+    "expansion": {"graph", "runtime"},
     "specs": {"core", "methods", "packed", "preprocess", "targets"},
     "report": {"runtime"},
     "tables": {"report"},
