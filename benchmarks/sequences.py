@@ -368,7 +368,8 @@ def figures(
 def predicted(path: Path, tokens: np.ndarray) -> np.ndarray:
     session = ort.InferenceSession(path)
     batches = np.split(tokens, range(100, len(tokens), 100))
-    return np.concatenate([session.run(None, {"tokens": b})[0].argmax(1) for b in batches])
+    scores = [np.asarray(session.run(None, {"tokens": batch})[0]) for batch in batches]
+    return np.concatenate(scores).argmax(1)
 
 
 def kept_arrays(path: Path, report: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...], str]]:
