@@ -157,7 +157,7 @@ class Basis(Method):
     def _unfoldings(self, layer: Layer) -> Iterator[Basis]:
         """Every unfolding that this setting leaves open and the layer allows."""
         _, out, fan_in = layer.grouped.shape
-        if min(out, fan_in) == 1:
+        if min(out, fan_in) == 1 or layer.op_type == "Constant":
             return
         wide = [axis for axis, length in enumerate(layer.kernel) if length > 1]
         if self.energy is not None or self.unfolding in (None, "filter"):
