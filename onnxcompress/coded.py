@@ -181,13 +181,17 @@ class _Fit:
 
     def run(self, first: Sequence[float], learn: bool, trial: bool) -> Coded:
         work = sum(w.size * w.shape[2] for w in self.weights)
-        rounds = ROUNDS if work < WORK and not trial else ROUNDS // 2
+        rounds, sweeps = ROUNDS, SWEEPS
+        if trial or work >= WORK:
+            rounds, sweeps = ROUNDS // 2, SWEEPS if trial else 1
+        if work >= 2 * WORK:
+            rounds = 1
         scale = self._started(first)
         best = None
         for turn in range(rounds):
             codes, values = self._rounded(scale)
             state = self._scaled(codes, values, scale)
-            for _ in range(SWEEPS):
+            for _ in range(sweeps):
                 state = self._descended(*state)
             scale = state[2]
             best = self._better(best, state)

@@ -62,9 +62,9 @@ KINDS = {
 }  # fmt: skip
 
 
-def layer_model(kind, rng, dtype="float32"):
+def layer_model(kind, rng, dtype="float32", opset=17):
     """The model of one layer, and a sample for it."""
-    opset = 22 if dtype == "bfloat16" else 17  # the first one with such convolutions
+    opset = 22 if dtype == "bfloat16" else opset  # the first one with such convolutions
     element = ONNX_TYPES[dtype]
     dtype = helper.tensor_dtype_to_np_dtype(element)
     op_type, weight_shape, input_shape, attributes, bias_shape = KINDS[kind]

@@ -8,6 +8,7 @@ import sys
 import time
 from hashlib import sha256
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import onnx
@@ -393,3 +394,36 @@ def test_ctrl_c_leaves_nothing_behind_and_exits_with_130(options, folder, tmp_pa
     out, err = child.communicate(timeout=30)
     assert (child.returncode, out, err) == (130, "", "\nError: interrupted; nothing was written\n")
     assert os.listdir(work) == ["slow.py"] and not os.listdir(scratch)
+
+
+SWEEP = "sweep {data}/net.onnx --method integer --calib {data}/data.npz --ratio 4 --ratio 3"
+
+
+def test_a_sweep_prints_what_each_size_costs_and_draws_it(run, tmp_path):
+    code, out, _ = run(f"{SWEEP} --plot curve.svg --eval {{data}}/labelled.npz --cache kept")
+    assert code == 0
+    assert out.index("3 times smaller") < out.index("4 times smaller")
+    drawn = ET.fromstring((tmp_path / "curve.svg").read_text("utf-8"))
+    assert sum(part.tag.endswith("circle") for part in drawn) == 2
+    code, out, _ = run(f"{SWEEP} --json --cache kept")
+    points = json.loads(out)["points"]
+    assert [point["target"] for point in points] == [
+        "3 times smaller file",
+        "4 times smaller file",
+    ]
+
+
+def test_a_point_of_a_sweep_is_what_compress_writes(run, tmp_path):
+    _, out, _ = run(f"{SWEEP} --json")
+    code, printed, _ = run(
+        "{data}/net.onnx out.onnx --method integer --calib {data}/data.npz --ratio 4 --json"
+    )
+    report = json.loads(printed)
+    [point] = [p for p in json.loads(out)["points"] if p["target"] == report["target"]]
+    assert code == 0 and point["snr"] == min(report["comparison"]["snr"].values())
+    assert point["ratio"] == report["comparison"]["ratio"]
+
+
+def test_a_sweep_without_a_point_says_so(run):
+    code, _, err = run("sweep {data}/net.onnx --method half --calib {data}/data.npz --ratio 50")
+    assert code == 2 and "none of the targets" in err

@@ -277,3 +277,64 @@ def test_a_result_that_folding_would_undo_says_how_to_keep_it(net, batches):
     assert any("onnxslim --skip-optimizations" in w for w in decoded.warnings)
     _, factored = oc.compress(net, target=oc.Target(macs=0.6), samples=batches)
     assert not any("onnxslim" in w for w in factored.warnings)
+
+
+# ------------------------------------------------------------------------- all methods, all targets
+
+
+@pytest.mark.parametrize("ratio", [4, 8])
+def test_auto_meets_a_ratio_of_the_file(net, batches, ratio):
+    model, report = oc.compress(net, target=oc.Target(ratio=ratio), samples=batches)
+    assert not report.failures
+    assert ratio <= net.nbytes / model.nbytes < 1.1 * ratio
+
+
+def test_auto_is_no_worse_than_each_of_its_methods(net, batches):
+    target = oc.Target(ratio=5)
+    reached = {
+        name: oc.compress(net, methods=methods, target=target, samples=batches)[1]
+        for name, methods in {
+            "auto": None,
+            "integer": [oc.Integer()],
+            "codebook": [oc.Codebook()],
+        }.items()
+    }
+    snr = {name: report.comparison.worst_snr for name, report in reached.items()}
+    assert snr["auto"] > max(snr.values()) - 1
+
+
+def test_a_latency_target_is_met_by_measurement_or_refused(batches):
+    wide = network(np.random.default_rng(1), size=48)
+    samples = [{"x": b["x"].repeat(4, 2).repeat(4, 3)} for b in batches[:4]]
+    try:
+        _, report = oc.compress(wide, target=oc.Target(latency=0.9), samples=samples)
+    except oc.BudgetError as error:
+        assert "of the time is out of reach" in str(error)
+    else:
+        assert report.worse == (report.comparison.latency.low > 0.9)
+
+
+def test_the_trade_off_shows_what_compress_gives(net, batches, tmp_path):
+    targets = [oc.Target(ratio=ratio) for ratio in (3, 6, 500)]
+    points = list(oc.trade_off(net, targets, samples=batches, cache=tmp_path))
+    assert len(points) == 2  # the last is out of reach
+    for target, point in zip(targets, points, strict=False):
+        model, report = oc.compress(net, target=target, samples=batches, cache=tmp_path)
+        assert point.ratio == net.nbytes / model.nbytes
+        assert point.snr == report.comparison.worst_snr
+        assert point.agreement == report.comparison.agreement
+
+
+def test_a_cache_changes_no_byte(net, batches, tmp_path):
+    results = [
+        oc.compress(net, target=oc.Target(ratio=4), samples=batches, cache=cache)[0]
+        for cache in (None, tmp_path, tmp_path)
+    ]
+    assert len({model.proto.SerializeToString(deterministic=True) for model in results}) == 1
+
+
+def test_a_layer_that_causes_much_of_the_error_is_named(net, batches):
+    _, report = oc.compress(
+        net, methods=[oc.Integer(bits=2)], samples=batches, only=lambda n: n in ("head", "stem")
+    )
+    assert any("alone causes" in warning and "--skip" in warning for warning in report.warnings)

@@ -36,6 +36,7 @@ from onnxcompress.coded import (
     some_codes,
 )
 from onnxcompress.core import Array, Candidate, Layer, Method, Statistics
+from onnxcompress.rounding import GRANULE, NARROW
 
 ROWS = 256
 VECTORS = (12, 8, 6, 5, 4, 3, 2)  # tried where it is open
@@ -81,7 +82,9 @@ class Codebook(Method):
         if self.levels:
             found = [self]
         else:
-            vectors: Any = [self.vector] if self.vector else VECTORS
+            wide = layer.grouped.shape[2] > NARROW  # there, metrics for other widths cost much
+            vectors: Any = [d for d in VECTORS if not wide or GRANULE % d == 0]
+            vectors = [self.vector] if self.vector else vectors
             tables: Any = [self.table] if self.table else ("shared", "own")
             found = [Codebook(d, kind) for kind in tables for d in vectors]
             if not self.table and self.vector:  # pinned to a size: the table that suits the layer
