@@ -2,7 +2,7 @@
 
     python benchmarks/sequences.py [FOLDER]
 
-Both are trained here, for about two minutes each on one core, on Python's own help texts; torch
+Both are trained here, for one or two minutes each on one core, on Python's own help texts; torch
 must be installed.  Each is written as ONNX by hand: plain float32 weights, token numbers
 ``[N, T]`` in, scores of the characters ``[N, K]`` out.  Every row runs ``onnxcompress`` as a user
 would, in a process of its own, with 512 unlabelled windows.  Figures: file sizes and their ratio,
