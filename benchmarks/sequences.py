@@ -2,7 +2,7 @@
 
     python benchmarks/sequences.py [FOLDER]
 
-Both are trained here, for about two minutes each on one core, on Python's own help texts; torch
+Both are trained here, for one or two minutes each on one core, on Python's own help texts; torch
 must be installed.  Each is written as ONNX by hand: plain float32 weights, token numbers
 ``[N, T]`` in, scores of the characters ``[N, K]`` out.  Every row runs ``onnxcompress`` as a user
 would, in a process of its own, with 512 unlabelled windows.  Figures: file sizes and their ratio,
@@ -374,15 +374,17 @@ def predicted(path: Path, tokens: np.ndarray) -> np.ndarray:
 
 def kept_arrays(path: Path, report: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...], str]]:
     """Large float arrays of the original that are not compressed: name, shape, reason."""
+    if not report.get("rows"):
+        return []
     model = onnx.load(path)
     readers = {name: node.name for node in model.graph.node for name in node.input}
-    rows = {row["layer"]: row for row in report.get("rows", ())}
+    rows = {row["layer"]: row for row in report["rows"]}
     found = []
     for tensor in model.graph.initializer:
         row = rows.get(tensor.name) or rows.get(readers[tensor.name])
         large = tensor.data_type == TensorProto.FLOAT and math.prod(tensor.dims) >= LARGE
         if large and not (row and row["method"]):
-            note = row["note"] if row else "not listed"
+            note = row["note"] if row else "no weight: a vector, or a mask"
             found.append((tensor.name, tuple(tensor.dims), note))
     return found
 
