@@ -59,7 +59,8 @@ DENOISE = ("denoise", "data/set12", "--sigma", "25")
 
 
 def cifar(name: str, net: str, arguments: str, bar: str) -> Row:
-    return Row(name, f"cifar10_{net}", f"--method basis {arguments}", cifar10, CIFAR, bar)
+    method = "" if "--method" in arguments or "--ratio" in arguments else "--method basis "
+    return Row(name, f"cifar10_{net}", method + arguments, cifar10, CIFAR, bar)
 
 
 ROWS = (
@@ -98,6 +99,39 @@ ROWS = (
         (*IMAGENET, "caffe227"),
         "0.95 of the MACs or exit 1",
     ),
+    cifar("resnet56-4bit", "resnet56", "--method integer:bits=4", "93.3 %, goal 93.4"),
+    cifar("resnet56-3bit", "resnet56", "--method integer:bits=3", "92.7 %, goal 93.0"),
+    cifar("resnet56-2bit", "resnet56", "--method integer:bits=2", "90 %, goal 91"),
+    cifar("resnet56-8x", "resnet56", "--ratio 8", "93.2 %, goal 93.4"),
+    cifar("resnet56-12x", "resnet56", "--ratio 12", "92.0 %, goal 92.8"),
+    cifar("resnet56-16x", "resnet56", "--ratio 16", "89.5 %, goal 91.5"),
+    cifar("resnet56-24x", "resnet56", "--ratio 24", "83 %, goal 87"),
+    Row("dncnn-8x", "dncnn_s25", "--ratio 8", noisy, DENOISE, "-0.15 dB"),
+    Row(
+        "squeezenet-7x",
+        "squeezenet1_1",
+        "--ratio 7",
+        imagenet_caffe,
+        (*IMAGENET, "caffe227"),
+        "-3.5 points, goal -1.5",
+    ),
+    Row(
+        "efficientnet-6x",
+        "efficientnet_lite0",
+        "--ratio 6",
+        imagenet_lite,
+        (*IMAGENET, "lite224"),
+        "-2.5 points, goal -1",
+    ),
+    Row(
+        "vgg16-8x",
+        "vgg16_brain_mri",
+        "--ratio 8 --samples 64",
+        brain,
+        BRAIN,
+        "300 s, 4 GB",
+    ),
+    Row("resnet50-8x", "resnet50", "--ratio 8 --samples 64", None, (), "300 s, 4 GB"),
     Row("resnet50-0.6", "resnet50", "--method basis --macs 0.6", None, (), "90 s, 2.5 GB"),
 )
 

@@ -24,7 +24,7 @@ import numpy as np
 from onnxcompress.coded import DIGITS, LEVELS, Coded, CodedWeight, encode, some_codes
 from onnxcompress.core import Candidate, Layer, Method, Statistics
 
-OPEN = (4, 8, 16, 32, 64, 256)  # levels that are tried
+OPEN = (4, 8, 16, 32, 64, 128, 256)  # levels that are tried
 SPREADS = (0.75, 0.9, 1.0, 1.1, 1.3)  # of first scales around the best for normal weights
 NORMAL = {  # half the best step for normal weights in units of their deviation (Max 1960)
     2: 0.798, 3: 0.612, 4: 0.498, 6: 0.367, 8: 0.293, 12: 0.211, 16: 0.168, 24: 0.119, 32: 0.094,
