@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import cholesky
+from scipy.linalg.lapack import get_lapack_funcs
 
 from onnxcompress.core import Array, Statistics
 
@@ -107,8 +108,9 @@ def feedback_factor(metric: Array) -> Array:
         except np.linalg.LinAlgError:
             noise *= 10
         else:
-            identity = np.eye(len(upper))
-            return solve_triangular(upper, identity, lower=False, check_finite=False) / size
+            invert = get_lapack_funcs("trtri", (upper,))
+            inverse, _ = invert(upper)
+            return np.triu(inverse) / size
 
 
 def feedback(weight: Array, pick: Pick, factor: Array, width: int = 1) -> tuple[Array, Array]:
