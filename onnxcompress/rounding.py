@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.linalg import cholesky
@@ -108,7 +109,7 @@ def feedback_factor(metric: Array) -> Array:
         except np.linalg.LinAlgError:
             noise *= 10
         else:
-            invert = get_lapack_funcs("trtri", (upper,))
+            invert: Any = get_lapack_funcs("trtri", (upper,))
             inverse, _ = invert(upper)
             return np.triu(inverse) / size
 
