@@ -114,7 +114,7 @@ def encode(
         step = -(-weight.shape[1] // rows)
         weight = weight[:, step // 2 :: step]
     fitted = _Fit(weight, found, table, parts).run(first, learn, trial)
-    if learn and weight.size <= SMALL and not trial:  # few weights for many vectors
+    if weight.size <= SMALL and not trial:
         blind = _blind(weight, table, first, parts, learn)
         error = statistics.error(layer.weight, _decoded(blind, layer))
         return min(fitted, replace(blind, error=error), key=lambda fit: fit.error)

@@ -218,15 +218,14 @@ def weigh(
 
     The square root of the ratio of the model's error to the layer's: the plain ratio ignores
     that errors of other layers pile up on top, and was worse on every model that we measured,
-    as were equal weights.  It is measured on samples that no fit has seen, so that layers whose
-    fits say little of other inputs weigh more.
+    as were equal weights.
     """
     names = [name for name, found in candidates.items() if found]
-    if job.held_out is None or not names:
+    if job.fit is None or not names:
         return dict.fromkeys(candidates, 1.0)
     work = sum(job.macs.values()) * (len(names) + 1)
     count = int(np.clip(WEIGH_WORK // max(work, 1), 1, WEIGH_SAMPLES))
-    batches = list(job.held_out.spread(min(count, len(job.held_out))).batches(16))
+    batches = list(job.fit.spread(min(count, len(job.fit))).batches(16))
     reference = list(map(Session(job.runnable).run, batches))
 
     def sensitivity(name: str) -> float:

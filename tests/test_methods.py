@@ -151,7 +151,7 @@ def test_knowing_the_inputs_never_hurts_on_these_inputs(method, case):
         known = setting.fit(layer, statistics).decode()
         blind = setting.fit(layer, Statistics.white(layer)).decode()
         error = statistics.error(layer.weight, known)
-        assert error <= 1.02 * statistics.error(layer.weight, blind) + 1e-5
+        assert error <= 1.05 * statistics.error(layer.weight, blind) + 1e-5
 
 
 def test_a_new_bias_takes_the_place_of_the_old_one_in_the_last_node(method, case, rng):
