@@ -36,7 +36,7 @@ except ModuleNotFoundError as missing:
 
 BATCH = 64  # samples a step, at most
 STEPS = 8  # an epoch where there are enough samples for so many
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # tried; a step is so large a share of a tensor's own size
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # tried; a step is so large a share of a tensor's own size
 TRIAL_STEPS = 24  # with each of them
 WARM_UP = 0.05  # of all steps
 CLIP = 1.0  # largest norm of the gradient
@@ -136,7 +136,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# ----------------------------------------------------------------------------------- what is trained
+# --------------------------------------------------------------------------------- what is trained
 
 
 def trainable(model: Model) -> list[str]:

@@ -519,7 +519,7 @@ def _gather(node: Node, x: Tensor, index: Tensor) -> Tensor:
     axis = node.get("axis", 0) % x.ndim
     flat = index.reshape(-1).to(torch.int64)
     found = x.index_select(axis, torch.where(flat < 0, flat + x.shape[axis], flat))
-    return found.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return found.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def _pad(
