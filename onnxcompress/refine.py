@@ -6,6 +6,8 @@ shapes) stay as they are, and so does the file's size.  What is stored in 16 bit
 the way forward, and its gradient passes as if it were not: what is trained is what is stored.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import time
@@ -32,11 +34,11 @@ try:
 except ModuleNotFoundError as missing:
     if missing.name != "torch":
         raise
-    torch: Any = None
+    torch = TorchGraph = tensor = unsupported = None  # type: ignore[assignment]
 
 BATCH = 64  # samples a step, at most
 STEPS = 8  # an epoch where there are enough samples for so many
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # tried; a step is so large a share of a tensor's own size
+RATES = (1e-4, 5e-4, 2e-3, 1e-2)  # tried; a step is so large a share of a tensor's own size
 TRIAL_STEPS = 24  # with each of them
 WARM_UP = 0.05  # of all steps
 CLIP = 1.0  # largest norm of the gradient

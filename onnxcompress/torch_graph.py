@@ -5,6 +5,8 @@ masters in float32.  The unsigned types that torch stores but does not compute w
 int64 and wrap around.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -154,7 +156,7 @@ def _dtype(name: str) -> torch.dtype:
 
 def _ints(values: Tensor | Sequence[int]) -> list[int]:
     """The entries of a tensor that says a shape, axes, ...; of an attribute too."""
-    flat = values.reshape(-1).tolist() if isinstance(values, Tensor) else values
+    flat = values if isinstance(values, Sequence) else values.reshape(-1).tolist()
     return [int(value) for value in flat]
 
 
