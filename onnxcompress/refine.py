@@ -4,6 +4,9 @@ No labels are needed.  The compressed graph itself runs in torch; its floating-p
 (filters, scales, shared values, biases) are the parameters, its integers (codes, signs, tables,
 shapes) stay as they are, and so does the file's size.  What is stored in 16 bits is rounded on
 the way forward, and its gradient passes as if it were not: what is trained is what is stored.
+
+Both models have the activations between layers in common; some of them are *hints* (Romero et al.
+2015), compared as the outputs are: a few samples say far more that way.
 """
 
 # pyright: reportMissingImports=false
@@ -20,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from onnxcompress.core import Array
-from onnxcompress.data import Samples
-from onnxcompress.graph import Model, operations, with_values
+from onnxcompress.data import Samples, spread
+from onnxcompress.graph import Model, expose, operations, with_values
 from onnxcompress.measuring import Track, untracked
 from onnxcompress.metrics import has_class_scores
 from onnxcompress.parallel import cores, each
@@ -34,7 +37,8 @@ try:
 except ModuleNotFoundError as missing:
     if missing.name != "torch":
         raise
-    torch = TorchGraph = tensor = unsupported = None  # type: ignore[assignment]
+    absent: Any = None
+    torch = TorchGraph = tensor = unsupported = absent
 
 BATCH = 64  # samples a step, at most
 STEPS = 8  # an epoch where there are enough samples for so many
@@ -45,6 +49,7 @@ CLIP = 1.0  # largest norm of the gradient
 SHIFT = 4  # pixels that an image is moved by, at most
 LARGEST = 1e4  # magnitude of a constant that is trained; greater ones are masks
 AGREES = 0.02  # largest difference of torch from onnxruntime, relative to the outputs
+HINT_BYTES = 1 << 30  # of the teacher's activations that are kept in memory
 KEPT_BYTES = 2 << 30  # inputs up to which they are kept in memory
 FIXED = {  # operator -> inputs that are settings or statistics, not weights
     "BatchNormalization": (3, 4),
@@ -84,6 +89,7 @@ def refine(
     device: str = "auto",
     rate: float | None = None,
     augment: str = "",
+    hints: int = 8,
     jobs: int | None = None,
     track: Track[Any] = untracked,
 ) -> tuple[Model, list[Epoch]]:
@@ -97,6 +103,7 @@ def refine(
         device: as torch names it; ``auto`` is a GPU where there is one.
         rate: length of a step relative to the size of what is trained; None to try some.
         augment: ``flip``, ``crop`` or both with a comma: mirrored and shifted images.
+        hints: activations inside the models that are compared too, at most.
 
     Returns:
         The model of the epoch with the least held-out loss, the given one if none is better; and
@@ -114,7 +121,9 @@ def refine(
     with _threads(jobs or cores()):
         place = _device(device)
         training, held_out = (_in_memory(part) for part in samples.split())
-        run = _Run(model, teacher, training, held_out, place, augmentation, seed, jobs or cores())
+        run = _Run(
+            model, teacher, training, held_out, place, augmentation, hints, seed, jobs or cores()
+        )
         return run.result(epochs, rate, track)
 
 
@@ -337,6 +346,46 @@ def _loss_for(reference: Sequence[Sequence[Array]]) -> Loss:
     return loss
 
 
+def _hint_loss(reference: Sequence[Array]) -> Loss:
+    """Squared error relative to the variance, the mean over the hints; nothing without any."""
+    variances = [max(float(np.var(y.astype(np.float64))), 1e-12) for y in reference]
+
+    def loss(outputs: Sequence[Any], expected: Sequence[Any]) -> Any:
+        pairs = zip(outputs, expected, variances, strict=True)
+        parts = [(a - b).square().mean() / variance for a, b, variance in pairs]
+        return torch.stack(parts).mean() if parts else 0.0
+
+    return loss
+
+
+def _hints(model: Model, teacher: Model, samples: Samples, count: int, nbytes: int) -> list[str]:
+    """Activations that both models have, evenly spread over the network.
+
+    Args:
+        nbytes: of all samples' hints together, at most.
+    """
+    ours = {name for operation in operations(model) for name in operation.outputs}
+    outputs = {output.name for output in teacher.graph.output}
+    names = [name for operation in operations(teacher) for name in operation.outputs[:1]]
+    names = [name for name in names if name in ours - outputs and name not in teacher.constants]
+    if not names or not count:
+        return []
+    session = Session(expose(teacher, names), optimize=False)
+    sample = next(samples.batches(1))
+    values = dict(zip(names, session.run(sample), strict=True))
+    size = len(next(iter(sample.values())))
+    usable = [
+        name
+        for name, y in values.items()
+        if _floating([y]) and y.ndim > 1 and len(y) == size and y.var() > 0
+    ]
+    rows = len(samples) // (samples.batch if samples.exact else 1)
+    chosen = [usable[i] for i in spread(len(usable), count)]
+    while sum(values[name].nbytes for name in chosen) * rows > nbytes:
+        chosen.remove(max(chosen, key=lambda name: values[name].nbytes))
+    return chosen
+
+
 def _logits(scores: Any, probable: bool) -> Any:
     """Centred logits ``(N, K)`` of class scores, or of probabilities."""
     scores = torch.log(scores.clamp_min(1e-12)) if probable else scores
@@ -396,24 +445,37 @@ class _Run:
         held_out: Samples,
         device: str,
         augmentation: Callable[[Sample, np.random.Generator], Sample] | None,
+        hints: int,
         seed: int,
         jobs: int,
     ) -> None:
         self.model, self.device, self.jobs = model, device, jobs
         self.augmentation, self.seed = augmentation, seed
         session = Session(teacher)
-        size = int(np.clip(len(training) // STEPS, 1, min(BATCH, training.batch)))
-        self.training = _Taught.by(session, training, size, jobs)
         self.held_out = _Taught.by(session, held_out, min(BATCH, held_out.even), jobs)
-        self.places = [i for i, y in enumerate(session.run(next(iter(held_out)))) if _floating([y])]
+        first = session.run(next(iter(held_out)))
+        self.places = [i for i, y in enumerate(first) if _floating([y])]
         if not self.places:
             raise ValueError("the model has no floating-point outputs to train on")
-        self.answers = self._answers(teacher)
+        self.count = len(self.places)
         self.loss = _loss_for([outputs for _, outputs in self.held_out.batches()])
-        names = trainable(model)
-        self.parameters = _Parameters(model, names, device)
-        self.graph = TorchGraph(model, names, device)
+        names = _hints(model, teacher, training, hints, HINT_BYTES)
+        self.places += range(len(first), len(first) + len(names))
+        shown = [output.name for output in model.graph.output] + names
+        self.shown = expose(model, shown)
+        teacher = expose(teacher, [*session.outputs, *names])
+        size = int(np.clip(len(training) // STEPS, 1, min(BATCH, training.batch)))
+        self.training = _Taught.by(Session(teacher), training, size, jobs)
+        self.answers = self._answers(teacher)
+        self.hinted = _hint_loss(next(self.training.batches())[1][-len(names) :] if names else [])
+        self.parameters = _Parameters(model, trainable(model), device)
+        self.graph = TorchGraph(self.shown, list(self.parameters.free), device)
         self._checked()
+
+    def _training_loss(self, outputs: Sequence[Any], expected: Sequence[Any]) -> Any:
+        count = self.count
+        loss = self.loss(outputs[:count], expected[:count])
+        return loss + self.hinted(outputs[count:], expected[count:])
 
     def _answers(self, teacher: Model) -> Callable[[Sample], Sequence[Any]]:
         """What the teacher says to an augmented batch; on a GPU torch is faster."""
@@ -444,8 +506,9 @@ class _Run:
             ValueError: it does not, or nothing is left to train.
         """
         sample, expected = next(self.held_out.batches())
-        outputs = self._compared(self.graph(self._inputs(sample), self.parameters.rounded()))
         reached = _floating(Session(self.model).run(sample))
+        outputs = self._compared(self.graph(self._inputs(sample), self.parameters.rounded()))
+        outputs = outputs[: len(reached)]
         for ours, theirs in zip(outputs, reached, strict=True):
             found, wanted = ours.detach().cpu().numpy(), theirs.astype(np.float32)
             off = np.linalg.norm(found - wanted) if found.shape == wanted.shape else np.inf
@@ -458,7 +521,7 @@ class _Run:
         self.parameters.drop([name for name, value in free.items() if value.grad is None])
         if not self.parameters.free:
             raise ValueError("the model has no floating-point weights to train")
-        self.graph = TorchGraph(self.model, list(self.parameters.free), self.device)
+        self.graph = TorchGraph(self.shown, list(self.parameters.free), self.device)
 
     def result(
         self, epochs: int, rate: float | None, track: Track[Any]
@@ -506,7 +569,7 @@ class _Run:
                 group["lr"] = rate * size
             optimizer.zero_grad()
             outputs = self.graph(self._inputs(sample), self.parameters.rounded())
-            loss = self.loss(self._compared(outputs), expected)
+            loss = self._training_loss(self._compared(outputs), expected)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(free, CLIP)
             optimizer.step()
@@ -526,7 +589,7 @@ class _Run:
         with torch.no_grad():
             values = self.parameters.rounded()
             return self._mean(
-                self._compared(self.graph(self._inputs(sample), values))
+                self._compared(self.graph(self._inputs(sample), values))[: self.count]
                 for sample, _ in self.held_out.batches()
             )
 

@@ -88,6 +88,27 @@ def test_it_lowers_the_held_out_error_and_leaves_integers_alone(spec, torch, rng
     assert min(row.held_out for row in epochs[1:]) < epochs[0].held_out
 
 
+def test_hints_are_activations_of_both_models_within_a_budget(torch, rng):
+    model, samples = network(rng), samples_of(rng, 32)
+    small = compressed(model)
+    names = {node.output[0] for node in model.graph.node} & {
+        node.output[0] for node in small.graph.node
+    }
+    found = module._hints(small, model, samples, 4, 1 << 30)
+    assert len(found) == 4
+    assert set(found) <= names - {"y"}
+    bytes_of = 4 * 32 * 16 * 12 * 12  # of the widest activation, for all samples
+    fewer = module._hints(small, model, samples, 99, 2 * bytes_of)
+    assert 0 < len(fewer) < len(names) - 1
+    assert module._hints(small, model, samples, 0, 1 << 30) == []
+
+
+def test_it_works_without_hints(torch, rng):
+    model, samples = network(rng), samples_of(rng, 48)
+    _, epochs = refine(compressed(model), model, samples, epochs=2, rate=3e-3, hints=0, jobs=1)
+    assert epochs[-1].held_out < 0.9 * epochs[0].held_out
+
+
 def test_outputs_that_are_no_class_scores(torch, rng):
     model, samples = image_network(rng), samples_of(rng)
     small = compressed(model)
