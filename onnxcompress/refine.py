@@ -43,7 +43,8 @@ except ModuleNotFoundError as missing:
 BATCH = 64  # samples a step, at most
 STEPS = 8  # an epoch where there are enough samples for so many
 RATES = (1e-4, 5e-4, 2e-3, 1e-2)  # tried; a step is so large a share of a tensor's own size
-TRIAL_STEPS = 24  # with each of them
+TRIAL_STEPS = (24, 96)  # with each of them, at least and at most,
+TRIAL_SHARE = 8  # and one of so many that follow: short trials favour short steps
 WARM_UP = 0.05  # of all steps
 CLIP = 1.0  # largest norm of the gradient
 SHIFT = 4  # pixels that an image is moved by, at most
@@ -529,7 +530,7 @@ class _Run:
         began = time.perf_counter()
         start = self._judged(self.model)
         if epochs and rate is None:
-            rate = self._best_rate()
+            rate = self._best_rate(epochs * self.training.steps)
         rows = [Epoch(0, float("nan"), start, time.perf_counter() - began)]
         best, least = self.model, start
         steps = self._trained(epochs * self.training.steps, rate or 0.0)
@@ -545,15 +546,15 @@ class _Run:
                 best, least = found, held_out
         return best, rows
 
-    def _best_rate(self) -> float:
+    def _best_rate(self, steps: int) -> float:
         """The rate with which a few steps, on the same batches, lead to the least loss.
 
         Not the held-out one: it says less in few steps, and every epoch is judged by it anyway.
         """
-        found = {}
+        found, count = {}, int(np.clip(steps // TRIAL_SHARE, *TRIAL_STEPS))
         for rate in RATES:
-            losses = list(self._trained(TRIAL_STEPS, rate))
-            loss = float(np.mean(losses[-TRIAL_STEPS // 3 :]))
+            losses = list(self._trained(count, rate))
+            loss = float(np.mean(losses[-count // 3 :]))
             found[rate] = loss if np.isfinite(loss) else np.inf
         return min(RATES, key=lambda rate: found[rate])
 
