@@ -528,6 +528,43 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
     return result
 
 
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """A node in plain Python.
+
+    Attributes:
+        op_type: with the domain before it where that is not ONNX's own.
+        inputs: names; an empty one stands for an input that is left out.
+        attributes: tensors as arrays, types as numpy names them; bodies are left out.
+    """
+
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+
+
+def operations(model: Model) -> list[Operation]:
+    """The nodes of the main graph, in order."""
+    return [
+        Operation(
+            node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
+            tuple(node.input),
+            tuple(node.output),
+            {key: _plain(model, key, value) for key, value in _attributes(node).items()},
+        )
+        for node in model.graph.node
+    ]
+
+
+def _plain(model: Model, key: str, value: Any) -> Any:
+    if key == "to":
+        return onnx.helper.tensor_dtype_to_np_dtype(value).name
+    if isinstance(value, TensorProto):
+        return model.value(value)
+    return None if isinstance(value, onnx.GraphProto) else value
+
+
 # ------------------------------------------------------------------------------------- passes
 
 

@@ -21,7 +21,7 @@ OWNERS = {  # library -> the modules that know it; numpy is everywhere
     "threadpoolctl": {"parallel"},
     "scipy": {"methods", "refit", "rounding"},
     "einops": {"methods"},
-    "torch": set(),
+    "torch": {"refine", "torch_graph"},
 }
 BELOW = {  # module -> the modules of ours that it may import
     "core": set(),
@@ -48,6 +48,11 @@ BELOW = {  # module -> the modules of ours that it may import
     "tables": {"report"},
     "inspection": {"data", "graph", "measuring", "methods", "preprocess", "validation"},
     "measuring": {"calibration", "core", "data", "graph", "metrics", "parallel", "runtime"},
+    "refine": {
+        *{"core", "data", "graph", "measuring", "metrics", "parallel", "runtime"},
+        *{"torch_graph"},
+    },
+    "torch_graph": {"core", "graph"},
     "refit": {"calibration", "core", "graph", "metrics", "parallel", "runtime"},
     "validation": {
         *{"core", "data", "graph", "metrics", "parallel"},

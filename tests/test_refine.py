@@ -1,0 +1,271 @@
+"""Distillation: better where it can be, never worse, and only floats change."""
+
+import warnings
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxcompress import refine as module
+from onnxcompress.core import Statistics
+from onnxcompress.data import Samples, from_batches
+from onnxcompress.graph import Model, find_layers, load, rewrite, save, with_values
+from onnxcompress.metrics import Fidelity
+from onnxcompress.refine import refine, trainable
+from onnxcompress.runtime import Session
+from onnxcompress.specs import parse
+from tests.models import images, layer_model, network
+
+METHODS = ("basis", "integer:bits=4", "codebook:vector=4", "hashed:share=2", "binary:stacks=2")
+
+
+@pytest.fixture
+def torch():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("torch", reason="refinement needs torch")
+
+
+def samples_of(rng, count=96):
+    whole = np.concatenate([batch["x"] for batch in images(rng, count)])
+    return Samples(lambda rows: {"x": whole[rows]}, np.arange(count), 16, exact=False)
+
+
+def compressed(model, spec="basis"):
+    """Every layer with a middling setting that knows nothing of the inputs."""
+    [method] = parse(spec)
+    layers, _ = find_layers(model)
+    fitted = {}
+    for name, layer in layers.items():
+        if settings := method.settings(layer):
+            fitted[name] = settings[len(settings) // 2].fit(layer, Statistics.white(layer))
+    return rewrite(model, fitted)
+
+
+def error(model, teacher, samples):
+    """Relative squared error of the outputs."""
+    ours, theirs, found = Session(model), Session(teacher), Fidelity()
+    for batch in samples:
+        found.add(theirs.outputs, theirs.run(batch), ours.run(batch))
+    return found.loss
+
+
+def integers(model):
+    values = {name: model.read(name) for name in model.constants}
+    return {n: v.tobytes() for n, v in values.items() if v.dtype.kind in "iub"}
+
+
+def image_network(rng):
+    """Images to images: no class scores."""
+    weights = {
+        name: (rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        for name, shape in {"a": (16, 3, 3, 3), "b": (16, 16, 3, 3), "c": (3, 16, 3, 3)}.items()
+    }
+    nodes, x = [], "x"
+    for name in weights:
+        nodes.append(helper.make_node("Conv", [x, name], [f"{name}.y"], name, pads=[1] * 4))
+        nodes.append(helper.make_node("Relu", [f"{name}.y"], [f"{name}.r"]))
+        x = f"{name}.r"
+    kind = [helper.make_tensor_value_info(n, 1, ["n", 3, 12, 12]) for n in ("x", "c.y")]
+    tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes[:-1], "net", kind[:1], kind[1:], tensors)
+    return Model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
+
+
+@pytest.mark.parametrize("spec", METHODS)
+def test_it_lowers_the_held_out_error_and_leaves_integers_alone(spec, torch, rng):
+    model, samples = network(rng), samples_of(rng)
+    small = compressed(model, spec)
+    refined, epochs = refine(small, model, samples, epochs=3, rate=3e-3, jobs=1)
+    held_out = samples.split()[1]
+    enough = 1 if spec.startswith("codebook") else 0.9  # there, scales alone are floats
+    assert error(refined, model, held_out) < enough * error(small, model, held_out)
+    assert integers(refined) == integers(small)
+    assert refined.nbytes == small.nbytes
+    assert [row.epoch for row in epochs] == [0, 1, 2, 3]
+    assert min(row.held_out for row in epochs[1:]) < epochs[0].held_out
+
+
+def test_hints_are_activations_of_both_models_within_a_budget(torch, rng):
+    model, samples = network(rng), samples_of(rng, 32)
+    small = compressed(model)
+    names = {node.output[0] for node in model.graph.node} & {
+        node.output[0] for node in small.graph.node
+    }
+    found = module._hints(small, model, samples, 4, 1 << 30)
+    assert len(found) == 4
+    assert set(found) <= names - {"y"}
+    bytes_of = 4 * 32 * 16 * 12 * 12  # of the widest activation, for all samples
+    fewer = module._hints(small, model, samples, 99, 2 * bytes_of)
+    assert 0 < len(fewer) < len(names) - 1
+    assert module._hints(small, model, samples, 0, 1 << 30) == []
+
+
+def test_it_works_without_hints(torch, rng):
+    model, samples = network(rng), samples_of(rng, 48)
+    _, epochs = refine(compressed(model), model, samples, epochs=2, rate=3e-3, hints=0, jobs=1)
+    assert epochs[-1].held_out < 0.9 * epochs[0].held_out
+
+
+def test_outputs_that_are_no_class_scores(torch, rng):
+    model, samples = image_network(rng), samples_of(rng)
+    small = compressed(model)
+    refined, _ = refine(small, model, samples, epochs=2, jobs=1)
+    assert error(refined, model, samples) < 0.9 * error(small, model, samples)
+
+
+def test_probabilities_are_compared_by_their_logarithms(torch, rng):
+    model = network(rng).copy()
+    model.graph.node.append(helper.make_node("Softmax", ["y"], ["p"]))
+    model.graph.output[0].name = "p"
+    model = Model(model.proto)
+    _, epochs = refine(compressed(model), model, samples_of(rng), epochs=2, rate=3e-3, jobs=1)
+    assert epochs[-1].held_out < 0.9 * epochs[0].held_out
+
+
+def test_what_is_stored_in_16_bits_stays_so(torch, rng):
+    model, samples = network(rng), samples_of(rng)
+    small = compressed(model, "binary:stacks=2")
+    refined, _ = refine(small, model, samples, epochs=1, rate=3e-3, jobs=1)
+    names = [n for n in trainable(small) if small.read(n).dtype == np.float16]
+    assert names
+    assert all(refined.read(name).dtype == np.float16 for name in names)
+    assert any((refined.read(name) != small.read(name)).any() for name in names)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_model_in_another_type(dtype, torch, rng):
+    model, sample = layer_model("conv", rng, dtype)
+    damaged = with_values(model, {"w": model.read("w") * np.asarray(0.8, dtype)})
+    batches = [{"x": sample["x"] * np.asarray(k, dtype)} for k in rng.uniform(0.5, 2, 8)]
+    refined, _ = refine(damaged, model, from_batches(batches), epochs=4, rate=3e-2, jobs=1)
+    assert refined.read("w").dtype == dtype
+    assert error(refined, model, batches) < error(damaged, model, batches) / 2
+
+
+def test_a_model_that_cannot_be_improved_is_returned_as_it_is(torch, rng):
+    model, samples = network(rng), samples_of(rng, 32)
+    refined, epochs = refine(model, model, samples, epochs=1, rate=0.1, jobs=1)
+    assert refined is model
+    assert epochs[0].held_out == 0
+
+
+def test_a_rate_that_destroys_the_model_does_no_harm(torch, rng):
+    model, samples = network(rng), samples_of(rng, 32)
+    small = compressed(model, "half")
+    refined, _ = refine(small, model, samples, epochs=2, rate=1e6, jobs=1)
+    held_out = samples.split()[1]
+    assert error(refined, model, held_out) <= error(small, model, held_out)
+
+
+def test_the_same_seed_gives_the_same_bytes(torch, rng):
+    model, samples = network(rng), samples_of(rng, 32)
+    small = compressed(model, "hashed:share=2")
+
+    def result(seed):
+        refined, _ = refine(
+            small, model, samples, epochs=1, seed=seed, rate=3e-3, augment="flip,crop", jobs=1
+        )
+        return refined.proto.SerializeToString(deterministic=True)
+
+    assert result(1) == result(1)
+    assert result(1) != result(2)
+
+
+def test_augmented_images_are_mirrored_and_shifted(torch, rng):
+    picture = rng.normal(size=(64, 3, 12, 14)).astype(np.float32)
+    augmented = module._augmentation("flip,crop")
+    assert augmented is not None
+    found = augmented({"x": picture, "other": picture[:, 0, 0]}, rng)
+    assert found["x"].shape == picture.shape
+    assert (found["other"] == picture[:, 0, 0]).all()
+    wide = np.pad(picture, ((0, 0), (0, 0), (4, 4), (4, 4)))
+    seen = set()
+    for image, before in zip(found["x"], wide, strict=True):
+        places = [
+            (flip, i, j)
+            for flip in (False, True)
+            for i in range(9)
+            for j in range(9)
+            if (before[:, :, ::-1] if flip else before)[:, i : i + 12, j : j + 14].tobytes()
+            == image.tobytes()
+        ]
+        assert len(places) == 1
+        seen.update(places)
+    assert len({place[1:] for place in seen}) > 20
+    assert {place[0] for place in seen} == {False, True}
+
+
+def test_weights_are_told_from_settings():
+    """Scalars, bounds, statistics, masks and integers are no weights; a single bias is."""
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w", "b"], ["c"]),
+        node("BatchNormalization", ["c", "scale", "shift", "mean", "variance"], ["n"]),
+        node("Clip", ["n", "low", "high"], ["k"]),
+        node("Mul", ["k", "half"], ["h"]),
+        node("Add", ["h", "mask"], ["y"]),
+        node("Resize", ["y", "", "scales"], ["z"]),
+    ]
+    shapes = {
+        "w": (1, 2, 3, 3), "b": (1,), "scale": (2,), "shift": (2,), "mean": (2,),
+        "variance": (2,), "low": (), "high": (), "half": (), "scales": (4,),
+    }  # fmt: skip
+    tensors = [
+        numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in shapes.items()
+    ]
+    tensors.append(numpy_helper.from_array(np.full((4, 4), -np.inf, np.float32), "mask"))
+    tensors.append(numpy_helper.from_array(np.ones((4, 4), np.int8), "codes"))
+    kinds = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "z")]
+    graph = helper.make_graph(nodes, "net", kinds[:1], kinds[1:], tensors)
+    assert trainable(Model(helper.make_model(graph))) == ["w", "b", "scale", "shift"]
+
+
+def test_a_missing_operator_is_named_before_anything_is_trained(torch, rng):
+    model, sample = layer_model("conv", rng)
+    model.graph.node[0].output[0] = "c"
+    model.graph.node.append(helper.make_node("Shrink", ["c"], ["y"]))
+    with pytest.raises(ValueError, match="refinement does not know Shrink"):
+        refine(Model(model.proto), model, from_batches([sample] * 4), epochs=1)
+
+
+def test_a_model_without_floats_says_so(torch, rng):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", [x], [y])
+    model = Model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
+    batches = from_batches([{"x": rng.normal(size=(2, 3)).astype(np.float32)}] * 4)
+    with pytest.raises(ValueError, match="no floating-point weights"):
+        refine(model, model, batches, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"augment": "twist"}, "unknown augmentation 'twist'"), ({"device": "abacus"}, "no device")],
+)
+def test_bad_arguments_are_named(given, message, torch, rng):
+    model, sample = layer_model("conv", rng)
+    with pytest.raises(ValueError, match=message):
+        refine(model, model, from_batches([sample] * 4), epochs=1, **given)
+
+
+def test_without_torch_it_says_how_to_get_it(monkeypatch, rng):
+    monkeypatch.setattr(module, "torch", None)
+    model, sample = layer_model("conv", rng)
+    with pytest.raises(ValueError, match=r"needs torch: pip install 'onnxcompress\[refine\]'"):
+        refine(model, model, from_batches([sample]), epochs=1)
+
+
+def test_weights_that_lie_in_another_file(torch, rng, tmp_path):
+    model, samples = network(rng), samples_of(rng, 32)
+    save(compressed(model), tmp_path / "small.onnx", external=True)
+    small = load(tmp_path / "small.onnx")
+    refined, epochs = refine(small, model, samples, epochs=1, rate=1e-3, jobs=1)
+    assert epochs[1].held_out < epochs[0].held_out
+    save(refined, tmp_path / "refined.onnx")
+    again = load(tmp_path / "refined.onnx")
+    assert error(again, refined, samples) == 0
