@@ -84,7 +84,7 @@ def test_a_run_prints_tables_writes_the_model_and_leaves_the_input_alone(folder,
     before = sha256((folder / "net.onnx").read_bytes()).digest()
     words = GOOD.format(data=folder).split()
     (tmp_path / "out.onnx").write_text("old")
-    done = process([*words, "--macs", "0.6", "--eval", folder / "labelled.npz"], tmp_path)
+    done = process([*words, "--ratio", "1.3", "--eval", folder / "labelled.npz"], tmp_path)
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert "conv1" in done.stdout and "top1, by labels" in done.stdout
     assert "\x1b" not in done.stdout  # no colours where there is no terminal
@@ -98,7 +98,7 @@ def test_the_bytes_do_not_depend_on_jobs_or_folder(folder, tmp_path):
     files = []
     for jobs, data in (("1", folder), ("2", os.path.relpath(folder, tmp_path / "2"))):
         (tmp_path / jobs).mkdir()
-        words = [*GOOD.format(data=data).split(), "--macs", "0.6", "--jobs", jobs, "--quiet"]
+        words = [*GOOD.format(data=data).split(), "--ratio", "1.3", "--jobs", jobs, "--quiet"]
         assert process(words, tmp_path / jobs).stdout.count("\n") == 1
         files.append((tmp_path / jobs / "out.onnx").read_bytes())
     assert files[0] == files[1]

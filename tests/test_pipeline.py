@@ -9,6 +9,7 @@ from models import images, network
 from onnxcompress.measuring import input_shapes
 from onnxcompress.methods.basis import BasisWeight
 from onnxcompress.metrics import Fidelity, MetricError, decibel, find_metric, has_class_scores
+from onnxcompress.runtime import Latency
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def batches():
 def test_a_share_of_multiplications_is_met_from_below(net, batches, macs):
     model, report = oc.compress(net, target=oc.Target(macs=macs), samples=batches)
     both = report.comparison
-    assert not [failure for failure in report.failures if "slower" not in failure]
+    assert not report.failures
     assert macs * 0.95 < both.after.macs / both.before.macs <= macs
     counted = sum(input_shapes(model, {"x": batches[0]["x"][:1]})[1].values())
     assert counted == both.after.macs * 1 or counted * 16 == both.after.macs
@@ -301,6 +302,23 @@ def test_auto_is_no_worse_than_each_of_its_methods(net, batches):
     }
     snr = {name: report.comparison.worst_snr for name, report in reached.items()}
     assert snr["auto"] > max(snr.values()) - 1
+
+
+def test_a_slower_model_fails_where_speed_was_asked_and_is_a_warning_elsewhere(
+    net, batches, monkeypatch
+):
+    slow = Latency(before=1, after=1.2, ratio=1.2, low=1.1, high=1.3)
+    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: slow)
+    report = oc.compress(net, target=oc.Target(macs=0.5), samples=batches)[1]
+    assert report.failures == ("it is slower: 1.20 of the original's time",)
+    report = oc.compress(net, target=oc.Target(ratio=1.5), samples=batches)[1]
+    assert not report.failures and "it takes 1.20 of the original's time" in report.warnings
+
+
+def test_a_verdict_on_speed_needs_an_effect_above_the_spread():
+    ratios = {(0.7, 0.9): "faster", (1.05, 1.2): "slower", (0.9, 1.1): "inconclusive"}
+    for (low, high), verdict in ratios.items():
+        assert Latency(1, 1, (low + high) / 2, low, high).verdict == verdict
 
 
 def test_a_latency_target_is_met_by_measurement_or_refused(batches):
