@@ -34,12 +34,12 @@ from onnxcompress.core import (
     Statistics,
     Value,
 )
+from onnxcompress.parallel import side_by_side
 from onnxcompress.rounding import (
     Metric,
     Pick,
     descend,
     feedback,
-    granule_of,
     metrics,
     row_errors,
 )
@@ -50,7 +50,9 @@ SWEEPS = 2  # of coordinate descent in each
 FINE = 2**18  # weights up to which the arithmetic is in float64
 WORK = 2**31  # multiplications of a sweep from which there are fewer rounds
 SMALL = 2**14  # weights up to which a fit that knows nothing of the inputs is looked at too
-TRIED = 2**22  # weights that are rounded with every first scale; in larger layers a few rows are
+TRIED = 2**22  # weights that are rounded with every first scale, and that a table is learned from
+CHUNKED = 2**23  # weights that are rounded together
+TRIAL_INPUTS = 4096  # inputs of a filter that are looked at, and
 TRIAL_WORK = 2**27  # multiplications of a sweep where only the error is wanted: of so many rows,
 TRIAL_ROWS = 32  # but no fewer than these
 TRIAL_LEARNED = 2**17  # weights that a table is learned from in a trial
@@ -89,7 +91,6 @@ def encode(
     parts: int = 1,
     learn: bool = False,
     trial: bool = False,
-    known: dict[int, list[Metric]] | None = None,
 ) -> Coded:
     """Round a weight to the rows of a table, times scales.
 
@@ -99,7 +100,6 @@ def encode(
         parts: of a filter, each with a scale of its own; only for d = 1.
         learn: fit the table to the layer too.
         trial: look at some rows alone, when the error is all that matters.
-        known: metrics by their granule, kept for the next call.
     """
     weight = layer.grouped
     kind = np.float64 if weight.size <= FINE else np.float32
@@ -107,13 +107,26 @@ def encode(
     table = table.astype(kind)
     if not statistics.count:
         return _blind(weight, table, first, parts, learn)
-    found = _metrics(statistics, table.shape[1], known if known is not None else {})
+    blocks = _blocks(weight, statistics, table, parts, trial)
     if trial:
-        work = sum(len(m.columns) ** 2 for m in found) * len(weight)
-        rows = max(TRIAL_ROWS, TRIAL_WORK // work, learn * TRIAL_LEARNED // weight.shape[2])
-        step = -(-weight.shape[1] // rows)
-        weight = weight[:, step // 2 :: step]
-    fitted = _Fit(weight, found, table, parts).run(first, learn, trial)
+        weight = _some_rows(weight, blocks, learn)
+    fit = _Fit(weight, blocks, table, parts)
+    first = fit.promising(first)
+    if learn and weight.size > CHUNKED:
+        some = weight[:, :: -(-weight.size // TRIED)]
+        table, learn = _Fit(some, blocks, table, parts).run(first, True, trial)[2], False
+    rows = max(1, CHUNKED // (weight.shape[0] * weight.shape[2]))
+    chunks = [weight[:, i : i + rows] for i in range(0, weight.shape[1], rows)]
+    found = side_by_side(
+        lambda chunk: _Fit(chunk, blocks, table, parts).run(first, learn, trial), chunks
+    )
+    codes, scale, tables, errors, energies = zip(*found, strict=True)
+    fitted = Coded(
+        np.concatenate(codes, axis=1).reshape(-1, codes[0].shape[2]),
+        np.concatenate(scale, axis=1).reshape(-1, parts),
+        tables[-1],
+        sum(errors) / max(sum(energies), 1e-30),
+    )
     if weight.size <= SMALL and not trial:
         blind = _blind(weight, table, first, parts, learn)
         error = statistics.error(layer.weight, _decoded(blind, layer))
@@ -128,11 +141,40 @@ def _decoded(found: Coded, layer: Layer) -> Array:
     )
 
 
-def _metrics(statistics: Statistics, width: int, known: dict[int, list[Metric]]) -> list[Metric]:
-    granule = granule_of(statistics.total.shape[1], width)
-    if granule not in known:
-        known[granule] = metrics(statistics, width)
-    return known[granule]
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Some inputs and their metric.
+
+    Attributes:
+        part: of every piece, the one whose scale it has; ``columns``: of every column.
+    """
+
+    metric: Metric
+    part: Array
+    columns: Array
+
+
+def _blocks(
+    weight: Array, statistics: Statistics, table: Array, parts: int, trial: bool
+) -> list[_Block]:
+    """The metrics of the inputs; for a trial, of no more of them than its error needs."""
+    fan_in, width = weight.shape[2], table.shape[1]
+    found = metrics(statistics, width, weight.dtype)
+    if trial:
+        count = max(1, len(found) * TRIAL_INPUTS // fan_in)
+        found = found[:: -(-len(found) // count)]
+    size = -(-fan_in // parts)
+    place = [np.minimum(m.columns[::width] // size, parts - 1) for m in found]
+    return [_Block(m, part, np.repeat(part, width)) for m, part in zip(found, place, strict=True)]
+
+
+def _some_rows(weight: Array, blocks: list[_Block], learn: bool) -> Array:
+    """Rows enough to know the error."""
+    inputs = sum(len(b.metric.columns) for b in blocks)
+    work = sum(len(b.metric.columns) ** 2 for b in blocks) * len(weight)
+    rows = max(TRIAL_ROWS, TRIAL_WORK // work, learn * TRIAL_LEARNED // inputs)
+    step = -(-weight.shape[1] // rows)
+    return weight[:, step // 2 :: step]
 
 
 def picker(table: Array, scale: Array, part: Array) -> Pick:
@@ -164,22 +206,17 @@ class _Fit:
     """Codes and scales in turn; the best of every row is kept.
 
     Attributes:
-        weights: of every metric's columns, ``(groups, rows, n)``; codes and values likewise.
+        weights: of every block's columns, ``(groups, rows, n)``; codes and values likewise.
         scale: ``(groups, rows, parts)``.
     """
 
-    def __init__(self, weight: Array, found: list[Metric], table: Array, parts: int) -> None:
-        self.metrics, self.table, self.width = found, table, table.shape[1]
-        self.weight = weight
-        self.weights = [m.taken(weight) for m in found]
-        self.values_of = [m.values.astype(weight.dtype) for m in found]
-        self.factors = [m.factor for m in found]
-        size = -(-weight.shape[2] // parts)
-        self.parts = [np.minimum(m.columns[:: self.width] // size, parts - 1) for m in found]
-        self.columns_of = [np.repeat(part, self.width) for part in self.parts]
-        self.count = parts
+    def __init__(self, weight: Array, blocks: list[_Block], table: Array, parts: int) -> None:
+        self.table, self.width, self.count = table, table.shape[1], parts
+        self.weight, self.blocks = weight, blocks
+        self.weights = [b.metric.taken(weight) for b in blocks]
 
-    def run(self, first: Sequence[float], learn: bool, trial: bool) -> Coded:
+    def run(self, first: Sequence[float], learn: bool, trial: bool) -> tuple[Any, ...]:
+        """Codes and scales ``(groups, rows, ...)``, the table, squared error, and energy."""
         work = sum(w.size * w.shape[2] for w in self.weights)
         rounds, sweeps = ROUNDS, SWEEPS
         if trial or work >= WORK:
@@ -201,48 +238,53 @@ class _Fit:
         assert best is not None
         codes, _, scale, error = best
         energy = sum(
-            row_errors(w, h).sum(dtype=np.float64)
-            for w, h in zip(self.weights, self.values_of, strict=True)
+            row_errors(w, b.metric.values).sum(dtype=np.float64)
+            for w, b in zip(self.weights, self.blocks, strict=True)
         )
-        return Coded(
-            self._ordered(codes).reshape(-1, -(-self.weight.shape[2] // self.width)),
-            scale.reshape(-1, self.count),
-            self.table,
-            float(error.sum(dtype=np.float64) / max(energy, 1e-30)),
-        )
+        found = codes[0] if trial else self._ordered(codes)
+        return found, scale, self.table, float(error.sum(dtype=np.float64)), float(energy)
+
+    def promising(self, first: Sequence[float]) -> Sequence[float]:
+        """The first scales that are worth trying: one alone in a large layer."""
+        count, (groups, rows, n) = len(first), self.weight.shape
+        step = rows * groups * n * count // TRIED
+        if count == 1 or step <= 1:
+            return first
+        some = _Fit(self.weight[:, step // 2 :: step], self.blocks, self.table, self.count)
+        return [first[int(some._errors_of(first)[1].sum((0, 2)).argmin())]]
 
     def _started(self, first: Sequence[float]) -> Array:
-        """The best of the first scales for every row, or for all rows of a large layer."""
-        groups, rows, n = self.weight.shape
-        step = max(1, rows * groups * n * len(first) // TRIED)
-        some = slice(step // 2, None, step)
+        """The best of the first scales for every row."""
         size = _sizes(self.weight, self.count)
-        tried = np.concatenate([size[:, some] * f for f in first], axis=1)
-        error = np.zeros(tried.shape[:2])
-        for w, h, u, part in self._blocks():
-            copies = np.concatenate([w[:, some]] * len(first), axis=1)
-            pick = picker(self.table, tried, part)
-            _, values = feedback(copies, pick, u, self.width)
-            error += row_errors(copies - values, h)
-        error = error.reshape(groups, len(first), -1)
-        if step > 1:
-            return size * first[int(error.sum((0, 2)).argmin())]
+        if len(first) == 1:
+            return size * first[0]
+        size, error = self._errors_of(first)
         return size * np.asarray(first, size.dtype)[error.argmin(1)][:, :, None]
 
-    def _blocks(self) -> Iterator[tuple[Array, Array, Array, Array]]:
-        yield from zip(self.weights, self.values_of, self.factors, self.parts, strict=True)
+    def _errors_of(self, first: Sequence[float]) -> tuple[Array, Array]:
+        """Sizes of the rows, and their errors ``(groups, first, rows)`` with each first scale."""
+        size, count = _sizes(self.weight, self.count), len(first)
+        tried = np.concatenate([size * f for f in first], axis=1)
+        error = np.zeros(tried.shape[:2])
+        for w, b in zip(self.weights, self.blocks, strict=True):
+            copies = np.concatenate([w] * count, axis=1)
+            _, values = feedback(
+                copies, picker(self.table, tried, b.part), b.metric.factor, self.width
+            )
+            error += row_errors(copies - values, b.metric.values)
+        return size, error.reshape(len(size), count, -1)
 
     def _rounded(self, scale: Array) -> tuple[list[Array], list[Array]]:
         found = [
-            feedback(w, picker(self.table, scale, part), u, self.width)
-            for w, _, u, part in self._blocks()
+            feedback(w, picker(self.table, scale, b.part), b.metric.factor, self.width)
+            for w, b in zip(self.weights, self.blocks, strict=True)
         ]
         return [c for c, _ in found], [v for _, v in found]
 
     def _descended(self, codes: Any, values: Any, scale: Array, _: Array) -> Any:
         found = [
-            descend(c, v, w, picker(self.table, scale, part), h, self.width)
-            for c, v, (w, h, _, part) in zip(codes, values, self._blocks(), strict=True)
+            descend(c, v, w, picker(self.table, scale, b.part), b.metric.values, self.width)
+            for c, v, w, b in zip(codes, values, self.weights, self.blocks, strict=True)
         ]
         return self._scaled([c for c, _ in found], [v for _, v in found], scale)
 
@@ -251,13 +293,11 @@ class _Fit:
         scale = scale.copy()
         for part in range(self.count):
             above, below = np.zeros(scale.shape[:2]), np.zeros(scale.shape[:2])
-            for v, (w, h, _, _), columns in zip(
-                values, self._blocks(), self.columns_of, strict=True
-            ):
-                own = columns == part
-                if not own.any():
+            for v, w, b in zip(values, self.weights, self.blocks, strict=True):
+                own: Any = b.columns == part if self.count > 1 else slice(None)
+                if self.count > 1 and not own.any():
                     continue
-                images = v[:, :, own] @ h[:, own]
+                images = v[:, :, own] @ b.metric.values[:, own]
                 square = np.einsum("grn,grn->gr", images[:, :, own], v[:, :, own])
                 above += np.einsum("grn,grn->gr", images, w - v) + square
                 below += square
@@ -266,14 +306,14 @@ class _Fit:
             scale[:, :, part] = stored(scale[:, :, part] * gain)
         values = self._decoded(codes, scale)
         error = np.zeros(scale.shape[:2])
-        for v, (w, h, _, _) in zip(values, self._blocks(), strict=True):
-            error += row_errors(w - v, h)
+        for v, w, b in zip(values, self.weights, self.blocks, strict=True):
+            error += row_errors(w - v, b.metric.values)
         return codes, values, scale, error
 
     def _decoded(self, codes: list[Array], scale: Array) -> list[Array]:
         return [
-            self.table[c].reshape(*c.shape[:2], -1) * scale[:, :, columns]
-            for c, columns in zip(codes, self.columns_of, strict=True)
+            self.table[c].reshape(*c.shape[:2], -1) * scale[:, :, b.columns]
+            for c, b in zip(codes, self.blocks, strict=True)
         ]
 
     @staticmethod
@@ -292,7 +332,7 @@ class _Fit:
         """The table that is the least squares of these codes, by conjugate gradients."""
         codes, values, scale, _ = best
         table, flat = self.table.copy(), [c.ravel() for c in codes]
-        sizes = [scale[:, :, columns].reshape(-1, self.width) for columns in self.columns_of]
+        sizes = [scale[:, :, b.columns].reshape(-1, self.width) for b in self.blocks]
 
         def gathered(images: list[Array]) -> Array:
             total = np.zeros(table.shape)
@@ -303,7 +343,7 @@ class _Fit:
             return total
 
         def imaged(moved: list[Array]) -> list[Array]:
-            return [m @ h for m, h in zip(moved, self.values_of, strict=True)]
+            return [m @ b.metric.values for m, b in zip(moved, self.blocks, strict=True)]
 
         off = [w - v for w, v in zip(self.weights, values, strict=True)]
         residual = gathered(imaged(off))
@@ -333,7 +373,9 @@ class _Fit:
 
     def _ordered(self, codes: list[Array]) -> Array:
         """Codes in the order of the inputs, without those of padding."""
-        places = np.concatenate([m.columns[:: self.width] // self.width for m in self.metrics])
+        places = np.concatenate(
+            [b.metric.columns[:: self.width] // self.width for b in self.blocks]
+        )
         joined = np.concatenate(codes, axis=2)
         result = np.empty_like(joined)
         result[:, :, places] = joined

@@ -222,12 +222,14 @@ class Statistics:
         total: ``(groups, fan_in)``, the sum of the patches.
         moment: ``(groups, fan_in, fan_in)``, the sum of ``p pᵀ``; None if sketched or unknown.
         rows: ``(groups, rows, fan_in)`` with ``rowsᵀ rows`` close to the sum of ``p pᵀ``; or None.
+        derived: what fits have computed from these, for the next fit; a copy starts without it.
     """
 
     count: int
     total: Array
     moment: Array | None = None
     rows: Array | None = None
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def white(cls, layer: Layer) -> Self:
@@ -331,9 +333,18 @@ class Statistics:
 
     def block(self, start: int, stop: int) -> Array:
         """The metric between the entries of a patch from start to stop, ``(groups, n, n)``."""
-        groups, count = len(self.total), stop - start
-        identity = np.broadcast_to(np.eye(count, dtype=self.total.dtype), (groups, count, count))
-        return self.times(identity, np.arange(start, stop))[:, :, start:stop].astype(np.float64)
+        own, ridge = slice(start, stop), self.ridge if self.count else 1.0
+        result = np.zeros((len(self.total), stop - start, stop - start))
+        if self.moment is not None:
+            result += self.moment[:, own, own]
+        elif self.rows is not None:
+            part = self.rows[:, :, own]
+            result += part.swapaxes(1, 2) @ part
+        if self.count:
+            result /= self.count
+            result -= self.mean[:, own, None] * self.mean[:, None, own]
+        result[:, np.arange(stop - start), np.arange(stop - start)] += ridge
+        return result
 
     def partial(self, shape: Sequence[int], keep: Sequence[int]) -> Array:
         """The metric of a part of each patch, summed over the rest of it.

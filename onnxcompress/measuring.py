@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, TypeVar
 
@@ -220,7 +220,7 @@ def weigh(
     that errors of other layers pile up on top, and was worse on every model that we measured,
     as were equal weights.
     """
-    names = [name for name, found in candidates.items() if found]
+    names = [n for n in largest_first(job.layers) if candidates.get(n)]
     if job.fit is None or not names:
         return dict.fromkeys(candidates, 1.0)
     work = sum(job.macs.values()) * (len(names) + 1)
@@ -231,7 +231,7 @@ def weigh(
     def sensitivity(name: str) -> float:
         layer = job.layers[name]
         setting = min(candidates[name], key=lambda c: (abs(c.error - WEIGH_ERROR), c.nbytes))
-        weight = setting.fitted(layer, statistics[name])
+        weight = setting.fitted(layer, replace(statistics[name]))
         readers = job.readers(name)
         biases = {
             reader: job.layers[reader].bias
@@ -250,6 +250,11 @@ def weigh(
     typical = float(np.median(list(weights.values()))) or 1.0
     usable = {name: w if np.isfinite(w) and w > 0 else typical for name, w in weights.items()}
     return dict.fromkeys(candidates, typical) | usable
+
+
+def largest_first(layers: Mapping[str, Layer]) -> list[str]:
+    """The layers with the most work first, so that none is left for the end."""
+    return sorted(layers, key=lambda name: -layers[name].weight.size)
 
 
 def time_layers(

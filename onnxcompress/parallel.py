@@ -1,22 +1,26 @@
 """Work spread over threads, with the same result whatever their number.
 
 Every task runs on one thread (BLAS and onnxruntime included) and results come in order, so sums
-over them round alike.
+over them round alike.  A task may cut its work into pieces: threads that wait for nothing else
+take some of them.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_pool: ContextVar[ThreadPoolExecutor | None] = ContextVar("pool", default=None)
 
 
 def cores() -> int:
@@ -42,9 +46,11 @@ def _spread(function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: in
     """What `each` does.  Whoever stops early waits for the tasks that run, and for no other."""
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(jobs) as pool:
+        inside = copy_context()
+        inside.run(_pool.set, pool)
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
+                waiting.append(pool.submit(inside.copy().run, function, item))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -52,6 +58,32 @@ def _spread(function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: in
         finally:
             for task in waiting:
                 task.cancel()
+
+
+def side_by_side(function: Callable[[T], R], pieces: Sequence[T]) -> list[R]:
+    """``map`` inside a task: by its own thread, and by others once no whole task is left."""
+    pool = _pool.get()
+    if pool is None or len(pieces) == 1:
+        return list(map(function, pieces))
+    waiting = [pool.submit(function, piece) for piece in pieces]
+    return [
+        function(piece) if task.cancel() else task.result()
+        for piece, task in zip(pieces, waiting, strict=True)
+    ]
+
+
+@contextmanager
+def helped(jobs: int) -> Iterator[None]:
+    """Threads for the pieces of tasks that run one after the other."""
+    if jobs == 1:
+        yield
+        return
+    with ThreadPoolExecutor(jobs - 1) as pool:
+        before = _pool.set(pool)
+        try:
+            yield
+        finally:
+            _pool.reset(before)
 
 
 @contextmanager

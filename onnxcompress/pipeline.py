@@ -36,12 +36,13 @@ from onnxcompress.measuring import (
     batching,
     calibrate,
     input_shapes,
+    largest_first,
     quota,
     untracked,
     weigh,
 )
 from onnxcompress.metrics import decibel
-from onnxcompress.parallel import cores, each, one_thread_each
+from onnxcompress.parallel import cores, each, helped, one_thread_each
 from onnxcompress.refit import Fitted, refit
 from onnxcompress.report import Comparison, Point, Report, Row
 from onnxcompress.runtime import Latency, Sample, latency
@@ -81,10 +82,13 @@ def sweep(
     """Every setting of every method on every layer, with its size and its predicted error."""
 
     def fit(name: str) -> list[Candidate]:
-        return [c for method in methods for c in method.candidates(layers[name], statistics[name])]
+        seen = replace(statistics[name])  # what fits derive from it goes with it
+        return [c for method in methods for c in method.candidates(layers[name], seen)]
 
-    found = track(each(fit, layers, jobs, len(layers)), "fitting", len(layers))
-    return dict(zip(layers, found, strict=True))
+    order = largest_first(layers)
+    found = track(each(fit, order, jobs, len(layers)), "fitting", len(layers))
+    fitted = dict(zip(order, found, strict=True))
+    return {name: fitted[name] for name in layers}
 
 
 # ----------------------------------------------------------------------- the whole compression
@@ -133,10 +137,11 @@ def compress(
         TargetError: what is needed to judge the target is missing, such as samples.
     """
     methods = auto(target) if methods is None else methods
-    with one_thread_each():
+    jobs = jobs or cores()
+    with one_thread_each(), helped(jobs):
         run = _Run(
             model, methods, target, samples, evaluation, metric, only, correct,
-            shapes or {}, metadata or {}, seed, jobs or cores(), providers, track, cache,
+            shapes or {}, metadata or {}, seed, jobs, providers, track, cache,
         )  # fmt: skip
         return run.result()
 
@@ -166,10 +171,11 @@ def trade_off(
         metadata: for each target the entries that count in the file's size.
     """
     methods = auto(targets[0]) if methods is None else methods
-    with one_thread_each():
+    jobs = jobs or cores()
+    with one_thread_each(), helped(jobs):
         run = _Run(
             model, methods, targets[0], samples, evaluation, metric, only, True,
-            shapes or {}, metadata(targets[0]), seed, jobs or cores(), providers, track, cache,
+            shapes or {}, metadata(targets[0]), seed, jobs, providers, track, cache,
         )  # fmt: skip
         yield from run.trade_off(targets, metadata)
 

@@ -30,7 +30,8 @@ from scipy.linalg.lapack import get_lapack_funcs
 from onnxcompress.core import Array, Statistics
 
 BLOCK = 128  # columns between two updates of all the others
-WIDEST = 4096  # inputs of a filter that are rounded together
+WIDEST = 4096  # inputs of a filter that are rounded together,
+WIDEST_SKETCHED = 1024  # and where few patches say how they vary together
 GRANULE = (
     24  # columns that stay together in wide layers, so that pieces of 2, 3, 4, 8 share a metric
 )
@@ -55,7 +56,8 @@ class Metric:
     @cached_property
     def factor(self) -> Array:
         """The upper triangular U with ``H⁻¹ = Uᵀ U``, ``(groups, n, n)``."""
-        return np.stack(list(map(feedback_factor, self.values)))
+        factors = [feedback_factor(v.astype(np.float64)) for v in self.values]
+        return np.stack([f.astype(self.values.dtype) for f in factors])
 
     def taken(self, weight: Array) -> Array:
         """These columns of a weight ``(groups, rows, fan_in)``, zeros in place of padding."""
@@ -63,20 +65,24 @@ class Metric:
         return np.pad(weight, ((0, 0), (0, 0), (0, missing)))[:, :, self.columns]
 
 
-def metrics(statistics: Statistics, width: int) -> list[Metric]:
+def metrics(statistics: Statistics, width: int, dtype: Any = np.float64) -> list[Metric]:
     """The metric of a layer's inputs, for pieces of ``width``; wide layers have several parts.
 
     Inputs are in order of falling variance, piece by piece.
     """
     fan_in = statistics.total.shape[1]
     granule = granule_of(fan_in, width)
-    whole = -(-fan_in // granule) * granule
-    count = -(-whole // WIDEST)
-    step = -(-whole // (count * granule)) * granule
-    return [
-        _sorted(statistics, start, min(start + step, whole), granule)
-        for start in range(0, whole, step)
-    ]
+    key = ("metrics", granule, np.dtype(dtype))
+    if key not in statistics.derived:
+        widest = WIDEST if statistics.rows is None else WIDEST_SKETCHED
+        whole = -(-fan_in // granule) * granule
+        count = -(-whole // widest)
+        step = -(-whole // (count * granule)) * granule
+        statistics.derived[key] = [
+            _sorted(statistics, start, min(start + step, whole), granule, dtype)
+            for start in range(0, whole, step)
+        ]
+    return statistics.derived[key]
 
 
 def granule_of(fan_in: int, width: int) -> int:
@@ -84,7 +90,7 @@ def granule_of(fan_in: int, width: int) -> int:
     return GRANULE if fan_in > NARROW and GRANULE % width == 0 else width
 
 
-def _sorted(statistics: Statistics, start: int, stop: int, granule: int) -> Metric:
+def _sorted(statistics: Statistics, start: int, stop: int, granule: int, dtype: Any) -> Metric:
     fan_in = statistics.total.shape[1]
     known = statistics.block(start, min(stop, fan_in))
     size, inside = stop - start, known.shape[1]
@@ -94,7 +100,7 @@ def _sorted(statistics: Statistics, start: int, stop: int, granule: int) -> Metr
     energy = np.diagonal(values, axis1=1, axis2=2).sum(0).reshape(-1, granule).sum(1)
     order = np.argsort(-energy, kind="stable")[:, None] * granule + np.arange(granule)
     order = order.ravel()
-    return Metric(start + order, values[:, order[:, None], order])
+    return Metric(start + order, values[:, order[:, None], order].astype(dtype, copy=False))
 
 
 def feedback_factor(metric: Array) -> Array:

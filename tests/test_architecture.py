@@ -26,7 +26,7 @@ OWNERS = {  # library -> the modules that know it; numpy is everywhere
 BELOW = {  # module -> the modules of ours that it may import
     "core": set(),
     "cache": set(),
-    "coded": {"core", "rounding"},
+    "coded": {"parallel", "core", "rounding"},
     "curves": {"budget", "core", "graph", "measuring"},
     "plots": {"report"},
     "packed": {"core", "methods"},

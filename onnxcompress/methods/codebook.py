@@ -138,9 +138,8 @@ class Codebook(Method):
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
         """Errors from some of the filters, where there are many."""
-        known: Any = {}
         for setting in self.settings(layer):
-            found = setting._encoded(layer, statistics, trial=True, known=known)
+            found = setting._encoded(layer, statistics, trial=True)
             shape = (layer.weight.shape,)
             yield Candidate(setting, setting._nbytes(layer), shape, found.error)
 
