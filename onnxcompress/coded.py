@@ -48,10 +48,12 @@ ROUNDS = 4  # of error feedback, coordinate descent and scales
 BLIND_ROUNDS = 3  # of codes and scales, where nothing is known of the inputs
 SWEEPS = 2  # of coordinate descent in each
 FINE = 2**18  # weights up to which the arithmetic is in float64
-WORK = 2**31  # multiplications of a sweep from which there are fewer rounds
+WORK = 2**29  # multiplications of a sweep from which there are fewer rounds
+LARGE = 2**16  # weights from which a trial is short
 SMALL = 2**14  # weights up to which a fit that knows nothing of the inputs is looked at too
 TRIED = 2**22  # weights that are rounded with every first scale, and that a table is learned from
-CHUNKED = 2**23  # weights that are rounded together
+CHUNKED = 2**19  # weights that are rounded together,
+CHUNK_ROWS = 256  # but no fewer rows than these
 TRIAL_INPUTS = 4096  # inputs of a filter that are looked at, and
 TRIAL_WORK = 2**27  # multiplications of a sweep where only the error is wanted: of so many rows,
 TRIAL_ROWS = 32  # but no fewer than these
@@ -109,16 +111,19 @@ def encode(
         return _blind(weight, table, first, parts, learn)
     blocks = _blocks(weight, statistics, table, parts, trial)
     if trial:
+        first = first[len(first) // 2 :][:1] if weight.size > LARGE else first
         weight = _some_rows(weight, blocks, learn)
-    fit = _Fit(weight, blocks, table, parts)
-    first = fit.promising(first)
-    if learn and weight.size > CHUNKED:
+    rounds, sweeps = _effort(layer, blocks, trial)
+    effort = max(rounds, 1 + learn), sweeps
+    first = _Fit(weight, blocks, table, parts).promising(first)
+    if learn and weight.size > TRIED:
         some = weight[:, :: -(-weight.size // TRIED)]
-        table, learn = _Fit(some, blocks, table, parts).run(first, True, trial)[2], False
-    rows = max(1, CHUNKED // (weight.shape[0] * weight.shape[2]))
+        table, learn = _Fit(some, blocks, table, parts).run(first, True, effort)[2], False
+    rows = max(CHUNK_ROWS, CHUNKED // (weight.shape[0] * weight.shape[2]))
+    rows = weight.shape[1] if learn else rows
     chunks = [weight[:, i : i + rows] for i in range(0, weight.shape[1], rows)]
     found = side_by_side(
-        lambda chunk: _Fit(chunk, blocks, table, parts).run(first, learn, trial), chunks
+        lambda chunk: _Fit(chunk, blocks, table, parts).run(first, learn, effort), chunks
     )
     codes, scale, tables, errors, energies = zip(*found, strict=True)
     fitted = Coded(
@@ -168,6 +173,16 @@ def _blocks(
     return [_Block(m, part, np.repeat(part, width)) for m, part in zip(found, place, strict=True)]
 
 
+def _effort(layer: Layer, blocks: list[_Block], trial: bool) -> tuple[int, int]:
+    """Rounds, and sweeps in each: many rounds gain little, and large layers take long."""
+    work = sum(layer.weight.size * len(b.metric.columns) for b in blocks)
+    if work >= 8 * WORK or (trial and layer.weight.size > LARGE):
+        return 1, 1
+    if trial or work >= WORK:
+        return ROUNDS // 2, SWEEPS if trial else 1
+    return ROUNDS, SWEEPS
+
+
 def _some_rows(weight: Array, blocks: list[_Block], learn: bool) -> Array:
     """Rows enough to know the error."""
     inputs = sum(len(b.metric.columns) for b in blocks)
@@ -215,14 +230,9 @@ class _Fit:
         self.weight, self.blocks = weight, blocks
         self.weights = [b.metric.taken(weight) for b in blocks]
 
-    def run(self, first: Sequence[float], learn: bool, trial: bool) -> tuple[Any, ...]:
+    def run(self, first: Sequence[float], learn: bool, effort: tuple[int, int]) -> tuple[Any, ...]:
         """Codes and scales ``(groups, rows, ...)``, the table, squared error, and energy."""
-        work = sum(w.size * w.shape[2] for w in self.weights)
-        rounds, sweeps = ROUNDS, SWEEPS
-        if trial or work >= WORK:
-            rounds, sweeps = ROUNDS // 2, SWEEPS if trial else 1
-        if work >= 2 * WORK:
-            rounds = 1
+        rounds, sweeps = effort
         scale = self._started(first)
         best = None
         for turn in range(rounds):
@@ -241,8 +251,13 @@ class _Fit:
             row_errors(w, b.metric.values).sum(dtype=np.float64)
             for w, b in zip(self.weights, self.blocks, strict=True)
         )
-        found = codes[0] if trial else self._ordered(codes)
-        return found, scale, self.table, float(error.sum(dtype=np.float64)), float(energy)
+        return (
+            self._ordered(codes),
+            scale,
+            self.table,
+            float(error.sum(dtype=np.float64)),
+            float(energy),
+        )
 
     def promising(self, first: Sequence[float]) -> Sequence[float]:
         """The first scales that are worth trying: one alone in a large layer."""
@@ -373,13 +388,10 @@ class _Fit:
 
     def _ordered(self, codes: list[Array]) -> Array:
         """Codes in the order of the inputs, without those of padding."""
-        places = np.concatenate(
-            [b.metric.columns[:: self.width] // self.width for b in self.blocks]
-        )
-        joined = np.concatenate(codes, axis=2)
-        result = np.empty_like(joined)
-        result[:, :, places] = joined
-        return result[:, :, : -(-self.weight.shape[2] // self.width)]
+        columns = [b.metric.columns[:: self.width] // self.width for b in self.blocks]
+        order = np.argsort(np.concatenate(columns))
+        joined = np.concatenate(codes, axis=2)[:, :, order]
+        return joined[:, :, : -(-self.weight.shape[2] // self.width)]
 
 
 def _sizes(weight: Array, parts: int) -> Array:

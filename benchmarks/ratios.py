@@ -1,0 +1,71 @@
+"""`auto` beside each single method at the same file size.
+
+    python benchmarks/ratios.py ZOO LARGE [MODEL ...]
+
+Output SNR in dB on held-out samples of the file that `compress` writes for each ratio, from one
+`trade_off` a method; "-" where the ratio is out of reach.  The last column is what `auto` has more
+than the best single method.  `binary` and `hashed` are shown for the smallest model alone: at
+equal bytes they are far below the others, and slow to fit.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from zoo_data import brain, cifar10, imagenet_caffe, imagenet_lite, noisy, pictures
+
+import onnxcompress as oc
+
+RATIOS = (2, 4, 6, 8, 12)
+SAMPLES = 96
+SINGLE = ("codebook", "integer", "basis", "half", "basis+integer:bits=8", "basis+integer:bits=4")
+SMALLEST = ("binary", "hashed")
+MODELS: Mapping[str, Callable[[Path], np.ndarray]] = {
+    "cifar10_resnet20": cifar10,
+    "cifar10_resnet56": cifar10,
+    "dncnn_s25": noisy,
+    "waifu2x_photo_x2": pictures,
+    "squeezenet1_1": imagenet_caffe,
+    "efficientnet_lite0": imagenet_lite,
+    "vgg16_brain_mri": brain,
+}
+
+
+def curve(model: oc.Model, methods: str | None, samples: np.ndarray) -> dict[float, float]:
+    """Ratio -> output SNR."""
+    [value] = model.graph.input
+    batches = [{value.name: samples[i : i + 16]} for i in range(0, len(samples), 16)]
+    targets = [oc.Target(ratio=ratio) for ratio in RATIOS]
+    given = [oc.parse(methods)] if methods else None
+    points = oc.trade_off(model, targets, methods=given, samples=batches)
+    return {float(point.target.removeprefix("ratio ")): point.snr for point in points}
+
+
+def main() -> None:
+    zoo, large = (Path(word) for word in sys.argv[1:3])
+    for name in sys.argv[3:] or MODELS:
+        places = (zoo / "models" / f"{name}.onnx", large / f"{name}.onnx")
+        model = oc.load(next(place for place in places if place.exists()))
+        samples = MODELS[name](zoo)
+        samples = samples[np.linspace(0, len(samples) - 1, SAMPLES).astype(int)]
+        single = (*SINGLE, *SMALLEST) if name == "cifar10_resnet20" else SINGLE
+        found = {title: curve(model, title, samples) for title in single}
+        auto = curve(model, None, samples)
+        table = Table(name, *single, "auto", "more")
+        for ratio in RATIOS:
+            known = [found[title].get(ratio) for title in single]
+            best = max((snr for snr in known if snr is not None), default=-np.inf)
+            row = ["-" if snr is None else f"{snr:.2f}" for snr in (*known, auto.get(ratio))]
+            table.add_row(f"{ratio}x", *row, f"{auto.get(ratio, -np.inf) - best:+.2f}")
+        Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    main()
