@@ -26,6 +26,13 @@ def torch():
         return pytest.importorskip("torch", reason="refinement needs torch")
 
 
+@pytest.fixture
+def distillation(torch):
+    from onnxcompress import distillation
+
+    return distillation
+
+
 def samples_of(rng, count=96):
     whole = np.concatenate([batch["x"] for batch in images(rng, count)])
     return Samples(lambda rows: {"x": whole[rows]}, np.arange(count), 16, exact=False)
@@ -88,19 +95,19 @@ def test_it_lowers_the_held_out_error_and_leaves_integers_alone(spec, torch, rng
     assert min(row.held_out for row in epochs[1:]) < epochs[0].held_out
 
 
-def test_hints_are_activations_of_both_models_within_a_budget(torch, rng):
+def test_hints_are_activations_of_both_models_within_a_budget(distillation, rng):
     model, samples = network(rng), samples_of(rng, 32)
     small = compressed(model)
     names = {node.output[0] for node in model.graph.node} & {
         node.output[0] for node in small.graph.node
     }
-    found = module._hints(small, model, samples, 4, 1 << 30)
+    found = distillation.hints(small, model, samples, 4, 1 << 30)
     assert len(found) == 4
     assert set(found) <= names - {"y"}
     bytes_of = 4 * 32 * 16 * 12 * 12  # of the widest activation, for all samples
-    fewer = module._hints(small, model, samples, 99, 2 * bytes_of)
+    fewer = distillation.hints(small, model, samples, 99, 2 * bytes_of)
     assert 0 < len(fewer) < len(names) - 1
-    assert module._hints(small, model, samples, 0, 1 << 30) == []
+    assert distillation.hints(small, model, samples, 0, 1 << 30) == []
 
 
 def test_it_works_without_hints(torch, rng):
@@ -174,10 +181,9 @@ def test_the_same_seed_gives_the_same_bytes(torch, rng):
     assert result(1) != result(2)
 
 
-def test_augmented_images_are_mirrored_and_shifted(torch, rng):
+def test_augmented_images_are_mirrored_and_shifted(distillation, rng):
     picture = rng.normal(size=(64, 3, 12, 14)).astype(np.float32)
-    augmented = module._augmentation("flip,crop")
-    assert augmented is not None
+    augmented = distillation.augmentation(["flip", "crop"])
     found = augmented({"x": picture, "other": picture[:, 0, 0]}, rng)
     assert found["x"].shape == picture.shape
     assert (found["other"] == picture[:, 0, 0]).all()
