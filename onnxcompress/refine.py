@@ -101,7 +101,9 @@ def refine(
         model: onnxruntime must have kernels for it and for the teacher.
         samples: unlabelled; those that ``split`` holds out judge every epoch.
         epochs: at most; it is over when a third of them, or three, brought nothing better.
-        labelled: samples with class numbers, whose cross-entropy is added to the loss.
+        labelled: samples with class numbers, whose cross-entropy is added to the loss that is
+            trained on.  The held-out loss stays the distance from the teacher: where the model
+            is close to it already, labels lead away and change little.
         device: as torch names it; ``auto`` is a GPU where there is one.
         rate: length of a step relative to the size of what is trained; None to try some.
         augment: ``flip``, ``crop`` or both with a comma: mirrored and shifted images.
