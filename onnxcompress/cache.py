@@ -1,7 +1,8 @@
 """What was computed before, by what it was computed from.
 
-An entry is one file: the SHA-256 of the rest, then the pickled value.  It is written beside its
-place and moved there, so that two runs may share a folder; a damaged entry counts as missing.
+An entry is one file: the SHA-256 of the rest, then the pickled value or other bytes.  It is
+written beside its place and moved there, so that two runs may share a folder; a damaged entry
+counts as missing.
 The folder is trusted as the program itself is: pickles run code.
 """
 
@@ -33,18 +34,35 @@ class Cache:
         """
         if self.folder is None:
             return make()
-        path = self.folder / f"{sha256(repr(key).encode()).hexdigest()}.pickle"
-        try:
-            stored = path.read_bytes()
-            if sha256(stored[HEAD:]).digest() == stored[:HEAD]:
-                return pickle.loads(stored[HEAD:])
-        except (OSError, pickle.UnpicklingError, AttributeError, ImportError, EOFError):
-            pass
+        stored = self.load(key)
+        if stored is not None:
+            try:
+                return pickle.loads(stored)
+            except (pickle.UnpicklingError, AttributeError, ImportError, EOFError):
+                pass
         value = make()
-        self._keep(path, pickle.dumps(value))
+        self.keep(key, pickle.dumps(value))
         return value
 
-    def _keep(self, path: Path, data: bytes) -> None:
+    def load(self, key: Any, kind: str = "pickle") -> bytes | None:
+        """The bytes kept under this key; None where there are none, or not all of them."""
+        if self.folder is None:
+            return None
+        try:
+            stored = self._path(self.folder, key, kind).read_bytes()
+        except OSError:
+            return None
+        return stored[HEAD:] if sha256(stored[HEAD:]).digest() == stored[:HEAD] else None
+
+    def keep(self, key: Any, data: bytes, kind: str = "pickle") -> None:
+        """Keep bytes under this key, in place of what was there.
+
+        Args:
+            kind: ends the file's name, and keeps apart what is stored in different forms.
+        """
+        if self.folder is None:
+            return
+        path = self._path(self.folder, key, kind)
         path.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=path.parent, delete=False) as stream:
             try:
@@ -55,3 +73,6 @@ class Cache:
             except BaseException:
                 os.unlink(stream.name)
                 raise
+
+    def _path(self, folder: Path, key: Any, kind: str) -> Path:
+        return folder / f"{sha256(repr(key).encode()).hexdigest()}.{kind}"

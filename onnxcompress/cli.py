@@ -16,6 +16,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
@@ -41,6 +42,7 @@ SECTIONS = {  # of the help page; what is in none of them comes last
     "Method": ("specs", "energy", "no_correct", "only", "skip"),
     "Target": ("ratio", "macs", "latency", "min_agreement", "min_snr", "max_drop"),
     "Data": ("calib", "samples", "select", "preprocess", "evaluation", "metric"),
+    "Refinement": ("refine", "device", "augment", "train"),
     "Run": ("shapes", "providers", "jobs", "seed"),
 }
 
@@ -155,6 +157,16 @@ DATA = options(
     click.option("--metric", metavar="NAME", default="top1",
                  show_default=True, help="top1, top5, psnr, or module:function."),
 )  # fmt: skip
+REFINE = options(
+    click.option("--refine", metavar="EPOCHS", type=click.IntRange(min=1), help="Train what the "
+                 "result stores as floats on the original's outputs; needs --calib and torch.  "
+                 "It ends early where nothing gets better."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]),
+                 help="Where torch computes.  [default: auto, a GPU where there is one]"),
+    click.option("--augment", metavar="flip,crop", help="Mirrored and shifted images too."),
+    click.option("--train", metavar="PATH", help="Labelled samples to learn from as well, in the "
+                 "forms of --eval."),
+)  # fmt: skip
 SHAPES = click.option("--input-shapes", "shapes", type=Shape(), multiple=True,
                       help="The shape of an input that leaves its own open; repeat.")  # fmt: skip
 RUN = options(
@@ -162,12 +174,15 @@ RUN = options(
     click.option("--providers", metavar="NAME,...", default="CPUExecutionProvider",
                  show_default=True, help="Execution providers of onnxruntime."),
     click.option("--jobs", metavar="N", type=click.IntRange(min=1),
-                 help="Threads; the result is the same.  [default: all]"),
+                 help="Threads; the result is the same, but for the last digits of --refine.  "
+                 "[default: all]"),
     click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0,
-                 show_default=True, help="Of random inputs, which stand in for missing data."),
+                 show_default=True, help="Of random inputs, which stand in for missing data, and "
+                 "of the order in a refinement."),
 )  # fmt: skip
 CACHE = click.option("--cache", metavar="DIR", type=Path, help="Keep what the candidates gave, "
-                     "for another target or sweep of the same model and data.")  # fmt: skip
+                     "for another target or sweep of the same model and data, and how far a "
+                     "refinement came.")  # fmt: skip
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Do everything but write.")
 EXTERNAL = click.option("--save-as-external-data", "external", is_flag=True,
                         help="Weights beside the model.")  # fmt: skip
@@ -203,6 +218,7 @@ def cli() -> None:
 @METHOD
 @TARGET
 @DATA
+@REFINE
 @RUN
 @CACHE
 @DRY_RUN
@@ -229,9 +245,12 @@ def compress(source: Path, output: Path, **given: Any) -> int:
         _check_output(output, {source, *model.data_files}, given["force"])
         if any(entry.key == VERSION for entry in model.proto.metadata_props):
             _say("note: this model has been compressed before")
+        refinement = _refinement(model, given)
         chosen, measured = _chosen(model, given["only"], given["skip"]), _measured(model, given)
         samples = _samples(model, given, "the fits use the weights alone")
-        metadata = _provenance(source, methods, target, given, samples, measured["evaluation"])
+        metadata = _provenance(
+            source, methods, target, given, samples, measured["evaluation"], refinement
+        )
         with tables.progress(not given["quiet"]) as track:
             result, report = pipeline.compress(
                 model,
@@ -246,6 +265,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
                 track=track,
                 shapes=dict(given["shapes"]),
                 cache=given["cache"],
+                refinement=refinement and partial(refinement, track=track),
                 **measured,
             )
     report = replace(report, provenance=_versions() | {"metadata": metadata})
@@ -547,7 +567,6 @@ def _samples(model: Model, given: Mapping[str, Any], otherwise: str) -> Samples 
 
 def _measured(model: Model, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the models are measured with: labelled samples, a metric, execution providers."""
-    from onnxcompress.data import input_specs, load_samples
     from onnxcompress.metrics import find_metric
     from onnxcompress.preprocess import nearest
     from onnxcompress.runtime import available_providers
@@ -560,14 +579,43 @@ def _measured(model: Model, given: Mapping[str, Any]) -> dict[str, Any]:
     evaluation = None
     if given["evaluation"] is not None:
         find_metric(given["metric"])
-        evaluation = load_samples(
-            given["evaluation"],
-            input_specs(model),
-            limit=EVALUATION_LIMIT,
-            preprocess=given["preprocess"],
-            labelled=True,
-        )
+        evaluation = _labelled(model, given["evaluation"], given)
     return {"evaluation": evaluation, "metric": given["metric"], "providers": providers}
+
+
+def _labelled(model: Model, path: str, given: Mapping[str, Any]) -> Samples:
+    from onnxcompress.data import input_specs, load_samples
+
+    return load_samples(
+        path,
+        input_specs(model),
+        limit=EVALUATION_LIMIT,
+        preprocess=given["preprocess"],
+        labelled=True,
+    )
+
+
+def _refinement(model: Model, given: Mapping[str, Any]) -> partial[Any] | None:
+    """What trains the result, None where nobody asked; whether it can is found out before work."""
+    if given["refine"] is None:
+        for name in ("device", "augment", "train"):
+            if given[name] is not None:
+                raise click.UsageError(f"--{name} says how to refine: give --refine too")
+        return None
+    from onnxcompress import refine
+
+    device, augment = given["device"] or "auto", given["augment"] or ""
+    refine.check(model, device, augment)
+    return partial(
+        refine.refine,
+        epochs=given["refine"],
+        device=device,
+        augment=augment,
+        labelled=given["train"] and _labelled(model, given["train"], given),
+        seed=given["seed"],
+        jobs=given["jobs"],
+        cache=given["cache"],
+    )
 
 
 def _provenance(
@@ -577,6 +625,7 @@ def _provenance(
     given: Mapping[str, Any],
     samples: Samples | None,
     evaluation: Samples | None,
+    refinement: partial[Any] | None = None,
 ) -> dict[str, str]:
     """What the result records of its making: nothing in it varies with threads, folders or time."""
     from onnxcompress.graph import sha256
@@ -594,6 +643,11 @@ def _provenance(
         "shapes": dict(given["shapes"]),
         "correct": not given["no_correct"],
     }
+    if refinement is not None:
+        how = refinement.keywords
+        train = how["labelled"]
+        config["refine"] = {key: how[key] for key in ("epochs", "device", "augment") if how[key]}
+        config["train"] = train and [len(train), train.digest]
     if not wanted.get("max_drop"):
         del config["evaluation"], config["metric"]  # printed, but no part of the search
     told = {key: value for key, value in config.items() if value not in (None, (), {})}

@@ -1,6 +1,6 @@
 """The whole way from a model to a smaller one; every step is public and usable alone.
 
-find_layers ─► calibrate ─► sweep ─► weigh ─► choose ─► refit ─► rewrite ─► validate
+find_layers ─► calibrate ─► sweep ─► weigh ─► choose ─► refit ─► rewrite ─► (refine) ─► validate
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from onnxcompress.measuring import (
 from onnxcompress.metrics import decibel
 from onnxcompress.parallel import cores, each, helped, one_thread_each
 from onnxcompress.refit import Fitted, refit
-from onnxcompress.report import Comparison, Point, Report, Row
+from onnxcompress.report import Comparison, Epoch, Point, Refinement, Report, Row
 from onnxcompress.runtime import Latency, Sample, latency
 from onnxcompress.specs import auto
 from onnxcompress.targets import Target, TargetError
@@ -69,6 +69,8 @@ UNDONE = (
 NOISE = 3.0  # dB of predicted output SNR below which the user is warned
 DEFAULT_AGREEMENT = 0.98
 DEFAULT_SNR = 25.0
+
+Refine = Callable[[Model, Model, Samples], tuple[Model, Sequence[Epoch]]]
 
 
 def sweep(
@@ -111,6 +113,7 @@ def compress(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     track: Track[Any] = untracked,
     cache: Path | None = None,
+    refinement: Refine | None = None,
 ) -> tuple[Model, Report]:
     """Replace layers by smaller subgraphs until the target is met.
 
@@ -127,6 +130,8 @@ def compress(
         metadata: entries for the result's metadata_props; they count in its size.
         seed: of the random inputs that stand in where there are no samples.
         cache: a folder that keeps what the candidates gave, for another target.
+        refinement: trains the compressed model, given that, the original and all samples:
+            `refine.refine` with its settings.  The report is about what it returns.
 
     Returns:
         The compressed model, and the report.  It is for the caller to look at ``report.worse``
@@ -141,7 +146,7 @@ def compress(
     with one_thread_each(), helped(jobs):
         run = _Run(
             model, methods, target, samples, evaluation, metric, only, correct,
-            shapes or {}, metadata or {}, seed, jobs, providers, track, cache,
+            shapes or {}, metadata or {}, seed, jobs, providers, track, cache, refinement,
         )  # fmt: skip
         return run.result()
 
@@ -200,8 +205,11 @@ class _Run:
         providers: Sequence[str],
         track: Track[Any],
         cache: Path | None,
+        refinement: Refine | None = None,
     ) -> None:
-        self.cache = Cache(cache)
+        if refinement is not None and samples is None:
+            raise TargetError("a refinement needs calibration samples: give --calib")
+        self.cache, self.refinement = Cache(cache), refinement
         self.predicted: float | None = None
         self.methods = [method for method in methods if method.opset <= model.opset]
         if methods and not self.methods:
@@ -241,6 +249,7 @@ class _Run:
         fit = held_out = None
         if samples is not None:
             samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
+            self.samples = samples
             fit, held_out = samples.split()
             self.warnings += [*dict.fromkeys((*fit.notes, *held_out.notes))]
         layers, self.skipped = find_layers(model)
@@ -617,9 +626,11 @@ class _Run:
         rows = tuple(self._rows(chosen, fitted))
         macs = sum(self.job.macs.values())
         saved = sum(row.macs[0] - row.macs[1] for row in rows)
-        comparison, noted = None, []
+        comparison, refined, noted = None, None, []
         try:
             verify(result)
+            if self.refinement is not None:
+                result, refined = self._refined(self.refinement, result)
             comparison = self.validation.compare(result, (macs, macs - saved))
         except ModelError as error:
             failed = [f"the result is no valid model: {error}"]
@@ -633,12 +644,19 @@ class _Run:
             rows=rows,
             skipped=self.skipped,
             comparison=comparison,
+            refined=refined,
             predicted=self.predicted,
             failures=tuple(failed),
             curves={} if not self.target.faithful else self.curves.points(),
             warnings=(*self.warnings, *noted),
         )
         return result, report
+
+    def _refined(self, refinement: Refine, model: Model) -> tuple[Model, Refinement]:
+        """The model trained, and what it was before."""
+        before, metric = self.validation.fidelity(model), self.validation.metric_of(model)
+        result, epochs = refinement(model, self.job.model, self.samples)
+        return result, Refinement(tuple(epochs), before.snr, before.agreement, metric)
 
     def _hurting(
         self, chosen: Mapping[str, Candidate], fitted: Mapping[str, Fitted]

@@ -18,7 +18,8 @@ class Row:
         method: the setting as the command line spells it; "" where the layer was kept.
         nbytes, macs: before and after; a weight that several layers share counts once.
         error: predicted relative squared output error, 0 where kept.
-        snr: measured in dB on the calibration stream, corrections included; None without data.
+        snr: measured in dB on the calibration stream, corrections included, before a refinement;
+            None without data.
         note: why it was kept, or what else is to be known.
     """
 
@@ -89,6 +90,47 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Epoch:
+    """One pass of a refinement over its samples.
+
+    Attributes:
+        epoch: 0 for the model as it was given, whose loss is not known.
+        loss: on the samples trained with, the mean over the epoch.
+        held_out: loss of the model as it would be stored, run by onnxruntime.
+    """
+
+    epoch: int
+    loss: float
+    held_out: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How the compressed model was trained, and what it was before; see Comparison for after.
+
+    Attributes:
+        epochs: the training curve; the result is the model of the least held-out loss.
+        snr: output name -> dB.
+        agreement: share of samples with the same top class; None without class scores.
+        metric: by labels; None without them.
+    """
+
+    epochs: tuple[Epoch, ...]
+    snr: Mapping[str, float]
+    agreement: float | None
+    metric: float | None
+
+    @property
+    def best(self) -> Epoch:
+        return min(self.epochs, key=lambda epoch: epoch.held_out)
+
+    @property
+    def worst_snr(self) -> float:
+        return min(self.snr.values(), default=200.0)
+
+
+@dataclass(frozen=True)
 class Point:
     """One point of a trade-off.
 
@@ -118,6 +160,7 @@ class Report:
         rows: the layers, in network order.
         skipped: layer -> reason that completes "layer X was skipped: ...".
         comparison: the original against the result; None if there is no result.
+        refined: what a refinement did; None where nobody asked for one.
         predicted: output SNR in dB from the errors of single layers, known before the layers
             were fitted together; None without data.
         failures: why the result is worse or misses its target; empty if all is well.
@@ -131,6 +174,7 @@ class Report:
     rows: tuple[Row, ...]
     skipped: Mapping[str, str]
     comparison: Comparison | None
+    refined: Refinement | None = None
     predicted: float | None = None
     failures: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from onnxcompress.report import Comparison, Point, Report, Row
+from onnxcompress.report import Comparison, Point, Refinement, Report, Row
 
 WIDE = 1000  # columns where the output is no terminal: nothing is cut off or broken
 CURVE = (0.95, 0.9, 0.75, 0.5, 0.25)  # shares of a layer's cost at which its error is shown
@@ -86,7 +86,9 @@ def show_report(report: Report, place: str, quiet: bool) -> None:
         if report.worse and report.curves:
             parts.append(_curves(report.curves))
         if report.comparison:
-            parts.append(_comparison(report.comparison, "held-out"))
+            parts.append(_comparison(report.comparison, "held-out", report.refined))
+            if report.refined:
+                parts.append(Text(_training(report.comparison, report.refined)))
         if notes := _notes(report):
             parts.append(notes)
     _print(*parts, Text(_verdict(report, place), "bold red" if report.worse else "bold green"))
@@ -179,36 +181,62 @@ def show_comparison(comparison: Comparison) -> None:
     _print(_comparison(comparison, ""))
 
 
-def _comparison(comparison: Comparison, which: str) -> Table:
+def _comparison(comparison: Comparison, which: str, refined: Refinement | None = None) -> Table:
+    """Two models; where the second was refined, what it was before stands between them."""
     before, after = comparison.before, comparison.after
-    table = _table("", before=True, after=True)
+    columns = ("before", "after") if refined is None else ("original", "compressed", "refined")
+    table = _table("", **dict.fromkeys(columns, True))
     table.add_column("", overflow="fold")
-    table.add_row(
-        "file, bytes", f"{before.nbytes:,}", f"{after.nbytes:,}", _ratio(comparison.ratio)
-    )
+
+    def add(what: str, first: str, last: str, note: str, between: str | None = None) -> None:
+        middle = [] if refined is None else [last if between is None else between]
+        table.add_row(Text(what), first, *middle, last, note)
+
+    add("file, bytes", f"{before.nbytes:,}", f"{after.nbytes:,}", _ratio(comparison.ratio))
     share = f"{after.weights / max(before.weights, 1):.2%} left"
-    table.add_row("weights, bytes", f"{before.weights:,}", f"{after.weights:,}", share)
+    add("weights, bytes", f"{before.weights:,}", f"{after.weights:,}", share)
     if before.macs and after.macs is not None:
         share = f"{after.macs / before.macs:.2%} left"
-        table.add_row("multiplications", f"{before.macs:,}", f"{after.macs:,}", share)
+        add("multiplications", f"{before.macs:,}", f"{after.macs:,}", share)
     if spent := comparison.latency:
         spread = (
             f"{spent.verdict}: {spent.ratio:.2f} of the time ({spent.low:.2f} to {spent.high:.2f})"
         )
-        table.add_row("latency, ms", f"{spent.before:.2f}", f"{spent.after:.2f}", spread)
+        add("latency, ms", f"{spent.before:.2f}", f"{spent.after:.2f}", spread, "")
     if before.metric is not None and after.metric is not None:
         change = f"{after.metric - before.metric:+.2f}"
         metric = f"{comparison.metric}, by labels"
-        table.add_row(Text(metric), f"{before.metric:.2f}", f"{after.metric:.2f}", change)
+        was = _number(refined and refined.metric, ".2f")
+        add(metric, f"{before.metric:.2f}", f"{after.metric:.2f}", change, was)
     kind = which if comparison.real else "RANDOM"
     seen = f"on {comparison.samples} {kind} samples".replace("  ", " ")
     if comparison.agreement is not None:
-        table.add_row("same top class", "", f"{comparison.agreement:.2%}", seen)
+        was = _number(refined and refined.agreement, ".2%")
+        add("same top class", "", f"{comparison.agreement:.2%}", seen, was)
     for name, snr in comparison.snr.items():
-        table.add_row(Text(f"SNR of {name}, dB"), "", f"{snr:.2f}", seen)
+        was = _number(refined and refined.snr.get(name), ".2f")
+        add(f"SNR of {name}, dB", "", f"{snr:.2f}", seen, was)
     if not comparison.finite:
-        table.add_row("", "", "", Text("the outputs differ in shape, or hold NaN", "bold red"))
+        wrong = Text("the outputs differ in shape, or hold NaN", "bold red")
+        table.add_row("", *("" for _ in columns), wrong)
     return table
+
+
+def _training(comparison: Comparison, refined: Refinement) -> str:
+    """What a refinement took and gave, in one line."""
+    count, best = len(refined.epochs) - 1, refined.best
+    minutes = sum(epoch.seconds for epoch in refined.epochs) / 60
+    spent = f"refined: {count} {'epoch' if count == 1 else 'epochs'} in {minutes:.1f} minutes"
+    if not best.epoch:
+        return f"{spent}, none better than the compressed model, which stays as it was"
+    gains = [f"SNR {comparison.worst_snr - refined.worst_snr:+.2f} dB"]
+    if comparison.agreement is not None and refined.agreement is not None:
+        gains.append(
+            f"same top class {100 * (comparison.agreement - refined.agreement):+.2f} points"
+        )
+    if comparison.after.metric is not None and refined.metric is not None:
+        gains.append(f"{comparison.metric} {comparison.after.metric - refined.metric:+.2f}")
+    return f"{spent}, the best is number {best.epoch}: {', '.join(gains)}"
 
 
 def show_points(points: Sequence[Point], metric: str) -> None:
@@ -305,6 +333,10 @@ def _table(*words: str, **numbers: bool) -> Table:
     for number in numbers:
         table.add_column(number, justify="right", no_wrap=True)
     return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _times(shape: Sequence[int]) -> str:

@@ -26,6 +26,10 @@ WRAPPED = (torch.uint16, torch.uint32)
 SEVERAL = ("Split",)  # operators all of whose outputs are computed; of others, the first
 
 
+class TorchError(ValueError):
+    """Torch cannot compute what a model does; the message is one line."""
+
+
 # ------------------------------------------------------------------------------------ the executor
 
 
@@ -53,14 +57,14 @@ class TorchGraph:
         trained: constants that every call is given anew.
 
     Raises:
-        ValueError: an operator is missing; the message names it.
+        TorchError: an operator is missing; the message names it.
     """
 
     def __init__(
         self, model: Model, trained: Collection[str] = (), device: str | torch.device = "cpu"
     ) -> None:
         if missing := unsupported(model):
-            raise ValueError(f"torch cannot run the model: {', '.join(missing)} is not supported")
+            raise TorchError(f"torch cannot run the model: {', '.join(missing)} is not supported")
         self.outputs = [output.name for output in model.graph.output]
         self._known = {
             name: tensor(model.read(name), device)
@@ -96,7 +100,7 @@ class TorchGraph:
         """The outputs for one batch, in the model's order.
 
         Raises:
-            ValueError: torch cannot compute a node; the message names it.
+            TorchError: torch cannot compute a node; the message names it.
         """
         values = {**self._known, **inputs, **(trained or {})}
         for node, done in zip(self._steps, self._done, strict=True):
@@ -115,7 +119,7 @@ def _compute(node: Node, values: dict[str, Any]) -> None:
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         name = f"{operation.op_type} that computes {operation.outputs[0]!r}"
-        raise ValueError(f"torch cannot run the {name}: {reason}") from error
+        raise TorchError(f"torch cannot run the {name}: {reason}") from error
     found = found if isinstance(found, tuple) else (found,)
     values.update(zip(operation.outputs, found, strict=False))  # a mask or the like is left out
 

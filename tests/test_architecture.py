@@ -21,7 +21,7 @@ OWNERS = {  # library -> the modules that know it; numpy is everywhere
     "threadpoolctl": {"parallel"},
     "scipy": {"methods", "refit", "rounding"},
     "einops": {"methods"},
-    "torch": {"refine", "torch_graph"},
+    "torch": {"distillation", "refine", "torch_graph"},
 }
 BELOW = {  # module -> the modules of ours that it may import
     "core": set(),
@@ -49,9 +49,10 @@ BELOW = {  # module -> the modules of ours that it may import
     "inspection": {"data", "graph", "measuring", "methods", "preprocess", "validation"},
     "measuring": {"calibration", "core", "data", "graph", "metrics", "parallel", "runtime"},
     "refine": {
-        *{"core", "data", "graph", "measuring", "metrics", "parallel", "runtime"},
-        *{"torch_graph"},
+        *{"cache", "core", "data", "distillation", "graph", "measuring", "parallel", "report"},
+        *{"runtime", "torch_graph"},
     },
+    "distillation": {"core", "data", "graph", "metrics", "parallel", "preprocess", "runtime"},
     "torch_graph": {"core", "graph"},
     "refit": {"calibration", "core", "graph", "metrics", "parallel", "runtime"},
     "validation": {

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from hashlib import sha256
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -304,6 +305,11 @@ def bad_inputs(folder):
         with_data + "data.npz --input-shapes 1,3": "x:1,3,224,224",
         with_data + "data.npz --input-shapes z:1,3": "'z'",
         with_data + "data.npz --min-snr nan": "min_snr",
+        with_data + "data.npz --refine 0": "--refine",
+        with_data + "data.npz --refine 1 --device abacus": "--device",
+        with_data + "data.npz --device cpu": "--refine",
+        with_data + "data.npz --augment flip": "--refine",
+        with_data + "data.npz --train {data}/labelled.npz": "--refine",
         "{data}/net.onnx out.onnx --ratio 0.5": "ratio",
         "{data}/net.onnx out.onnx --min-agreement 98%": "--calib",
         "{data}/net.onnx out.onnx --max-drop 1 --calib {data}/data.npz": "--eval",
@@ -427,3 +433,70 @@ def test_a_point_of_a_sweep_is_what_compress_writes(run, tmp_path):
 def test_a_sweep_without_a_point_says_so(run):
     code, _, err = run("sweep {data}/net.onnx --method half --calib {data}/data.npz --ratio 50")
     assert code == 2 and "none of the targets" in err
+
+
+# ------------------------------------------------------------------------------- a refinement
+
+
+REFINED = f"{GOOD} --macs 0.6 --refine 2"
+
+
+@pytest.fixture
+def torch():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("torch", reason="refinement needs torch")
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    monkeypatch.setattr("onnxcompress.pipeline.compress", lambda *_, **__: pytest.fail("it ran"))
+
+
+def test_a_refined_model_is_measured_before_and_after(torch, run):
+    line = f"{REFINED} --eval {{data}}/labelled.npz --train {{data}}/labelled.npz --augment flip"
+    code, out, _ = run(f"{line} --jobs 1 --cache kept --json")
+    report = json.loads(out)
+    refined, both = report["refined"], report["comparison"]
+    assert code == 0 and 2 <= len(refined["epochs"]) <= 3
+    assert refined["epochs"][0]["loss"] is None
+    assert refined["snr"].keys() == both["snr"].keys() and refined["metric"] is not None
+    config = json.loads(metadata("out.onnx")["onnxcompress.config"])
+    assert config["refine"] == {"epochs": 2, "device": "auto", "augment": "flip"}
+    assert config["train"][0] == 40
+    first = Path("out.onnx").read_bytes()
+    code, out, _ = run(f"{line} --jobs 1 --cache kept")
+    assert code == 0 and "compressed" in out and "refined: 2 epochs in" in out
+    assert Path("out.onnx").read_bytes() == first
+
+
+def test_without_torch_it_says_how_to_get_it_before_any_work(run, no_work, monkeypatch):
+    monkeypatch.setattr("onnxcompress.refine.torch", None)
+    assert run(REFINED) == (
+        2,
+        "",
+        "Error: refinement needs torch: pip install 'onnxcompress[refine]'\n",
+    )
+
+
+def test_what_cannot_be_refined_is_said_before_any_work(torch, run, folder, no_work):
+    model = onnx.load(folder / "net.onnx")
+    for node in model.graph.node:
+        if node.op_type == "Relu":
+            node.op_type = "Shrink"
+    onnx.save(model, folder / "shrink.onnx")
+    code, out, err = run(REFINED.replace("net.onnx", "shrink.onnx"))
+    assert (code, out, err) == (2, "", "Error: refinement does not know Shrink\n")
+    code, out, err = run(f"{REFINED} --augment twist")
+    assert code == 2 and "there are flip, crop" in err and err.count("\n") == 1
+
+
+def test_a_refinement_needs_calibration_samples(torch, run):
+    code, out, err = run("{data}/net.onnx out.onnx --macs 0.6 --refine 2")
+    assert code == 2 and not out and "Error: a refinement needs calibration samples" in err
+
+
+def test_torch_is_imported_for_a_refinement_alone(folder, tmp_path):
+    words = [*GOOD.format(data=folder).split(), "--macs", "0.6", "--dry-run", "--quiet"]
+    done = process(words, tmp_path, env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == 0 and "numpy" in done.stderr and "torch" not in done.stderr

@@ -9,7 +9,9 @@ from models import images, network
 from onnxcompress.measuring import input_shapes
 from onnxcompress.methods.basis import BasisWeight
 from onnxcompress.metrics import Fidelity, MetricError, decibel, find_metric, has_class_scores
+from onnxcompress.report import Epoch
 from onnxcompress.runtime import Latency
+from onnxcompress.tables import show_report
 
 
 @pytest.fixture(scope="module")
@@ -356,3 +358,51 @@ def test_a_layer_that_causes_much_of_the_error_is_named(net, batches):
         net, methods=[oc.Integer(bits=2)], samples=batches, only=lambda n: n in ("first", "wide")
     )
     assert any("alone causes" in warning and "--skip" in warning for warning in report.warnings)
+
+
+# ------------------------------------------------------------------------------- a refinement
+
+
+CURVE = [Epoch(0, float("nan"), 1.0, 30.0), Epoch(1, 0.5, 0.25, 60.0)]
+
+
+def test_the_report_is_about_the_refined_model_and_keeps_what_it_was_before(net, batches):
+    given = {}
+
+    def undo(small, original, samples):
+        given.update(small=small, original=original, count=len(samples))
+        return original, CURVE
+
+    asked = {"methods": [oc.Basis()], "target": oc.Target(macs=0.5, min_snr=150)}
+    small, before = oc.compress(net, samples=batches, **asked)
+    result, report = oc.compress(net, samples=batches, refinement=undo, **asked)
+    assert before.worse and before.refined is None
+    assert given["small"].nbytes == small.nbytes and given["count"] == len(batches)
+    assert result is given["original"]
+    assert report.refined.epochs == tuple(CURVE) and report.refined.best == CURVE[1]
+    assert report.refined.snr == before.comparison.snr
+    assert report.refined.agreement == before.comparison.agreement
+    assert report.comparison.worst_snr == 200
+    assert not any("SNR" in failure for failure in report.failures)
+    assert report.to_dict()["refined"]["epochs"][1]["held_out"] == 0.25
+
+
+def test_the_three_models_stand_side_by_side(net, batches, capsys):
+    _, report = oc.compress(
+        net,
+        target=oc.Target(macs=0.5),
+        samples=batches,
+        refinement=lambda small, original, samples: (original, CURVE),
+    )
+    show_report(report, "nothing was written", quiet=False)
+    printed = capsys.readouterr().out
+    assert ["original", "compressed", "refined"] in [line.split() for line in printed.splitlines()]
+    [row] = [line.split() for line in printed.splitlines() if line.startswith("SNR of y, dB")]
+    assert row[4:6] == [f"{report.refined.worst_snr:.2f}", "200.00"]
+    gain = 200 - report.refined.worst_snr
+    assert f"refined: 1 epoch in 1.5 minutes, the best is number 1: SNR {gain:+.2f} dB" in printed
+
+
+def test_a_refinement_without_samples_is_refused_before_any_work(net):
+    with pytest.raises(oc.TargetError, match="--calib"):
+        oc.compress(net, target=oc.Target(macs=0.5), refinement=lambda *_: pytest.fail("it ran"))

@@ -1,16 +1,19 @@
 """Distillation: better where it can be, never worse, and only floats change."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress import refine as module
+from onnxcompress.cache import Cache
 from onnxcompress.core import Statistics
 from onnxcompress.data import Samples, from_batches
 from onnxcompress.graph import Model, find_layers, load, rewrite, save, with_values
-from onnxcompress.metrics import Fidelity
+from onnxcompress.metrics import Fidelity, scores
+from onnxcompress.preprocess import DataError
 from onnxcompress.refine import refine, trainable
 from onnxcompress.runtime import Session
 from onnxcompress.specs import parse
@@ -26,9 +29,53 @@ def torch():
         return pytest.importorskip("torch", reason="refinement needs torch")
 
 
+@pytest.fixture
+def distillation(torch):
+    from onnxcompress import distillation
+
+    return distillation
+
+
 def samples_of(rng, count=96):
     whole = np.concatenate([batch["x"] for batch in images(rng, count)])
     return Samples(lambda rows: {"x": whole[rows]}, np.arange(count), 16, exact=False)
+
+
+def labelled_by(teacher, samples, exact=False):
+    """The same samples with the teacher's top classes as labels."""
+    session = Session(teacher)
+    labels = np.concatenate([session.run(batch)[0].argmax(1) for batch in samples])
+    if not exact:
+        return replace(samples, read_labels=lambda rows: labels[rows])
+    batches, size = list(samples), samples.batch
+    return Samples(
+        lambda rows: batches[int(rows[0])],
+        np.arange(len(batches)),
+        read_labels=lambda rows: np.concatenate([labels[i * size : (i + 1) * size] for i in rows]),
+    )
+
+
+def cross_entropy(model, samples):
+    session = Session(model)
+    found = np.concatenate([scores(session.run(batch)[0]) for batch in samples])
+    logarithms = found - np.log(np.exp(found).sum(1, keepdims=True))
+    return -logarithms[np.arange(len(found)), samples.labels].mean()
+
+
+def stopping_after(epochs):
+    """A ``track`` that interrupts a run when so many epochs are done."""
+
+    def track(items, what, total):
+        for index, item in enumerate(items):
+            if index == epochs:
+                raise KeyboardInterrupt
+            yield item
+
+    return track
+
+
+def bytes_of(model):
+    return model.proto.SerializeToString(deterministic=True)
 
 
 def compressed(model, spec="basis"):
@@ -88,19 +135,19 @@ def test_it_lowers_the_held_out_error_and_leaves_integers_alone(spec, torch, rng
     assert min(row.held_out for row in epochs[1:]) < epochs[0].held_out
 
 
-def test_hints_are_activations_of_both_models_within_a_budget(torch, rng):
+def test_hints_are_activations_of_both_models_within_a_budget(distillation, rng):
     model, samples = network(rng), samples_of(rng, 32)
     small = compressed(model)
     names = {node.output[0] for node in model.graph.node} & {
         node.output[0] for node in small.graph.node
     }
-    found = module._hints(small, model, samples, 4, 1 << 30)
+    found = distillation.hints(small, model, samples, 4, 1 << 30)
     assert len(found) == 4
     assert set(found) <= names - {"y"}
     bytes_of = 4 * 32 * 16 * 12 * 12  # of the widest activation, for all samples
-    fewer = module._hints(small, model, samples, 99, 2 * bytes_of)
+    fewer = distillation.hints(small, model, samples, 99, 2 * bytes_of)
     assert 0 < len(fewer) < len(names) - 1
-    assert module._hints(small, model, samples, 0, 1 << 30) == []
+    assert distillation.hints(small, model, samples, 0, 1 << 30) == []
 
 
 def test_it_works_without_hints(torch, rng):
@@ -168,16 +215,15 @@ def test_the_same_seed_gives_the_same_bytes(torch, rng):
         refined, _ = refine(
             small, model, samples, epochs=1, seed=seed, rate=3e-3, augment="flip,crop", jobs=1
         )
-        return refined.proto.SerializeToString(deterministic=True)
+        return bytes_of(refined)
 
     assert result(1) == result(1)
     assert result(1) != result(2)
 
 
-def test_augmented_images_are_mirrored_and_shifted(torch, rng):
+def test_augmented_images_are_mirrored_and_shifted(distillation, rng):
     picture = rng.normal(size=(64, 3, 12, 14)).astype(np.float32)
-    augmented = module._augmentation("flip,crop")
-    assert augmented is not None
+    augmented = distillation.augmentation(["flip", "crop"])
     found = augmented({"x": picture, "other": picture[:, 0, 0]}, rng)
     assert found["x"].shape == picture.shape
     assert (found["other"] == picture[:, 0, 0]).all()
@@ -269,3 +315,79 @@ def test_weights_that_lie_in_another_file(torch, rng, tmp_path):
     save(refined, tmp_path / "refined.onnx")
     again = load(tmp_path / "refined.onnx")
     assert error(again, refined, samples) == 0
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_an_interrupted_run_ends_as_it_would_have_without(done, torch, rng, tmp_path, monkeypatch):
+    model, samples = network(rng), samples_of(rng, 32)
+    small = compressed(model, "binary:stacks=2")
+    asked = {"epochs": 3, "labelled": labelled_by(model, samples), "augment": "flip", "jobs": 1}
+    whole, expected = refine(small, model, samples, **asked)
+    with pytest.raises(KeyboardInterrupt):
+        refine(small, model, samples, cache=tmp_path, track=stopping_after(done), **asked)
+    monkeypatch.setattr(module._Run, "_best_rate", lambda *_: pytest.fail("the rate was chosen"))
+    resumed, rows = refine(small, model, samples, cache=tmp_path, **asked)
+    assert bytes_of(resumed) == bytes_of(whole) != bytes_of(small)
+    assert [row.held_out for row in rows] == [row.held_out for row in expected]
+    assert [row.loss for row in rows[1:]] == [row.loss for row in expected[1:]]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_was_asked_once_is_not_trained_again(torch, rng, tmp_path, monkeypatch):
+    model, samples = network(rng), samples_of(rng, 32)
+    small = compressed(model)
+    asked = {"epochs": 2, "rate": 3e-3, "jobs": 1, "cache": tmp_path}
+    first, rows = refine(small, model, samples, **asked)
+    refine(small, model, samples, **asked, seed=1)  # another question
+    monkeypatch.setattr(module._Run, "_epoch", lambda *_: pytest.fail("it trained"))
+    again, same = refine(small, model, samples, **asked)
+    assert bytes_of(again) == bytes_of(first)
+    assert same[1:] == rows[1:]
+
+
+def test_a_torn_or_foreign_checkpoint_is_ignored(torch, rng, tmp_path):
+    model, samples = network(rng), samples_of(rng, 32)
+    small = compressed(model)
+    asked = {"epochs": 1, "rate": 3e-3, "jobs": 1, "cache": tmp_path}
+    expected = bytes_of(refine(small, model, samples, **asked)[0])
+    [path] = tmp_path.iterdir()
+    whole = path.read_bytes()
+    refine(small, model, samples, **asked, seed=1)
+    [other] = set(tmp_path.iterdir()) - {path}
+    for damaged in (b"", whole[:-9], whole[:-9] + b"something", other.read_bytes()):
+        path.write_bytes(damaged)
+        assert bytes_of(refine(small, model, samples, **asked)[0]) == expected
+    checkpoints = module._Checkpoints(Cache(tmp_path), ["key"], "cpu")
+    Cache(tmp_path).keep(checkpoints._key, b"no tensors", "checkpoint")
+    assert checkpoints.load() is None
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_labels_lower_the_cross_entropy(exact, torch, rng):
+    model, samples = network(rng), samples_of(rng)
+    small = compressed(model)
+    labelled = labelled_by(model, samples, exact)
+    asked = {"epochs": 3, "rate": 3e-3, "jobs": 1}
+    plain, _ = refine(small, model, samples, **asked)
+    taught, _ = refine(small, model, samples, labelled=labelled, **asked)
+    assert cross_entropy(taught, labelled) < cross_entropy(plain, labelled)
+    assert cross_entropy(taught, labelled) < cross_entropy(small, labelled)
+
+
+def test_labels_that_are_no_class_numbers_are_refused(torch, rng):
+    model, samples = network(rng), samples_of(rng, 32)
+    for labels in (np.full(32, 10), np.full(32, -1), np.zeros(32), np.zeros((32, 10), int)):
+        labelled = replace(samples, read_labels=labels.__getitem__)
+        with pytest.raises(DataError, match="no class numbers from 0 to 9"):
+            refine(compressed(model), model, samples, epochs=1, labelled=labelled)
+    with pytest.raises(DataError, match="have no labels"):
+        refine(compressed(model), model, samples, epochs=1, labelled=samples)
+    model = image_network(rng)
+    with pytest.raises(DataError, match="class scores"):
+        refine(compressed(model), model, samples, epochs=1, labelled=samples)
+
+
+def test_it_ends_when_nothing_gets_better(torch, rng):
+    model, samples = network(rng), samples_of(rng, 32)
+    _, rows = refine(model, model, samples, epochs=12, rate=1e-3, jobs=1)
+    assert [row.epoch for row in rows] == [0, 1, 2, 3, 4]  # a third of twelve
