@@ -892,11 +892,20 @@ def _fragment(
     for made in nodes:
         if made.op_type == "Gemm" and len(made.input) == 2 and store.opset < 11:
             made.input.append(store.add(np.zeros(1, layer.weight.dtype), ""))  # not optional there
+        if made.op_type == "Slice" and store.opset < 10:  # its ranges are attributes there
+            _attribute_slice(made, store)
     last = nodes[-1]
     last.name = node.name
     last.doc_string = node.doc_string
     last.metadata_props.extend(node.metadata_props)
     return nodes
+
+
+def _attribute_slice(node: NodeProto, store: _Constants) -> None:
+    """A Slice of constant ranges as it was before opset 10."""
+    for key, name in zip(("starts", "ends", "axes"), node.input[1:], strict=False):
+        node.attribute.append(onnx.helper.make_attribute(key, store.arrays[name].tolist()))
+    del node.input[1:]
 
 
 def overhead(model: Model, layer: Layer, weight: CompressedWeight) -> int:

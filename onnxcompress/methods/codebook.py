@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,8 +57,6 @@ class Codebook(Method):
         levels: instead of vectors, single weights with so many values of the layer's own:
             3, 4, 6 or 16.
     """
-
-    opset: ClassVar[int] = 10
 
     vector: int | None = None
     table: Literal["shared", "own"] | None = None

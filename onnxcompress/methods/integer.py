@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +41,6 @@ class Integer(Method):
         levels: the same as a number of levels: 3 takes 1.6 bits, 6 takes 2.67, 12 takes 3.67.
         group: input channels that share a scale; by default all of them.
     """
-
-    opset: ClassVar[int] = 10
 
     bits: int | None = None
     levels: int | None = None
