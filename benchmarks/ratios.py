@@ -20,10 +20,11 @@ from rich.table import Table
 from zoo_data import brain, cifar10, imagenet_caffe, imagenet_lite, noisy, pictures
 
 import onnxcompress as oc
+from onnxcompress.specs import parse
 
 RATIOS = (2, 4, 6, 8, 12)
 SAMPLES = 96
-SINGLE = ("codebook", "integer", "basis", "half", "basis+integer:bits=8", "basis+integer:bits=4")
+SINGLE = ("codebook", "integer", "basis", "basis+integer:bits=8", "basis+integer:bits=4")
 SMALLEST = ("binary", "hashed")
 MODELS: Mapping[str, Callable[[Path], np.ndarray]] = {
     "cifar10_resnet20": cifar10,
@@ -41,9 +42,9 @@ def curve(model: oc.Model, methods: str | None, samples: np.ndarray) -> dict[flo
     [value] = model.graph.input
     batches = [{value.name: samples[i : i + 16]} for i in range(0, len(samples), 16)]
     targets = [oc.Target(ratio=ratio) for ratio in RATIOS]
-    given = [oc.parse(methods)] if methods else None
+    given = parse(methods) if methods else None
     points = oc.trade_off(model, targets, methods=given, samples=batches)
-    return {float(point.target.removeprefix("ratio ")): point.snr for point in points}
+    return {float(point.target.split()[0]): point.snr for point in points}
 
 
 def main() -> None:

@@ -49,6 +49,11 @@ def imagenet_caffe(zoo: Path) -> Array:
     return _imagenet(zoo, lambda im: _crop(im, 227, 227 / 256, bilinear)[:, :, ::-1] - mean)
 
 
+def pictures(zoo: Path) -> Array:
+    """Colour images of 142 x 142, 0 to 1."""
+    return _imagenet(zoo, lambda im: _crop(im, 142, 1.0, Image.Resampling.BICUBIC) / 255)
+
+
 def _imagenet(zoo: Path, prepare: Callable[[Image.Image], Array]) -> Array:
     """384 images of the second half of the sample; the first half is for evaluation."""
     rows = (zoo / "data/imagenet1k-sample/labels.csv").read_text().splitlines()[1:]

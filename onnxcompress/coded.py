@@ -51,7 +51,8 @@ FINE = 2**18  # weights up to which the arithmetic is in float64
 WORK = 2**29  # multiplications of a sweep from which there are fewer rounds
 LARGE = 2**16  # weights from which a trial is short
 SMALL = 2**14  # weights up to which a fit that knows nothing of the inputs is looked at too
-TRIED = 2**22  # weights that are rounded with every first scale, and that a table is learned from
+TRIED = 2**22  # weights that are rounded with every first scale
+LEARNED = 2**19  # weights that a table is learned from
 CHUNKED = 2**19  # weights that are rounded together,
 CHUNK_ROWS = 256  # but no fewer rows than these
 TRIAL_INPUTS = 4096  # inputs of a filter that are looked at, and
@@ -116,8 +117,8 @@ def encode(
     rounds, sweeps = _effort(layer, blocks, trial)
     effort = max(rounds, 1 + learn), sweeps
     first = _Fit(weight, blocks, table, parts).promising(first)
-    if learn and weight.size > TRIED:
-        some = weight[:, :: -(-weight.size // TRIED)]
+    if learn and weight.size > LEARNED:
+        some = weight[:, :: -(-weight.size // LEARNED)]
         table, learn = _Fit(some, blocks, table, parts).run(first, True, effort)[2], False
     rows = max(CHUNK_ROWS, CHUNKED // (weight.shape[0] * weight.shape[2]))
     rows = weight.shape[1] if learn else rows
