@@ -47,11 +47,12 @@ from onnxcompress.rounding import (
 ROUNDS = 4  # of error feedback, coordinate descent and scales
 BLIND_ROUNDS = 3  # of codes and scales, where nothing is known of the inputs
 SWEEPS = 2  # of coordinate descent in each
-FINE = 2**18  # weights up to which the arithmetic is in float64
-WORK = 2**29  # multiplications of a sweep from which there are fewer rounds
-LARGE = 2**16  # weights from which a trial is short
+FINE = 2**16  # weights up to which the arithmetic is in float64, and trials are long
+WORK = (
+    2**29
+)  # multiplications of a sweep from which there are fewer rounds: many rounds gain little
 SMALL = 2**14  # weights up to which a fit that knows nothing of the inputs is looked at too
-TRIED = 2**22  # weights that are rounded with every first scale
+TRIED = 2**20  # weights that are rounded with every first scale
 LEARNED = 2**19  # weights that a table is learned from
 CHUNKED = 2**19  # weights that are rounded together,
 CHUNK_ROWS = 256  # but no fewer rows than these
@@ -112,7 +113,7 @@ def encode(
         return _blind(weight, table, first, parts, learn)
     blocks = _blocks(weight, statistics, table, parts, trial)
     if trial:
-        first = first[len(first) // 2 :][:1] if weight.size > LARGE else first
+        first = first[len(first) // 2 :][:1] if weight.size > FINE else first
         weight = _some_rows(weight, blocks, learn)
     rounds, sweeps = _effort(layer, blocks, trial)
     effort = max(rounds, 1 + learn), sweeps
@@ -176,12 +177,10 @@ def _blocks(
 
 def _effort(layer: Layer, blocks: list[_Block], trial: bool) -> tuple[int, int]:
     """Rounds, and sweeps in each: many rounds gain little, and large layers take long."""
+    if trial:
+        return (1, 1) if layer.weight.size > FINE else (ROUNDS // 2, SWEEPS)
     work = sum(layer.weight.size * len(b.metric.columns) for b in blocks)
-    if work >= 8 * WORK or (trial and layer.weight.size > LARGE):
-        return 1, 1
-    if trial or work >= WORK:
-        return ROUNDS // 2, SWEEPS if trial else 1
-    return ROUNDS, SWEEPS
+    return (ROUNDS if work < WORK else ROUNDS // 2 if work < 32 * WORK else 1), SWEEPS
 
 
 def _some_rows(weight: Array, blocks: list[_Block], learn: bool) -> Array:
@@ -221,8 +220,12 @@ def picker(table: Array, scale: Array, part: Array) -> Pick:
 class _Fit:
     """Codes and scales in turn; the best of every row is kept.
 
+    A state is codes, values, scale, the error of every row, and the gradients
+    ``(values - weight) H``.
+
     Attributes:
         weights: of every block's columns, ``(groups, rows, n)``; codes and values likewise.
+        images: ``weight H``.
         scale: ``(groups, rows, parts)``.
     """
 
@@ -230,6 +233,7 @@ class _Fit:
         self.table, self.width, self.count = table, table.shape[1], parts
         self.weight, self.blocks = weight, blocks
         self.weights = [b.metric.taken(weight) for b in blocks]
+        self.images = [w @ b.metric.values for w, b in zip(self.weights, blocks, strict=True)]
 
     def run(self, first: Sequence[float], learn: bool, effort: tuple[int, int]) -> tuple[Any, ...]:
         """Codes and scales ``(groups, rows, ...)``, the table, squared error, and energy."""
@@ -237,8 +241,7 @@ class _Fit:
         scale = self._started(first)
         best = None
         for turn in range(rounds):
-            codes, values = self._rounded(scale)
-            state = self._scaled(codes, values, scale)
+            state = self._scaled(*self._rounded(scale), scale)
             for _ in range(sweeps):
                 state = self._descended(*state)
             scale = state[2]
@@ -247,10 +250,10 @@ class _Fit:
                 best = self._learned(best)
                 scale = best[2]
         assert best is not None
-        codes, _, scale, error = best
+        codes, _, scale, error, _ = best
         energy = sum(
-            row_errors(w, b.metric.values).sum(dtype=np.float64)
-            for w, b in zip(self.weights, self.blocks, strict=True)
+            np.einsum("grn,grn->", w, image, dtype=np.float64)
+            for w, image in zip(self.weights, self.images, strict=True)
         )
         return (
             self._ordered(codes),
@@ -297,34 +300,58 @@ class _Fit:
         ]
         return [c for c, _ in found], [v for _, v in found]
 
-    def _descended(self, codes: Any, values: Any, scale: Array, _: Array) -> Any:
+    def _descended(self, codes: Any, values: Any, scale: Array, _: Array, gradients: Any) -> Any:
         found = [
-            descend(c, v, w, picker(self.table, scale, b.part), b.metric.values, self.width)
-            for c, v, w, b in zip(codes, values, self.weights, self.blocks, strict=True)
+            descend(c, v, g, picker(self.table, scale, b.part), b.metric.values, self.width)
+            for c, v, g, b in zip(codes, values, gradients, self.blocks, strict=True)
         ]
-        return self._scaled([c for c, _ in found], [v for _, v in found], scale)
+        codes, values, gradients = ([f[i] for f in found] for i in range(3))
+        return self._scaled(codes, values, scale, gradients)
 
-    def _scaled(self, codes: list[Array], values: list[Array], scale: Array) -> Any:
-        """The same with least-squares scales, and the error of every row."""
-        scale = scale.copy()
+    def _scaled(
+        self,
+        codes: list[Array],
+        values: list[Array],
+        scale: Array,
+        gradients: list[Array] | None = None,
+    ) -> Any:
+        """The state with least-squares scales."""
+        scale, values = scale.copy(), [v.copy() for v in values]
+        if gradients is None:
+            images = [v @ b.metric.values for v, b in zip(values, self.blocks, strict=True)]
+        else:
+            images = [g + image for g, image in zip(gradients, self.images, strict=True)]
         for part in range(self.count):
-            above, below = np.zeros(scale.shape[:2]), np.zeros(scale.shape[:2])
-            for v, w, b in zip(values, self.weights, self.blocks, strict=True):
-                own: Any = b.columns == part if self.count > 1 else slice(None)
-                if self.count > 1 and not own.any():
-                    continue
-                images = v[:, :, own] @ b.metric.values[:, own]
-                square = np.einsum("grn,grn->gr", images[:, :, own], v[:, :, own])
-                above += np.einsum("grn,grn->gr", images, w - v) + square
-                below += square
-            gain = np.where(below > 0, above / np.maximum(below, 1e-30), 1)
-            gain = np.clip(gain, 0.25, 4)
-            scale[:, :, part] = stored(scale[:, :, part] * gain)
+            self._rescale(part, values, scale, images)
         values = self._decoded(codes, scale)
-        error = np.zeros(scale.shape[:2])
-        for v, w, b in zip(values, self.weights, self.blocks, strict=True):
-            error += row_errors(w - v, b.metric.values)
-        return codes, values, scale, error
+        gradients = [i - image for i, image in zip(images, self.images, strict=True)]
+        error = sum(
+            np.einsum("grn,grn->gr", v - w, g)
+            for v, w, g in zip(values, self.weights, gradients, strict=True)
+        )
+        return codes, values, scale, error, gradients
+
+    def _rescale(self, part: int, values: list[Array], scale: Array, images: list[Array]) -> None:
+        """The best scales of one part of the rows, in place; images are ``values H``."""
+        own: list[Any] = [b.columns == part if self.count > 1 else slice(None) for b in self.blocks]
+        above, below = np.zeros(scale.shape[:2]), np.zeros(scale.shape[:2])
+        moved = []
+        for v, o, b, image, wanted in zip(
+            values, own, self.blocks, images, self.images, strict=True
+        ):
+            alone = image if self.count == 1 else v[:, :, o] @ b.metric.values[:, o]
+            square = np.einsum("grn,grn->gr", alone[:, :, o], v[:, :, o])
+            off = wanted[:, :, o] - image[:, :, o]
+            above += np.einsum("grn,grn->gr", off, v[:, :, o]) + square
+            below += square
+            moved.append(alone)
+        gain = np.where(below > 0, above / np.maximum(below, 1e-30), 1)
+        better = stored(scale[:, :, part] * np.clip(gain, 0.25, 4))
+        ratio = (better / np.maximum(scale[:, :, part], 1e-30))[:, :, None]
+        scale[:, :, part] = better
+        for v, o, image, alone in zip(values, own, images, moved, strict=True):
+            v[:, :, o] *= ratio
+            image += (ratio - 1).astype(image.dtype) * alone
 
     def _decoded(self, codes: list[Array], scale: Array) -> list[Array]:
         return [
@@ -334,19 +361,20 @@ class _Fit:
 
     @staticmethod
     def _better(best: Any, state: Any) -> Any:
+        """The better of two states, row by row."""
         if best is None:
             return state
         wins = state[3] < best[3]
-        mixed = [
-            [np.where(wins[:, :, None], a, b) for a, b in zip(state[i], best[i], strict=True)]
-            for i in (0, 1)
-        ]
+        lists = {
+            i: [np.where(wins[:, :, None], a, b) for a, b in zip(state[i], best[i], strict=True)]
+            for i in (0, 1, 4)
+        }
         scale = np.where(wins[:, :, None], state[2], best[2])
-        return *mixed, scale, np.minimum(state[3], best[3])
+        return lists[0], lists[1], scale, np.minimum(state[3], best[3]), lists[4]
 
     def _learned(self, best: Any) -> Any:
         """The table that is the least squares of these codes, by conjugate gradients."""
-        codes, values, scale, _ = best
+        codes, values, scale, _, gradients = best
         table, flat = self.table.copy(), [c.ravel() for c in codes]
         sizes = [scale[:, :, b.columns].reshape(-1, self.width) for b in self.blocks]
 
@@ -361,8 +389,7 @@ class _Fit:
         def imaged(moved: list[Array]) -> list[Array]:
             return [m @ b.metric.values for m, b in zip(moved, self.blocks, strict=True)]
 
-        off = [w - v for w, v in zip(self.weights, values, strict=True)]
-        residual = gathered(imaged(off))
+        residual = gathered([-g for g in gradients])
         weights = sum(
             np.bincount(c, s[:, 0] ** 2, len(table)) for c, s in zip(flat, sizes, strict=True)
         )

@@ -151,14 +151,20 @@ def feedback(weight: Array, pick: Pick, factor: Array, width: int = 1) -> tuple[
 
 
 def descend(
-    codes: Array, values: Array, weight: Array, pick: Pick, metric: Array, width: int = 1
-) -> tuple[Array, Array]:
-    """One sweep of coordinate descent over the pieces of a rounded weight, see `feedback`."""
-    codes, values, n = codes.copy(), values.copy(), weight.shape[2]
-    metric = metric.astype(weight.dtype, copy=False)
-    own_metrics = _diagonal(metric, width)
+    codes: Array, values: Array, gradient: Array, pick: Pick, metric: Array, width: int = 1
+) -> tuple[Array, Array, Array]:
+    """One sweep of coordinate descent over the pieces of a rounded weight, see `feedback`.
+
+    Args:
+        gradient: ``(q - w) H``, like the weight.
+
+    Returns:
+        Codes, values, and the gradient there.
+    """
+    codes, values, gradient = codes.copy(), values.copy(), gradient.copy()
+    metric = metric.astype(values.dtype, copy=False)
+    own_metrics, n = _diagonal(metric, width), values.shape[2]
     inverses = np.linalg.inv(own_metrics)
-    gradient = (values - weight) @ metric
     block = max(1, BLOCK // width) * width
     for start in range(0, n, block):
         stop = min(start + block, n)
@@ -171,7 +177,7 @@ def descend(
             near += (picked - values[:, :, own]) @ metric[:, own, start:stop]
             values[:, :, own] = picked
         gradient += (values[:, :, start:stop] - before) @ metric[:, start:stop]
-    return codes, values
+    return codes, values, gradient
 
 
 def _diagonal(matrix: Array, width: int) -> Array:

@@ -37,8 +37,9 @@ def test_error_feedback_and_descent_each_lower_the_output_error(width, groups, r
     _, apart = feedback(weight, pick, identity, width)
     factor = np.stack(list(map(feedback_factor, metric)))
     codes, fed = feedback(weight, pick, factor, width)
-    codes, better = descend(codes, fed, weight, pick, metric, width)
+    codes, better, gradient = descend(codes, fed, (fed - weight) @ metric, pick, metric, width)
     assert error(better) < error(fed) < error(apart)
+    np.testing.assert_allclose(gradient, (better - weight) @ metric, atol=1e-9)
     np.testing.assert_array_equal(better, table[codes].reshape(weight.shape))
 
 

@@ -295,7 +295,8 @@ def _aware(weight: Array, metric: Array, scale: Array, patterns: Array) -> tuple
                 sorted_levels, turn_next = _levels(scale, patterns)
                 codes = _recoded(codes, turn, turn_next)
                 turn = turn_next
-                given = (codes[None], _decoded(codes, sorted_levels)[None], weight[None])
+                values = _decoded(codes, sorted_levels)
+                given = (codes[None], values[None], ((values - weight) @ metric)[None])
                 codes = descend(*given, _pick(sorted_levels, width), metric[None])[0][0]
     return best_signs, best_scale
 

@@ -41,6 +41,7 @@ from onnxcompress.rounding import GRANULE, NARROW
 ROWS = 256
 VECTORS = (12, 8, 6, 5, 4, 3, 2)  # tried where it is open
 WIDEST_VECTOR = 24
+OWN = 2**19  # weights from which a table of the layer's own costs next to nothing
 SPREADS = (0.75, 0.9, 1.0, 1.15, 1.35, 1.6)  # of first scales; heavier tails want larger ones
 DRAWN = 1 << 14  # normal vectors that a shared table is made from,
 ITERATIONS = 30  # by so many rounds of k-means
@@ -83,7 +84,8 @@ class Codebook(Method):
             wide = layer.grouped.shape[2] > NARROW  # there, metrics for other widths cost much
             vectors: Any = [d for d in VECTORS if not wide or GRANULE % d == 0]
             vectors = [self.vector] if self.vector else vectors
-            tables: Any = [self.table] if self.table else ("shared", "own")
+            both = ("shared", "own") if layer.weight.size < OWN else ("own",)
+            tables: Any = [self.table] if self.table else both
             found = [Codebook(d, kind) for kind in tables for d in vectors]
             if not self.table and self.vector:  # pinned to a size: the table that suits the layer
                 found = found[: 1 if self._own_costs(layer) else 2][-1:]
