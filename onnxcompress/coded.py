@@ -53,7 +53,7 @@ WORK = (
 )  # multiplications of a sweep from which there are fewer rounds: many rounds gain little
 SMALL = 2**14  # weights up to which a fit that knows nothing of the inputs is looked at too
 TRIED = 2**20  # weights that are rounded with every first scale
-LEARNED = 2**19  # weights that a table is learned from
+LEARNED = 2**17  # weights that a table is learned from
 CHUNKED = 2**19  # weights that are rounded together,
 CHUNK_ROWS = 256  # but no fewer rows than these
 TRIAL_INPUTS = 4096  # inputs of a filter that are looked at, and
