@@ -27,7 +27,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from shapes import resnet50
-from zoo_data import brain, cifar10, imagenet_caffe, imagenet_lite, noisy
+from zoo_data import (
+    brain,
+    cifar10,
+    cifar10_all,
+    cifar10_labelled,
+    imagenet_caffe,
+    imagenet_lite,
+    noisy,
+)
 
 sys.path.insert(0, str(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))
 
@@ -106,6 +114,9 @@ ROWS = (
     cifar("resnet56-12x", "resnet56", "--ratio 12", "92.0 %, goal 92.8"),
     cifar("resnet56-16x", "resnet56", "--ratio 16", "89.5 %, goal 91.5"),
     cifar("resnet56-24x", "resnet56", "--ratio 24", "83 %, goal 87"),
+    cifar(
+        "resnet56-drop", "resnet56", "--method auto --max-drop 1 --eval {labelled}", "10x, goal 12x"
+    ),
     Row("dncnn-8x", "dncnn_s25", "--ratio 8", noisy, DENOISE, "-0.15 dB"),
     Row(
         "squeezenet-7x",
@@ -130,6 +141,14 @@ ROWS = (
         brain,
         BRAIN,
         "300 s, 4 GB",
+    ),
+    Row(
+        "resnet20-refined",
+        "cifar10_resnet20",
+        "--method basis --macs 0.5 --samples 5000 --refine 10 --augment flip,crop",
+        cifar10_all,
+        CIFAR,
+        "90.8 %, goal 91.3",
     ),
     Row("resnet50-8x", "resnet50", "--ratio 8 --samples 64", None, (), "300 s, 4 GB"),
     Row("resnet50-0.6", "resnet50", "--method basis --macs 0.6", None, (), "90 s, 2.5 GB"),
@@ -157,8 +176,12 @@ def measure(row: Row, zoo: Path, large: Path) -> list[str]:
         samples = row.samples(zoo) if row.samples else _random_images()
         np.save(folder / "calibration.npy", samples)
         out = folder / "small.onnx"
+        labelled = folder / "labelled.npz"
+        if "{labelled}" in row.arguments:
+            np.savez(labelled, **cifar10_labelled(zoo))
         command = [sys.executable, "-m", "onnxcompress", str(model), str(out)]
-        command += [*row.arguments.split(), "--calib", str(folder / "calibration.npy"), "--json"]
+        arguments = row.arguments.format(labelled=labelled).split()
+        command += [*arguments, "--calib", str(folder / "calibration.npy"), "--json"]
         print("$", *command, file=sys.stderr)
         start = time.perf_counter()
         with (folder / "report.json").open("wb") as stdout:
@@ -179,7 +202,7 @@ def _places(name: str, zoo: Path, large: Path) -> list[Path]:
 
 
 def _random_images() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(32, 3, 224, 224)).astype(np.float32)
+    return np.random.default_rng(0).normal(size=(64, 3, 224, 224)).astype(np.float32)
 
 
 def _sizes(report: dict) -> list[str]:

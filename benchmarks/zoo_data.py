@@ -14,9 +14,25 @@ Array = np.ndarray
 def cifar10(zoo: Path) -> Array:
     """512 training images, unlabelled, evenly spread over the zoo's 5,000."""
     pixels = np.load(zoo / "data/cifar10/train5k.npz")["x"]
-    chosen = pixels[np.linspace(0, len(pixels) - 1, 512).astype(int)].astype(np.float32)
+    return _normalized(pixels[np.linspace(0, len(pixels) - 1, 512).astype(int)])
+
+
+def cifar10_all(zoo: Path) -> Array:
+    """The 5,000 training images of the zoo, unlabelled."""
+    return _normalized(np.load(zoo / "data/cifar10/train5k.npz")["x"])
+
+
+def cifar10_labelled(zoo: Path) -> dict[str, Array]:
+    """2,000 training images with labels, none of those of `cifar10`."""
+    data = np.load(zoo / "data/cifar10/train5k.npz")
+    rest = np.setdiff1d(np.arange(5000), np.linspace(0, 4999, 512).astype(int))
+    chosen = rest[np.linspace(0, len(rest) - 1, 2000).astype(int)]
+    return {"x": _normalized(data["x"][chosen]), "y": data["y"][chosen]}
+
+
+def _normalized(pixels: Array) -> Array:
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    return _channels_first((chosen / 255 - mean) / std)
+    return _channels_first((pixels.astype(np.float32) / 255 - mean) / std)
 
 
 def noisy(zoo: Path) -> Array:
