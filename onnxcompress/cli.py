@@ -159,8 +159,8 @@ DATA = options(
 )  # fmt: skip
 REFINE = options(
     click.option("--refine", metavar="EPOCHS", type=click.IntRange(min=1), help="Train what the "
-                 "result stores as floats on the original's outputs; needs --calib and torch.  "
-                 "It ends early where nothing gets better."),
+                 "result stores on the original's outputs; needs --calib and torch.  "
+                 "It may end early where nothing gets better."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]),
                  help="Where torch computes.  [default: auto, a GPU where there is one]"),
     click.option("--augment", metavar="flip,crop", help="Mirrored and shifted images too."),

@@ -1,9 +1,14 @@
-"""Distillation: train what a compressed model stores as floats on the original's outputs.
+"""Distillation: train what a compressed model stores on the original's outputs.
 
 No labels are needed.  The compressed graph itself runs in torch; its floating-point constants
-(filters, scales, shared values, biases) are the parameters, its integers (codes, signs, tables,
-shapes) stay as they are, and so does the file's size.  What is stored in 16 bits is rounded on
-the way forward, and its gradient passes as if it were not: what is trained is what is stored.
+(filters, scales, shared values, biases) are the parameters, and the file's size stays.  What is
+stored in 16 bits is rounded on the way forward, and its gradient passes as if it were not: what is
+trained is what is stored.
+
+So it is with codes, constants that pick rows of a table (see `latents`): their latents z round to
+the nearest row on the way forward, and dL/dz = dL/drow (Bengio et al. 2013).  A code that changes
+is a jolt, which the floats must answer: these are trained alone in the first half of the epochs,
+then only those codes change whose gradient keeps its sign.  Other integers stay as they are.
 
 Both models have the activations between layers in common; some of them are *hints* (Romero et al.
 2015), compared as the outputs are: a few samples say far more that way.
@@ -21,7 +26,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from io import BytesIO
 from itertools import chain, count, islice
-from math import cos, pi
+from math import ceil, cos, pi
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -42,12 +47,14 @@ try:
 
     from onnxcompress import distillation
     from onnxcompress.distillation import Labelled, Taught, floating
+    from onnxcompress.latents import Latents, lookups
     from onnxcompress.torch_graph import TorchGraph, tensor, unsupported
 except ModuleNotFoundError as missing:
     if missing.name != "torch":
         raise
     absent: Any = None
     torch = distillation = Labelled = Taught = floating = absent
+    Latents = lookups = absent
     TorchGraph = tensor = unsupported = absent
 
 BATCH = 64  # samples a step, at most
@@ -56,6 +63,9 @@ RATES = (1e-4, 5e-4, 2e-3, 1e-2)  # tried; a step is so large a share of a tenso
 TRIAL_STEPS = (24, 96)  # with each of them, at least and at most,
 TRIAL_SHARE = 8  # and one of so many that follow: short trials favour short steps
 WARM_UP = 0.05  # of all steps
+ALONE = 0.5  # of the epochs, in which codes stay as they are
+TRAVEL = 0.5  # half-distances between rows that a latent goes, at most, in those that follow,
+LEAP = 0.1  # and in one step
 CLIP = 1.0  # largest norm of the gradient
 PATIENCE = 3  # epochs without a better model after which it is over, or a third of all
 LARGEST = 1e4  # magnitude of a constant that is trained; greater ones are masks
@@ -100,7 +110,8 @@ def refine(
     Args:
         model: onnxruntime must have kernels for it and for the teacher.
         samples: unlabelled; those that ``split`` holds out judge every epoch.
-        epochs: at most; it is over when a third of them, or three, brought nothing better.
+        epochs: at most; where no codes are trained, it is over when a third of them, or three,
+            brought nothing better.
         labelled: samples with class numbers, whose cross-entropy is added to the loss that is
             trained on.  The held-out loss stays the distance from the teacher: where the model
             is close to it already, labels lead away and change little.
@@ -202,19 +213,35 @@ def trainable(model: Model) -> list[str]:
 
 
 class _Parameters:
-    """Masters in float32 of a model's constants.
+    """Masters in float32 of a model's constants, and latents of its codes.
 
     Adam's steps have the same length for all entries: each tensor is divided by its root mean
-    square, so that a step is a share of it.
+    square, so that a step is a share of it, and latents by half the distance between rows.
+
+    Args:
+        names: of the constants.
+        found: lookups whose codes are trained too.
+        seed: of where latents start.
 
     Attributes:
         free: name -> the tensor in units of its size.
     """
 
-    def __init__(self, model: Model, names: Sequence[str], device: str) -> None:
+    def __init__(
+        self,
+        model: Model,
+        names: Sequence[str],
+        found: Sequence[Any],
+        seed: int,
+        device: str,
+    ) -> None:
+        rng = np.random.default_rng(seed)
         self._values = {name: model.read(name) for name in names}
+        self._latents = {lookup.rows: Latents(lookup, model, rng, device) for lookup in found}
         self._sizes = {name: _size(value) for name, value in self._values.items()}
+        self._sizes |= {name: latents.reach for name, latents in self._latents.items()}
         self._start = {name: tensor(v, device) for name, v in self._values.items()}
+        self._start |= {name: latents.start for name, latents in self._latents.items()}
         self.free: dict[str, Any] = {}
         self.reset()
 
@@ -225,6 +252,11 @@ class _Parameters:
             for name, value in self._start.items()
         }
 
+    def parts(self) -> tuple[list[Any], list[Any]]:
+        """Floats and latents: these have steps of their own."""
+        latents = [self.free[name] for name in self._latents]
+        return [self.free[name] for name in self._values], latents
+
     def state(self) -> dict[str, Any]:
         """A copy of what is trained."""
         return {name: value.detach().clone() for name, value in self.free.items()}
@@ -234,20 +266,38 @@ class _Parameters:
 
     def drop(self, names: Sequence[str]) -> None:
         for name in names:
-            del self._values[name], self._sizes[name], self._start[name], self.free[name]
+            for known in (self._values, self._latents, self._sizes, self._start, self.free):
+                known.pop(name, None)
+
+    @property
+    def coded(self) -> bool:
+        """Whether there are codes among them, which get worse before they get better."""
+        return bool(self._latents)
+
+    def bound(self) -> None:
+        """Keep latents where they can still change."""
+        with torch.no_grad():
+            for name, latents in self._latents.items():
+                self.free[name].copy_(latents.inside(self._master(name)) / self._sizes[name])
 
     def rounded(self) -> dict[str, Any]:
         """The tensors to compute with, as their types will store them."""
-        return {name: _stored(self._master(name), self._kind(name)) for name in self.free}
+        found = {
+            name: _stored(self._master(name), v.dtype.name) for name, v in self._values.items()
+        }
+        return found | {name: v.rounded(self._master(name)) for name, v in self._latents.items()}
 
     def arrays(self) -> dict[str, Array]:
         """The tensors to store, in their types."""
         with torch.no_grad():
-            masters = {name: self._master(name).cpu().numpy() for name in self.free}
-        return {name: value.astype(self._values[name].dtype) for name, value in masters.items()}
-
-    def _kind(self, name: str) -> str:
-        return self._values[name].dtype.name
+            found = {
+                name: self._master(name).cpu().numpy().astype(value.dtype)
+                for name, value in self._values.items()
+            }
+            for name, latents in self._latents.items():
+                codes = latents.nearest(self._master(name))
+                found[latents.lookup.codes] = codes.cpu().numpy().astype(np.uint8)
+        return found
 
     def _master(self, name: str) -> Any:
         return self.free[name] * self._sizes[name]
@@ -355,7 +405,7 @@ class _Run:
         self.answers = self._answers(teacher)
         seen = next(self.training.batches())[1]
         self.hinted = distillation.hint_loss(seen[self.count :])
-        self.parameters = _Parameters(model, trainable(model), device)
+        self.parameters = _Parameters(model, trainable(model), lookups(model), seed, device)
         self.graph = TorchGraph(self.shown, list(self.parameters.free), device)
         self._checked()
 
@@ -420,10 +470,11 @@ class _Run:
             self._keep(checkpoints, *state)
         rate, rows, best = state
         for epoch in track(range(len(rows), epochs + 1), "refining", epochs + 1 - len(rows)):
-            if _settled(rows, epochs):
+            if not self.parameters.coded and _settled(rows, epochs):
                 break
             began = time.perf_counter()
-            losses = list(self._epoch(epoch, rate, epochs * self.training.steps))
+            steps = self.training.steps
+            losses = list(self._epoch(epoch, rate, epochs * steps, ceil(ALONE * epochs) * steps))
             if not np.isfinite(losses).all():
                 break  # it diverged; later epochs would too
             held_out = self._judged(with_values(self.model, self.parameters.arrays()))
@@ -469,7 +520,7 @@ class _Run:
             self.parameters.reset()
         else:
             self.parameters.restore(state)
-        self.optimizer = torch.optim.Adam(list(self.parameters.free.values()))
+        self.optimizer = torch.optim.Adam([{"params": part} for part in self.parameters.parts()])
 
     def _best_rate(self, steps: int) -> float:
         """The rate with which a few steps, on the same batches, lead to the least loss.
@@ -479,13 +530,13 @@ class _Run:
         found, few = {}, int(np.clip(steps // TRIAL_SHARE, *TRIAL_STEPS))
         for rate in RATES:
             self._restart()
-            epochs = (self._epoch(epoch, rate, few) for epoch in count(1))
+            epochs = (self._epoch(epoch, rate, few, few) for epoch in count(1))
             losses = list(islice(chain.from_iterable(epochs), few))
             loss = float(np.mean(losses[-few // 3 :]))
             found[rate] = loss if np.isfinite(loss) else np.inf
         return min(RATES, key=lambda rate: found[rate])
 
-    def _epoch(self, epoch: int, rate: float, steps: int) -> Iterator[float]:
+    def _epoch(self, epoch: int, rate: float, steps: int, alone: int) -> Iterator[float]:
         """Train; the loss of every step.
 
         Batches depend on the seed and the epoch alone: a resumed run sees the same.
@@ -493,14 +544,15 @@ class _Run:
         Args:
             epoch: counted from 1.
             steps: of all epochs.
+            alone: as many of them first in which codes stay as they are.
         """
         order = np.random.default_rng([self.seed, epoch])
         labelled = None if self.labelled is None else self.labelled.batches(order.spawn(1)[0])
-        free = list(self.parameters.free.values())
         first = (epoch - 1) * self.training.steps
         for step, (sample, expected) in enumerate(self._batches(order), first):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * _share(step, steps)
+            floats, latents = self.optimizer.param_groups
+            floats["lr"] = rate * _share(step, steps)
+            latents["lr"] = _leap(step - alone, steps - alone)
             self.optimizer.zero_grad()
             loss = self._training_loss(self._outputs(sample), expected)
             loss.backward()
@@ -511,8 +563,10 @@ class _Run:
                 loss = self.label_loss(outputs, tensor(labels, self.device))
                 loss.backward()
                 total += float(loss.detach())
-            torch.nn.utils.clip_grad_norm_(free, CLIP)
+            for group in self.optimizer.param_groups:
+                torch.nn.utils.clip_grad_norm_(group["params"], CLIP)
             self.optimizer.step()
+            self.parameters.bound()
             yield total
 
     def _batches(self, order: np.random.Generator) -> Iterator[tuple[Sample, Sequence[Any]]]:
@@ -526,9 +580,9 @@ class _Run:
 
     def _outputs(self, sample: Sample) -> list[Any]:
         """The compressed model's, in float32; a GPU multiplies in bfloat16."""
-        kind = torch.device(self.device).type
+        kind, given = torch.device(self.device).type, self.parameters.rounded()
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-            outputs = self.graph(self._inputs(sample), self.parameters.rounded())
+            outputs = self.graph(self._inputs(sample), given)
         return [y.float() for y in self._compared(outputs)]
 
     def _judged(self, model: Model) -> float:
@@ -551,6 +605,11 @@ def _settled(rows: Sequence[Epoch], epochs: int) -> bool:
     """Whether the last epochs brought nothing better."""
     best = min(rows, key=lambda row: row.held_out)
     return len(rows) - 1 - best.epoch >= max(PATIENCE, -(-epochs // 3))
+
+
+def _leap(step: int, steps: int) -> float:
+    """How far a latent goes in a step: all steps the same way add up to its travel."""
+    return min(2 * TRAVEL / steps, LEAP) * _share(step, steps) if step >= 0 and steps else 0.0
 
 
 def _share(step: int, steps: int) -> float:

@@ -54,7 +54,8 @@ class TorchGraph:
     What depends on constants alone is computed once.
 
     Args:
-        trained: constants that every call is given anew.
+        trained: constants that every call is given anew; or values that nodes compute, which are
+            given in their place.
 
     Raises:
         TorchError: an operator is missing; the message names it.
@@ -75,6 +76,8 @@ class TorchGraph:
         with torch.no_grad():
             for operation in operations(model):
                 node = Node(operation, model.opset)
+                if operation.outputs[0] in trained:
+                    continue
                 if operation.op_type == "Constant":
                     if operation.outputs[0] not in model.constants:
                         self._known[operation.outputs[0]] = _constant(node).to(device)

@@ -21,7 +21,7 @@ OWNERS = {  # library -> the modules that know it; numpy is everywhere
     "threadpoolctl": {"parallel"},
     "scipy": {"methods", "refit", "rounding"},
     "einops": {"methods"},
-    "torch": {"distillation", "refine", "torch_graph"},
+    "torch": {"distillation", "latents", "refine", "torch_graph"},
 }
 BELOW = {  # module -> the modules of ours that it may import
     "core": set(),
@@ -50,9 +50,10 @@ BELOW = {  # module -> the modules of ours that it may import
     "measuring": {"calibration", "core", "data", "graph", "metrics", "parallel", "runtime"},
     "refine": {
         *{"cache", "core", "data", "distillation", "graph", "measuring", "parallel", "report"},
-        *{"runtime", "torch_graph"},
+        *{"latents", "runtime", "torch_graph"},
     },
     "distillation": {"core", "data", "graph", "metrics", "parallel", "preprocess", "runtime"},
+    "latents": {"core", "graph"},
     "torch_graph": {"core", "graph"},
     "refit": {"calibration", "core", "graph", "metrics", "parallel", "runtime"},
     "validation": {

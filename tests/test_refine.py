@@ -1,4 +1,4 @@
-"""Distillation: better where it can be, never worse, and only floats change."""
+"""Distillation: better where it can be, never worse, and the size stays."""
 
 import warnings
 from dataclasses import replace
@@ -34,6 +34,13 @@ def distillation(torch):
     from onnxcompress import distillation
 
     return distillation
+
+
+@pytest.fixture
+def latents(torch):
+    from onnxcompress import latents
+
+    return latents
 
 
 def samples_of(rng, count=96):
@@ -97,9 +104,15 @@ def error(model, teacher, samples):
     return found.loss
 
 
-def integers(model):
+def integers(model, coded=None):
+    """All integers as bytes; of codes that are trained, those of ``coded``, type and shape."""
+    from onnxcompress.latents import lookups
+
     values = {name: model.read(name) for name in model.constants}
-    return {n: v.tobytes() for n, v in values.items() if v.dtype.kind in "iub"}
+    found = {n: v.tobytes() for n, v in values.items() if v.dtype.kind in "iub"}
+    for lookup in lookups(coded) if coded else ():
+        found[lookup.codes] = (values[lookup.codes].dtype, values[lookup.codes].shape)
+    return found
 
 
 def image_network(rng):
@@ -122,17 +135,83 @@ def image_network(rng):
 
 
 @pytest.mark.parametrize("spec", METHODS)
-def test_it_lowers_the_held_out_error_and_leaves_integers_alone(spec, torch, rng):
+def test_it_lowers_the_held_out_error_and_keeps_the_size(spec, torch, rng):
     model, samples = network(rng), samples_of(rng)
     small = compressed(model, spec)
     refined, epochs = refine(small, model, samples, epochs=3, rate=3e-3, jobs=1)
     held_out = samples.split()[1]
     enough = 1 if spec.startswith("codebook") else 0.9  # there, scales alone are floats
     assert error(refined, model, held_out) < enough * error(small, model, held_out)
-    assert integers(refined) == integers(small)
+    assert integers(refined, small) == integers(small, small)
     assert refined.nbytes == small.nbytes
     assert [row.epoch for row in epochs] == [0, 1, 2, 3]
     assert min(row.held_out for row in epochs[1:]) < epochs[0].held_out
+
+
+CODED = {  # method -> in how many places of the network codes are trained
+    "codebook:vector=4": 5,
+    "binary:stacks=1": 5,
+    "binary:stacks=2": 5,
+    "binary:stacks=1,parts=2,share=0.5,form=weight": 5,  # the shared signs, not the selections
+    "binary:stacks=1,parts=1,share=0.5,form=feature": 5,
+    "codebook:levels=3": 0,
+    "integer:bits=2": 0,
+    "integer:bits=3": 0,  # two digits, of which one is a sign
+    "integer:bits=8": 0,
+    "hashed:share=2": 0,
+    "basis": 0,
+    "basis+codebook:vector=4": 8,  # of the chains, those weights that are large enough
+}
+
+
+@pytest.mark.parametrize("spec", CODED)
+def test_codes_are_found_where_they_pick_constant_rows(spec, latents, rng):
+    small = compressed(network(rng), spec)
+    assert len(latents.lookups(small)) == CODED[spec]
+
+
+def damaged(teacher, latents):
+    """The same with other codes in one layer, and the name of these."""
+    name = latents.lookups(teacher)[1].codes
+    codes = teacher.read(name).copy()
+    codes[::9] = np.roll(codes, 1)[::9]
+    return with_values(teacher, {name: codes}), name
+
+
+@pytest.mark.parametrize("spec", ["codebook:vector=4", "binary:stacks=1"])
+def test_codes_become_others_when_that_lowers_the_loss(spec, torch, latents, rng):
+    teacher, samples = compressed(network(rng), spec), samples_of(rng, 192)
+    small, name = damaged(teacher, latents)
+    asked = {"epochs": 10, "rate": 1e-4, "jobs": 1}
+    refined, rows = refine(small, teacher, samples, **asked)
+    before, after = small.read(name), refined.read(name)
+    assert (after.dtype, after.shape) == (before.dtype, before.shape)
+    assert (after != before).any()
+    assert refined.nbytes == small.nbytes
+    alone = [row.held_out for row in rows[:6]]  # codes stay as they are in the first half
+    assert min(row.held_out for row in rows) < 0.9 * min(alone)
+
+
+@pytest.mark.parametrize("spec", ["codebook:vector=4", "binary:stacks=1"])
+def test_torch_and_onnxruntime_agree_on_trained_codes(spec, torch, latents, rng):
+    from onnxcompress.torch_graph import TorchGraph, tensor
+
+    model, samples = network(rng), samples_of(rng, 48)
+    small = compressed(model, spec)
+    names = trainable(small)
+    parameters = module._Parameters(small, names, latents.lookups(small), 0, "cpu")
+    for name, value in parameters.free.items():
+        noise = rng.normal(size=value.shape) * (0.01 if name in names else 1)
+        parameters.free[name] = value.detach() + tensor(noise.astype(np.float32))
+    stored = with_values(small, parameters.arrays())
+    assert integers(stored) != integers(small)
+    sample = next(iter(samples))
+    inputs = {name: tensor(value) for name, value in sample.items()}
+    [trained] = TorchGraph(small, list(parameters.free))(inputs, parameters.rounded())
+    [plain] = TorchGraph(stored)(inputs)
+    [expected] = Session(stored).run(sample)
+    for found in (trained, plain):
+        assert np.linalg.norm(found.numpy() - expected) < 1e-4 * np.linalg.norm(expected)
 
 
 def test_hints_are_activations_of_both_models_within_a_budget(distillation, rng):
@@ -331,6 +410,20 @@ def test_an_interrupted_run_ends_as_it_would_have_without(done, torch, rng, tmp_
     assert [row.held_out for row in rows] == [row.held_out for row in expected]
     assert [row.loss for row in rows[1:]] == [row.loss for row in expected[1:]]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("done", [3, 7])
+def test_an_interrupted_run_goes_on_with_its_codes(done, torch, latents, rng, tmp_path):
+    teacher, samples = compressed(network(rng), "codebook:vector=4"), samples_of(rng, 96)
+    small, name = damaged(teacher, latents)
+    asked = {"epochs": 10, "rate": 1e-4, "jobs": 1}
+    whole, expected = refine(small, teacher, samples, **asked)
+    with pytest.raises(KeyboardInterrupt):
+        refine(small, teacher, samples, cache=tmp_path, track=stopping_after(done), **asked)
+    resumed, rows = refine(small, teacher, samples, cache=tmp_path, **asked)
+    assert bytes_of(resumed) == bytes_of(whole)
+    assert (whole.read(name) != small.read(name)).any()
+    assert [row.held_out for row in rows] == [row.held_out for row in expected]
 
 
 def test_what_was_asked_once_is_not_trained_again(torch, rng, tmp_path, monkeypatch):
