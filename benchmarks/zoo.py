@@ -178,7 +178,8 @@ def measure(row: Row, zoo: Path, large: Path) -> list[str]:
         out = folder / "small.onnx"
         labelled = folder / "labelled.npz"
         if "{labelled}" in row.arguments:
-            np.savez(labelled, **cifar10_labelled(zoo))
+            images, classes = cifar10_labelled(zoo)
+            np.savez(labelled, x=images, y=classes)
         command = [sys.executable, "-m", "onnxcompress", str(model), str(out)]
         arguments = row.arguments.format(labelled=labelled).split()
         command += [*arguments, "--calib", str(folder / "calibration.npy"), "--json"]

@@ -22,12 +22,12 @@ def cifar10_all(zoo: Path) -> Array:
     return _normalized(np.load(zoo / "data/cifar10/train5k.npz")["x"])
 
 
-def cifar10_labelled(zoo: Path) -> dict[str, Array]:
-    """2,000 training images with labels, none of those of `cifar10`."""
+def cifar10_labelled(zoo: Path) -> tuple[Array, Array]:
+    """2,000 training images, and their labels, none of those of `cifar10`."""
     data = np.load(zoo / "data/cifar10/train5k.npz")
     rest = np.setdiff1d(np.arange(5000), np.linspace(0, 4999, 512).astype(int))
     chosen = rest[np.linspace(0, len(rest) - 1, 2000).astype(int)]
-    return {"x": _normalized(data["x"][chosen]), "y": data["y"][chosen]}
+    return _normalized(data["x"][chosen]), data["y"][chosen]
 
 
 def _normalized(pixels: Array) -> Array:
