@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onnxcompress.core import Layer
 from onnxcompress.data import DataError, input_specs, output_specs, random_samples
-from onnxcompress.graph import Model, ModelError, find_layers, linear_nodes
+from onnxcompress.graph import Model, ModelError, find_constants, find_layers, linear_nodes
 from onnxcompress.measuring import input_shapes
 from onnxcompress.methods import METHODS
 from onnxcompress.preprocess import InputSpec
@@ -53,32 +54,39 @@ def _tensor(spec: InputSpec) -> dict[str, Any]:
 
 
 def _rows(model: Model, macs: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The layers in network order; those inside the bodies of nodes come last."""
+    """The layers in network order, those inside the bodies of nodes, and other constants."""
     layers, skipped = find_layers(model)
-    nodes, rows = linear_nodes(model), []
-    for name in dict.fromkeys((*nodes, *skipped)):
-        row = {
+    nodes = linear_nodes(model)
+    types = {name: node.op_type for name, node in nodes.items()}
+    found = layers | find_constants(model, layers)
+    return [
+        {
             "layer": name,
-            "type": nodes[name].op_type if name in nodes else "",
+            "type": found[name].op_type if name in found else types.get(name, ""),
             "shape": [],
             "bytes": None,
             "macs": macs.get(name),
             "methods": [],
             "reason": skipped.get(name, ""),
+            **(_able(model, found[name]) if name in found else {}),
         }
-        if layer := layers.get(name):
-            declined = {
-                key: method().declined(layer)
-                if method.opset <= model.opset
-                else f"{key} needs opset {method.opset}"
-                for key, method in METHODS.items()
-            }
-            row["shape"] = list(layer.weight.shape)
-            row["bytes"] = layer.weight.nbytes if layer.shared == name else 0
-            row["methods"] = [key for key, reason in declined.items() if reason is None]
-            if not row["methods"]:
-                row["reason"] = "; ".join(dict.fromkeys(filter(None, declined.values())))
-            elif layer.shared != name:
-                row["reason"] = f"shares the weight of {layer.shared}"
-        rows.append(row)
-    return rows
+        for name in dict.fromkeys((*nodes, *skipped, *found))
+    ]
+
+
+def _able(model: Model, layer: Layer) -> dict[str, Any]:
+    """What can be done with a layer's weight, and what speaks against the rest."""
+    declined = {
+        key: method().declined(layer)
+        if method.opset <= model.opset
+        else f"{key} needs opset {method.opset}"
+        for key, method in METHODS.items()
+    }
+    methods, alone = [key for key, no in declined.items() if no is None], layer.shared == layer.name
+    shares = "" if alone else f"shares the weight of {layer.shared}"
+    return {
+        "shape": list(layer.attributes.get("shape", layer.weight.shape)),
+        "bytes": layer.weight.nbytes if alone else 0,
+        "methods": methods,
+        "reason": shares if methods else "; ".join(dict.fromkeys(filter(None, declined.values()))),
+    }

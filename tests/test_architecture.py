@@ -46,7 +46,9 @@ BELOW = {  # module -> the modules of ours that it may import
     "specs": {"core", "methods", "packed", "preprocess", "targets"},
     "report": {"runtime"},
     "tables": {"report"},
-    "inspection": {"data", "graph", "measuring", "methods", "preprocess", "validation"},
+    "inspection": {
+        *{"core", "data", "graph", "measuring", "methods", "preprocess", "validation"},
+    },
     "measuring": {"calibration", "core", "data", "graph", "metrics", "parallel", "runtime"},
     "refine": {
         *{"cache", "core", "data", "distillation", "graph", "measuring", "parallel", "report"},

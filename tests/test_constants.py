@@ -6,6 +6,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
 from onnxcompress.graph import Model, find_constants, find_layers
+from onnxcompress.inspection import examine
 from onnxcompress.runtime import Session
 from onnxcompress.specs import parse
 
@@ -54,6 +55,15 @@ def test_embeddings_and_recurrent_weights_are_found(net):
     found = find_constants(net, find_layers(net)[0])
     assert set(found) == {"embedding", "input", "recurrence"}
     assert found["recurrence"].weight.shape == (4 * HIDDEN, HIDDEN)
+
+
+def test_inspection_lists_them_after_the_layers(net):
+    rows = {row["layer"]: row for row in examine(net)["layers"]}
+    assert list(rows) == ["head", "embedding", "input", "recurrence"]
+    assert rows["recurrence"]["type"] == "Constant"
+    assert rows["recurrence"]["shape"] == [1, 4 * HIDDEN, HIDDEN]
+    assert "integer" in rows["embedding"]["methods"] and "basis" not in rows["embedding"]["methods"]
+    assert rows["embedding"]["bytes"] == 4 * CLASSES * EMBEDDED
 
 
 @pytest.mark.parametrize("spec", ["basis", "basis+integer"])
