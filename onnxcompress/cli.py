@@ -180,7 +180,8 @@ RUN = options(
                  show_default=True, help="Of random inputs, which stand in for missing data, and "
                  "of the order in a refinement."),
 )  # fmt: skip
-CACHE = click.option("--cache", metavar="DIR", type=Path, help="Keep what the candidates gave, "
+CACHE = click.option("--cache", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
+                     help="Keep what the candidates gave, "
                      "for another target or sweep of the same model and data, and how far a "
                      "refinement came.")  # fmt: skip
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Do everything but write.")
@@ -335,6 +336,7 @@ def sweep(source: Path, **given: Any) -> int:
     if not points:
         raise click.UsageError("none of the targets can be reached by these methods")
     if given["plot"]:
+        given["plot"].parent.mkdir(parents=True, exist_ok=True)  # as compress does for OUTPUT
         given["plot"].write_text(plots.trade_off(points, given["metric"]), "utf-8")
     if given["as_json"]:
         _print_json({"points": [asdict(point) for point in points]})

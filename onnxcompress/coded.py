@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from math import prod
 from typing import Any, Self
@@ -225,7 +225,7 @@ class _Fit:
 
     Attributes:
         weights: of every block's columns, ``(groups, rows, n)``; codes and values likewise.
-        images: ``weight H``.
+        images: ``weight H``; only a fit needs them, not the search for a first scale.
         scale: ``(groups, rows, parts)``.
     """
 
@@ -233,7 +233,10 @@ class _Fit:
         self.table, self.width, self.count = table, table.shape[1], parts
         self.weight, self.blocks = weight, blocks
         self.weights = [b.metric.taken(weight) for b in blocks]
-        self.images = [w @ b.metric.values for w, b in zip(self.weights, blocks, strict=True)]
+
+    @cached_property
+    def images(self) -> list[Array]:
+        return [w @ b.metric.values for w, b in zip(self.weights, self.blocks, strict=True)]
 
     def run(self, first: Sequence[float], learn: bool, effort: tuple[int, int]) -> tuple[Any, ...]:
         """Codes and scales ``(groups, rows, ...)``, the table, squared error, and energy."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxcompress.budget import BudgetError
 from onnxcompress.cache import Cache
-from onnxcompress.core import Candidate, Layer, Method, Statistics
+from onnxcompress.core import Candidate, CompressedWeight, Layer, Method, Statistics
 from onnxcompress.curves import Curves
 from onnxcompress.data import Samples, from_batches, input_specs, random_samples
 from onnxcompress.graph import (
@@ -297,7 +297,7 @@ class _Run:
 
     def result(self) -> tuple[Model, Report]:
         self._look()
-        if not self.target.sized and not self.target.faithful and self.curves.options:
+        if not self.target.sized and not self.target.faithful:
             return self._finished(self.curves.at(self.curves.bounds[0] if self.pinned else inf))
         limit = self._size_limit()
         if self.target.faithful:
@@ -429,13 +429,20 @@ class _Run:
 
     def _rough(self, chosen: Mapping[str, Candidate]) -> Model:
         """The model with these settings; the values do not matter."""
-        weights = {
-            reader: c.weight or c.setting.blank(self.job.layers[name])
-            for name, c in chosen.items()
-            if c.setting is not None
-            for reader in self.job.readers(name)
-        }
-        return rewrite(self.job.runnable, weights, {}, {})
+        return rewrite(self.job.runnable, self._blanks(chosen), {}, {})
+
+    def _blanks(self, chosen: Mapping[str, Candidate]) -> dict[str, CompressedWeight]:
+        """Weights of these settings for every layer that reads them, with any values."""
+        job = self.job
+
+        def blank(item: tuple[str, Candidate]) -> CompressedWeight:
+            name, candidate = item
+            assert candidate.setting is not None
+            return candidate.weight or candidate.setting.blank(job.layers[name])
+
+        picked = [(name, c) for name, c in chosen.items() if c.setting is not None]
+        made = zip(picked, each(blank, picked, job.jobs), strict=True)
+        return {reader: weight for (name, _), weight in made for reader in job.readers(name)}
 
     def _byte_limit(self, ratio: float) -> float:
         """The layer bytes that make the file, graph overhead included, so many times smaller."""
@@ -465,15 +472,7 @@ class _Run:
     def _file_bytes(self, chosen: Mapping[str, Candidate]) -> int:
         """Bytes of the file with these settings; the values do not matter."""
         job = self.job
-
-        def fit(item: tuple[str, Candidate]) -> Any:
-            name, candidate = item
-            assert candidate.setting is not None
-            return name, candidate.weight or candidate.setting.blank(job.layers[name])
-
-        picked = [(name, c) for name, c in chosen.items() if c.setting is not None]
-        weights = dict(each(fit, picked, job.jobs))
-        every = {r: w for name, w in weights.items() for r in job.readers(name)}
+        every = self._blanks(chosen)
         biases = {  # all different, as equal ones would be stored once
             name: index + np.arange(len(job.layers[name].weight)) / 7
             for index, name in enumerate(every)

@@ -1,5 +1,7 @@
 """Fixtures for all tests."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,13 @@ from onnxcompress.runtime import Latency
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def torch():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("torch", reason="refinement needs torch")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from hashlib import sha256
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -198,6 +197,19 @@ def test_long_names_are_not_cut_where_there_is_no_terminal(run, folder):
     onnx.save(model, "long.onnx")
     assert name in run("inspect long.onnx")[1]
     assert name in run("long.onnx out.onnx --macs 0.6")[1]
+
+
+def test_a_cache_that_is_a_file_is_refused_before_any_work(run, no_work):
+    Path("kept").write_text("mine")
+    code, out, err = run(f"{GOOD} --macs 0.6 --cache kept")
+    assert code == 2 and not out and err.count("\n") == 1 and "kept" in err
+    assert Path("kept").read_text() == "mine" and os.listdir() == ["kept"]
+
+
+def test_the_folder_of_a_plot_is_made(run):
+    line = "sweep {data}/net.onnx --ratio 1.5 --calib {data}/data.npz --method integer"
+    assert run(f"{line} --plot new/curve.svg")[0] == 0
+    assert Path("new/curve.svg").read_text().startswith("<svg")
 
 
 def test_inspect_lists_layers_and_facts(run):
@@ -439,13 +451,6 @@ def test_a_sweep_without_a_point_says_so(run):
 
 
 REFINED = f"{GOOD} --macs 0.6 --refine 2"
-
-
-@pytest.fixture
-def torch():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("torch", reason="refinement needs torch")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Distillation: better where it can be, never worse, and the size stays."""
 
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -20,13 +19,6 @@ from onnxcompress.specs import parse
 from tests.models import images, layer_model, network
 
 METHODS = ("basis", "integer:bits=4", "codebook:vector=4", "hashed:share=2", "binary:stacks=2")
-
-
-@pytest.fixture
-def torch():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("torch", reason="refinement needs torch")
 
 
 @pytest.fixture
