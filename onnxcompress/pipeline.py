@@ -210,6 +210,7 @@ class _Run:
         if refinement is not None and samples is None:
             raise TargetError("a refinement needs calibration samples: give --calib")
         self.cache, self.refinement = Cache(cache), refinement
+        self.priced: dict[tuple[str, float], Curves] = {}  # by unit and limit of multiplications
         self.predicted: float | None = None
         self.methods = [method for method in methods if method.opset <= model.opset]
         if methods and not self.methods:
@@ -360,7 +361,10 @@ class _Run:
         cost, total = self._cost(candidates), sum(self.job.macs.values())
         both = cost == "bytes" and self.target.macs is not None
         work = (self.target.macs or 1) * total if both else inf
-        self.curves = Curves(self.job, candidates, weights, cost, self.pinned, work)
+        if (cost, work) not in self.priced:
+            curves = Curves(self.job, candidates, weights, cost, self.pinned, work)
+            self.priced[cost, work] = curves
+        self.curves = self.priced[cost, work]
         if self.curves.least_work > work:
             raise BudgetError(_too_much(self.target.macs, self.curves.least_work / total))
 
