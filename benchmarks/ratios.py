@@ -25,17 +25,16 @@ import onnxcompress as oc
 from onnxcompress.specs import auto, parse
 
 RATIOS = (2, 4, 6, 8, 12)
-SAMPLES = 96
 SINGLE = ("codebook", "integer", "basis", "basis+integer:bits=8", "basis+integer:bits=4")
 SMALLEST = ("binary", "hashed")
-MODELS: Mapping[str, Callable[[Path], np.ndarray]] = {
-    "cifar10_resnet20": cifar10,
-    "cifar10_resnet56": cifar10,
-    "dncnn_s25": noisy,
-    "waifu2x_photo_x2": pictures,
-    "squeezenet1_1": imagenet_caffe,
-    "efficientnet_lite0": imagenet_lite,
-    "vgg16_brain_mri": brain,
+MODELS: Mapping[str, tuple[Callable[[Path], np.ndarray], int]] = {  # samples, how many of them
+    "cifar10_resnet20": (cifar10, 96),
+    "cifar10_resnet56": (cifar10, 96),
+    "dncnn_s25": (lambda zoo: noisy(zoo)[..., :64, :64], 60),
+    "waifu2x_photo_x2": (pictures, 24),
+    "squeezenet1_1": (imagenet_caffe, 96),
+    "efficientnet_lite0": (imagenet_lite, 48),
+    "vgg16_brain_mri": (brain, 32),
 }
 
 
@@ -73,8 +72,9 @@ def main() -> None:
     for name in sys.argv[3:] or MODELS:
         places = (zoo / "models" / f"{name}.onnx", large / f"{name}.onnx")
         model = oc.load(next(place for place in places if place.exists()))
-        samples = MODELS[name](zoo)
-        samples = samples[np.linspace(0, len(samples) - 1, SAMPLES).astype(int)]
+        read, count = MODELS[name]
+        samples = read(zoo)
+        samples = samples[np.linspace(0, len(samples) - 1, count).astype(int)]
         single = (*SINGLE, *SMALLEST) if name == "cifar10_resnet20" else SINGLE
         known: dict[tuple[str, str], list[oc.Candidate]] = {}
         ways = {title: parse(title) for title in single}

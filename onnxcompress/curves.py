@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha1
 from math import inf
@@ -19,6 +19,7 @@ class Curves:
 
     Attributes:
         cost: what is limited: bytes, macs, or latency.
+        pinned: layers that cannot stay as they are, unless nothing makes them smaller.
         work: limit of all multiplications, where bytes are the cost.
     """
 
@@ -26,7 +27,7 @@ class Curves:
     candidates: Mapping[str, Sequence[Candidate]]
     weights: Mapping[str, float]
     cost: str
-    pinned: bool
+    pinned: Collection[str]
     work: float = inf
     options: dict[str, list[Option]] = field(init=False)
     whole: dict[str, float] = field(init=False)  # what the layers cost as they are
@@ -45,7 +46,7 @@ class Curves:
             useful = [option for option in offered if option.cost < whole[name]]
             keep = Candidate(None, weight.nbytes, (weight.shape,), 0.0)
             kept = Option(whole[name], 0.0, keep, work=self.job.macs_of(name, ()))
-            options[name] = useful if self.pinned and useful else [*useful, kept]
+            options[name] = useful if name in self.pinned and useful else [*useful, kept]
         object.__setattr__(self, "options", options)
         object.__setattr__(self, "whole", whole)
 

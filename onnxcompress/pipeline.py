@@ -71,21 +71,27 @@ DEFAULT_AGREEMENT = 0.98
 DEFAULT_SNR = 25.0
 
 Refine = Callable[[Model, Model, Samples], tuple[Model, Sequence[Epoch]]]
+Methods = Sequence[Method] | Callable[[Layer], Sequence[Method]]
 
 
 def sweep(
     layers: Mapping[str, Layer],
     statistics: Mapping[str, Statistics],
-    methods: Sequence[Method],
+    methods: Methods,
     *,
     jobs: int = 1,
     track: Track[Any] = untracked,
 ) -> dict[str, list[Candidate]]:
-    """Every setting of every method on every layer, with its size and its predicted error."""
+    """Every setting of every method on every layer, with its size and its predicted error.
+
+    Args:
+        methods: for all layers, or a function that says which for each one.
+    """
+    offered = methods if callable(methods) else lambda _: methods
 
     def fit(name: str) -> list[Candidate]:
-        seen = replace(statistics[name])  # what fits derive from it goes with it
-        return [c for method in methods for c in method.candidates(layers[name], seen)]
+        layer, seen = layers[name], replace(statistics[name])  # fits derive more from a copy
+        return [c for method in offered(layer) for c in method.candidates(layer, seen)]
 
     order = largest_first(layers)
     found = track(each(fit, order, jobs, len(layers)), "fitting", len(layers))
@@ -99,7 +105,7 @@ def sweep(
 def compress(
     model: Model,
     *,
-    methods: Sequence[Method] | None = None,
+    methods: Methods | None = None,
     target: Target | None = None,
     samples: Samples | Iterable[Sample] | None = None,
     evaluation: Samples | None = None,
@@ -118,8 +124,9 @@ def compress(
     """Replace layers by smaller subgraphs until the target is met.
 
     Args:
-        methods: what to choose from; a layer for which nothing helps keeps its weight.  None
-            for those that `auto` finds worth trying for the target.
+        methods: what to choose from, for all layers or by a function of the layer; one for which
+            nothing helps keeps its weight.  None for those that `auto` finds worth trying for
+            the target.
         target: None means what settings that are fixed give, else 98 % agreement where the
             model has class scores, 25 dB where it has not.
         samples: unlabelled inputs; without any, the fits use the weights alone.
@@ -155,7 +162,7 @@ def trade_off(
     model: Model,
     targets: Sequence[Target],
     *,
-    methods: Sequence[Method] | None = None,
+    methods: Methods | None = None,
     samples: Samples | Iterable[Sample] | None = None,
     evaluation: Samples | None = None,
     metric: str = "top1",
@@ -191,7 +198,7 @@ class _Run:
     def __init__(
         self,
         model: Model,
-        methods: Sequence[Method],
+        methods: Methods,
         target: Target | None,
         samples: Samples | Iterable[Sample] | None,
         evaluation: Samples | None,
@@ -212,19 +219,16 @@ class _Run:
         self.cache, self.refinement = Cache(cache), refinement
         self.priced: dict[tuple[str, float], Curves] = {}  # by unit and limit of multiplications
         self.predicted: float | None = None
-        self.methods = [method for method in methods if method.opset <= model.opset]
-        if methods and not self.methods:
-            needed = min(methods, key=lambda method: method.opset)
-            raise ModelError(
-                f"{needed.name} needs opset {needed.opset}, and the model has {model.opset}"
-            )
+        self.methods, self.opset = methods, model.opset
         self.evaluation, self.metric = evaluation, metric
         self.correct, self.metadata = correct, metadata
         self.skipped: dict[str, str] = {}
         self.warnings: list[str] = []
-        self.pinned = all(method.fixed for method in methods)
         self.random = random_samples(input_specs(model), 2, seed, shapes)
         self.job = self._job(model, samples, only, jobs, track, bool(shapes))
+        offered = {name: self._offered(layer) for name, layer in self.job.leaders.items()}
+        self.pinned = {name for name, own in offered.items() if all(m.fixed for m in own)}
+        self.all_pinned = self.pinned == offered.keys()
         validating = self.job.held_out or self.random
         self.validation = Validation(
             model,
@@ -236,6 +240,21 @@ class _Run:
             jobs=jobs,
         )
         self.target = self._target(target)
+
+    def _offered(self, layer: Layer) -> list[Method]:
+        """The methods for this layer.
+
+        Raises:
+            ModelError: all of them need a newer opset.
+        """
+        methods = self.methods(layer) if callable(self.methods) else self.methods
+        usable = [method for method in methods if method.opset <= self.opset]
+        if methods and not usable:
+            needed = min(methods, key=lambda method: method.opset)
+            raise ModelError(
+                f"{needed.name} needs opset {needed.opset}, and the model has {self.opset}"
+            )
+        return usable
 
     def _job(
         self,
@@ -255,8 +274,9 @@ class _Run:
             self.warnings += [*dict.fromkeys((*fit.notes, *held_out.notes))]
         layers, self.skipped = find_layers(model)
         for name, layer in list(layers.items()):
-            reasons = [method.declined(layer) for method in self.methods]
-            if only is not None and not only(name):
+            methods = self._offered(layer)
+            reasons = [method.declined(layer) for method in methods]
+            if not methods or (only is not None and not only(name)):
                 self.skipped[name] = "it was left out on request"
             elif None not in reasons:
                 self.skipped[name] = reasons[0] or ""
@@ -265,7 +285,7 @@ class _Run:
             del layers[name]
         for name, layer in find_constants(model, find_layers(model)[0]).items():
             wanted = only is None or only(name)
-            if wanted and any(method.declined(layer) is None for method in self.methods):
+            if wanted and any(m.declined(layer) is None for m in self._offered(layer)):
                 layers[name] = layer
         layers = {
             name: layer if layer.shared in layers else replace(layer, shared=name)
@@ -276,7 +296,7 @@ class _Run:
         return Job(model, twin, layers, shapes, macs, fit, held_out, jobs, track)
 
     def _target(self, target: Target | None) -> Target:
-        if target is None and self.pinned:
+        if target is None and self.all_pinned:
             return Target()
         if target is None:
             if self.job.held_out is None:
@@ -299,7 +319,7 @@ class _Run:
     def result(self) -> tuple[Model, Report]:
         self._look()
         if not self.target.sized and not self.target.faithful:
-            return self._finished(self.curves.at(self.curves.bounds[0] if self.pinned else inf))
+            return self._finished(self.curves.at(self.curves.bounds[0] if self.all_pinned else inf))
         limit = self._size_limit()
         if self.target.faithful:
             limit = self._bisected(limit)
@@ -334,7 +354,8 @@ class _Run:
         """Fit and measure every candidate, or remember what was found before."""
         job = self.job
         model = digest(job.model) if self.cache.folder else None
-        key: list[Any] = [version("onnxcompress"), model, *map(str, self.methods), *job.layers]
+        key: list[Any] = [version("onnxcompress"), model]
+        key += [(name, *map(str, self._offered(layer))) for name, layer in job.layers.items()]
         key += [str(job.shapes), job.fit and self.cache.folder and job.fit.content]
         self.statistics: dict[str, Statistics] = {}
         self.candidates, self.weights = self.cache.get(key, self._candidates)
@@ -351,7 +372,7 @@ class _Run:
     def _candidates(self) -> tuple[dict[str, list[Candidate]], dict[str, float]]:
         job = self.job
         self.statistics = self._statistics()
-        found = sweep(job.leaders, self.statistics, self.methods, jobs=job.jobs, track=job.track)
+        found = sweep(job.leaders, self.statistics, self._offered, jobs=job.jobs, track=job.track)
         found = {name: candidates for name, candidates in found.items() if candidates}
         return found, weigh(job, found, self.statistics)
 
@@ -624,8 +645,9 @@ class _Run:
         if self.target.faithful and not self._holds(result):
             result, fitted = self._build(chosen)  # as it was when the search found it to hold
         hurting = self._hurting(chosen, fitted)
-        if hurting and not self.pinned and max(hurting.values()) > FALLS_BACK:
-            chosen, result, fitted = self._without(hurting, chosen, result, fitted)
+        free = {name: share for name, share in hurting.items() if name not in self.pinned}
+        if free and max(free.values()) > FALLS_BACK:
+            chosen, result, fitted = self._without(free, chosen, result, fitted)
         rows = tuple(self._rows(chosen, fitted))
         macs = sum(self.job.macs.values())
         saved = sum(row.macs[0] - row.macs[1] for row in rows)

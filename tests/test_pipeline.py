@@ -406,3 +406,18 @@ def test_the_three_models_stand_side_by_side(net, batches, capsys):
 def test_a_refinement_without_samples_is_refused_before_any_work(net):
     with pytest.raises(oc.TargetError, match="--calib"):
         oc.compress(net, target=oc.Target(macs=0.5), refinement=lambda *_: pytest.fail("it ran"))
+
+
+def test_a_function_gives_layers_methods_of_their_own(net, batches):
+    layers, _ = oc.find_layers(net)
+    first, second, *_ = layers
+
+    def methods(layer):
+        fixed = {first: [oc.Integer(bits=8)], second: []}
+        return fixed.get(layer.name, [oc.Codebook(), oc.Integer()])
+
+    _, report = oc.compress(net, methods=methods, target=oc.Target(ratio=1.3), samples=batches)
+    used = {row.layer: row.method for row in report.rows}
+    assert used[first] == "integer:bits=8"
+    assert second not in used and report.skipped[second] == "it was left out on request"
+    assert report.comparison.ratio >= 1.3
