@@ -327,6 +327,7 @@ class _Run:
                 fidelity.worst_snr,
                 fidelity.agreement,
                 self.validation.metric_of(model),
+                self.validation.baseline,
             )
 
     def _look(self) -> None:
@@ -645,6 +646,8 @@ class _Run:
             comparison=comparison,
             refined=refined,
             predicted=self.predicted,
+            trade_off=self.curves.trade_off(chosen),
+            hurting={name: share for name, share in hurting.items() if name not in self.skipped},
             failures=tuple(failed),
             curves={} if not self.target.faithful else self.curves.points(),
             warnings=(*self.warnings, *noted),
