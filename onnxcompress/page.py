@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from shlex import join
+from shlex import quote
 from typing import Any
 
 from onnxcompress import plots, wording
@@ -84,7 +84,6 @@ def _render(report: Report, title: str, place: str, metric: str, count: int) -> 
         report=report,
         title=title,
         place=place,
-        asked=f"Asked for {report.target}: " if report.target else "",
         reached=wording.reached(report),
         facts=[*wording.facts(both, "held-out" if report.rows else "", refined)] if both else [],
         curve=_curve(report, metric),
@@ -97,7 +96,7 @@ def _render(report: Report, title: str, place: str, metric: str, count: int) -> 
         skips=wording.skips(report),
         training=wording.training(both, refined) if both and refined else "",
         losses=plots.training(refined).svg() if refined else "",
-        command=join(["onnxcompress", *report.provenance.get("command", ())]),
+        command=[quote(word) for word in ("onnxcompress", *report.provenance.get("command", ()))],
         made=dict(_made(report.provenance)),
         wording=wording,
         style=plots.COLOURS + plots.STYLE + (TEMPLATES / "page.css").read_text("utf-8"),
@@ -117,15 +116,14 @@ def _curve(report: Report, metric: str) -> str:
 
 def _made(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What else is to be known to repeat the run."""
-    for key, value in provenance.items():
-        if isinstance(value, Mapping):
-            joint = "\u2002" if key == "versions" else None
-            if joint:
-                yield key, joint.join(f"{name} {text}" for name, text in value.items())
-            else:
-                yield from ((str(name), str(text)) for name, text in value.items())
-        elif key != "command":
-            yield key, str(value)
+    if "onnxcompress.config" in provenance.get("metadata", {}):
+        yield "configuration", provenance["metadata"]["onnxcompress.config"]
+    for path, digest in provenance.get("sha256", {}).items():
+        yield f"SHA-256 of {short(path)}", digest
+    if "versions" in provenance:
+        yield "versions", ", ".join(" ".join(pair) for pair in provenance["versions"].items())
+    if "machine" in provenance:
+        yield "machine", provenance["machine"]
 
 
 def plain(text: str) -> str:

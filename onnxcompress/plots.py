@@ -11,7 +11,7 @@ from onnxcompress.report import Comparison, Point, Refinement, Row, TradeOff
 from onnxcompress.wording import layer
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 56, 54, 36, 20
-LETTER, LINE = 6.5, 20  # about the width of a letter, and the height of a line of text
+LINE = 22  # height of a line of text
 PANEL, HEAD = 80, 44  # height of a row of bars, and of the room above for its name
 NOISE, SAME = 0.0, 100.0  # dB of outputs that hold nothing, or everything
 COLOURS = (
@@ -51,12 +51,13 @@ def sweep(points: Sequence[Point], metric: str) -> Plot:
     for point in points:
         x = most / point.macs if fewer else point.ratio
         y = (point.metric or 0.0) if labelled else point.snr
-        marks.append(Mark((x, y), note=f"{x:.3g}: {y:.2f}"))
+        marks.append(Mark((x, y), "", f"{x:.3g}: {y:.2f}"))
     return Plot(
         x=SMALLER["macs" if fewer else "bytes"],
         y=metric if labelled else "SNR of the outputs, dB",
         lines=[("", [mark.place for mark in marks])],
         marks=marks,
+        key=False,
         level=points[0].baseline if labelled else None,
     )
 
@@ -69,16 +70,16 @@ def trade_off(found: TradeOff, both: Comparison | None) -> Plot:
 
     def mark(pair: Pair, kind: str, name: str) -> Mark:
         x, y = place(pair)
-        return Mark((x, y), kind, name, f"{name}: {x:.2f} {SMALLER[found.cost]}, {y:.1f} dB")
+        return Mark((x, y), kind, f"{name}: {x:.2f}, {y:.1f} dB")
 
     marks = [mark(found.chosen, "open", "predicted")]
     if both is not None and both.real:
         before, after = both.before, both.after
         cost = {"bytes": after.nbytes, "macs": after.macs}.get(found.cost) or found.chosen[0]
         whole = {"bytes": before.nbytes, "macs": before.macs}.get(found.cost) or found.whole
-        marks.append(mark((cost * found.whole / whole, both.worst_snr), "", "this result"))
+        marks.insert(0, mark((cost * found.whole / whole, both.worst_snr), "", "this result"))
     if found.grid is not None:
-        marks.append(mark(found.grid, "other", "4 bits everywhere, predicted"))
+        marks.append(mark(found.grid, "other", "4 bits everywhere"))
     marks = [m for m in marks if m.place[1] < SAME]
     lowest = min([NOISE, *(m.place[1] for m in marks)])
     line = [place(pair) for pair in found.points if lowest <= pair[1] < SAME]
@@ -94,7 +95,7 @@ def training(refined: Refinement) -> Plot:
         x="epoch",
         y="loss: held out, and of the samples trained with (pale)",
         lines=[("second", lost), ("", held)],
-        marks=[Mark((best.epoch, best.held_out), "", "kept", f"epoch {best.epoch}")],
+        marks=[Mark((best.epoch, best.held_out), "", f"kept: epoch {best.epoch}")],
         log=False,
     )
 
@@ -113,7 +114,9 @@ def layers(rows: Sequence[Row]) -> str:
     for index, (name, unit, scale, pairs) in enumerate(panels):
         bottom = (index + 1) * (PANEL + HEAD)
         most = max(map(max, pairs))
-        top = f"{most / scale:,.3g} {unit}".strip()
+        top = (
+            f"{most / scale:,.{0 if most >= 100 * scale else 2}f} {unit}" if unit else f"{most:.3g}"
+        )
         parts.append(
             f'<text x="0" y="{bottom - PANEL - 14}">{name}<tspan class="soft" dx="8">'
             f"up to {top}</tspan></text>"
@@ -153,12 +156,11 @@ def _svg(title: str, height: int, parts: Sequence[str], look: str = "") -> str:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point: its kind is a class of the style, its name is written beside it."""
+    """A point: its kind is a class of the style."""
 
     place: Pair
-    kind: str = ""
-    name: str = ""
-    note: str = ""
+    kind: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ class Plot:
 
     Attributes:
         log: whether x is logarithmic.
+        key: whether the names of the marks are written; they are told by pointing at them anyhow.
         level: y of the original, if there is such.
     """
 
@@ -175,12 +178,13 @@ class Plot:
     lines: Sequence[tuple[str, Sequence[Pair]]]
     marks: Sequence[Mark]
     log: bool = True
+    key: bool = True
     level: float | None = None
 
     def svg(self, alone: bool = False) -> str:
         """The drawing, for a page that has the style, or ``alone`` as a file of its own."""
         look = f"<style>{COLOURS}svg{{background:var(--paper)}}{STYLE}</style>" if alone else ""
-        parts = [*self._axes(), *self._lines(), *self._marks()]
+        parts = [*self._axes(), *self._lines(), *self._marks(), *self._key()]
         return _svg(f"{self.y} against {self.x}", HEIGHT, parts, look)
 
     def _ranges(self) -> tuple[float, float, float, float]:
@@ -227,21 +231,19 @@ class Plot:
             yield f'<polyline class="{kind}" points="{places}"/>'
 
     def _marks(self) -> Iterator[str]:
-        """The points from the top; a name that would lie on the one above moves down.
-
-        What lies on the line, an open circle, has its name below it: there the line has been.
-        """
-        above = -float(LINE)
-        placed = [(self._place(*mark.place), mark) for mark in self.marks]
-        for (x, y), mark in sorted(placed, key=lambda found: found[0][1]):
-            note = f"<title>{escape(mark.note)}</title>"
+        """The first mark lies above the others."""
+        for mark in reversed(self.marks):
+            x, y = self._place(*mark.place)
+            note = f"<title>{escape(mark.name)}</title>"
             yield f'<circle class="{mark.kind}" cx="{x}" cy="{y}" r="5">{note}</circle>'
-            if mark.name:
-                wide, below = 12 + LETTER * len(mark.name), mark.kind == "open"
-                left = x - wide > LEFT if below else x + wide > WIDTH - RIGHT
-                above = max(y + (18 if below else 4), above + LINE)
-                side = f'x="{x - 10}" text-anchor="end"' if left else f'x="{x + 10}"'
-                yield f'<text class="name" {side} y="{above}">{escape(mark.name)}</text>'
+
+    def _key(self) -> Iterator[str]:
+        """What the marks are, at the top right, where a falling line leaves room."""
+        for index, mark in enumerate(self.marks if self.key else ()):
+            x, y = WIDTH - RIGHT - 6, TOP + 14 + LINE * index
+            yield f'<circle class="{mark.kind}" cx="{x}" cy="{y}" r="5"/>'
+            where = f'x="{x - 14}" y="{y + 4}" text-anchor="end"'
+            yield f'<text class="name" {where}>{escape(mark.name)}</text>'
 
 
 def _even(low: float, high: float) -> list[float]:

@@ -40,14 +40,18 @@ def reached(report: Report) -> str:
     return ", ".join(parts)
 
 
-def _range(points: Sequence[Point]) -> str:
+def _range(found: Sequence[Point]) -> str:
     """Of a sweep: its ends."""
-    ends = [points[0]] if len(points) == 1 else [points[0], points[-1]]
-    told = [
-        f"{p.target}: " + (f"SNR {p.snr:.1f} dB" if p.metric is None else f"{p.metric:.2f}")
-        for p in ends
-    ]
-    return " … ".join(told)
+    fewer = len({point.macs for point in found}) > 1
+
+    def told(point: Point) -> str:
+        size = f"{point.macs / 1e6:,.2f} MMACs" if fewer else f"a file {ratio(point.ratio)}"
+        snr = f"SNR {point.snr:.1f} dB"
+        return f"{snr if point.metric is None else f'{point.metric:.2f} by labels'} with {size}"
+
+    ends = ", ".join(map(told, found if len(found) < 2 else (found[0], found[-1])))
+    baseline = found[0].baseline
+    return ends if baseline is None else f"{ends}; the original has {baseline:.2f}"
 
 
 def ratio(value: float) -> str:

@@ -418,7 +418,7 @@ def test_a_page_is_written_of_a_run_that_succeeds_and_of_one_that_does_not(run):
     line = f"{GOOD} --macs 0.6 --eval {{data}}/labelled.npz --report new/page.html --json"
     code, out, _ = run(line)
     report, page = json.loads(out), Path("new/page.html").read_text("utf-8")
-    assert code == 0 and "<h1>Asked for 0.6 of the multiplications: " in page
+    assert code == 0 and "<h1>Asked: 0.6 of the multiplications. " in page
     assert report["trade_off"]["cost"] == "macs" and len(report["trade_off"]["points"]) > 3
     cost, snr = report["trade_off"]["chosen"]
     assert cost == report["comparison"]["after"]["macs"] and snr > 0
