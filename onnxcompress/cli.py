@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:  # imported where they are used: --help and wrong options answer at once
     from onnxcompress.core import Method
@@ -80,6 +81,10 @@ class Shape(click.ParamType):
         return name, tuple(map(int, sizes))
 
 
+FILE = click.Path(readable=False, path_type=Path)  # completed by the shell, tried when it is read
+PLACE = click.Path(readable=False)  # that, or the name of something else
+
+
 class Command(click.Command):
     """A command whose help page has its options in sections."""
 
@@ -104,11 +109,18 @@ class Group(click.Group):
         if not args:
             args = ["--help"]
         if args[0] not in (*self.commands, "--help", "-h", "--version"):
+            if ctx.resilient_parsing:  # the shell completes a line that is not yet whole
+                return super().parse_args(ctx, ["compress", *args])
             near = get_close_matches(args[0], self.commands, 1)
             if near and not Path(args[0]).suffix and not Path(args[0]).exists():
                 raise click.UsageError(f"no command or file {args[0]!r}; did you mean {near[0]}?")
             args = ["compress", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """The commands; else a file, as the word compress may be left out."""
+        found = super().shell_complete(ctx, incomplete)
+        return found or [CompletionItem(incomplete, type="file")]
 
 
 def options(*chosen: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,15 +158,15 @@ TARGET = options(
                  help="Loss of the metric by labels (--eval), in its own unit."),
 )  # fmt: skip
 DATA = options(
-    click.option("--calib", metavar="PATH", help="Unlabelled samples: .npz, .npy, a folder of "
-                 "images, test_data_set folders, or module:function."),
+    click.option("--calib", metavar="PATH", type=PLACE, help="Unlabelled samples: .npz, "
+                 ".npy, a folder of images, test_data_set folders, or module:function."),
     click.option("--samples", metavar="N", type=click.IntRange(min=1), default=512,
                  show_default=True, help="How many of them."),
     click.option("--select", metavar="GLOB", help="Which files of a folder."),
-    click.option("--preprocess", metavar="NAME|FILE.yaml", help="How images become inputs: "
-                 "imagenet, imagenet-caffe, inception, unit, none, or a file of your own."),
-    click.option("--eval", "evaluation", metavar="PATH", help="Labelled samples: .npz with x and "
-                 "y, a folder of images with labels.csv, or module:function."),
+    click.option("--preprocess", metavar="NAME|FILE.yaml", type=PLACE, help="How images become "
+                 "inputs: imagenet, imagenet-caffe, inception, unit, none, or a file of your own."),
+    click.option("--eval", "evaluation", metavar="PATH", type=PLACE, help="Labelled samples: .npz "
+                 "with x and y, a folder of images with labels.csv, or module:function."),
     click.option("--metric", metavar="NAME", default="top1",
                  show_default=True, help="top1, top5, psnr, or module:function."),
 )  # fmt: skip
@@ -165,8 +177,8 @@ REFINE = options(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]),
                  help="Where torch computes.  [default: auto, a GPU where there is one]"),
     click.option("--augment", metavar="flip,crop", help="Mirrored and shifted images too."),
-    click.option("--train", metavar="PATH", help="Labelled samples to learn from as well, in the "
-                 "forms of --eval."),
+    click.option("--train", metavar="PATH", type=PLACE, help="Labelled samples to learn from as "
+                 "well, in the forms of --eval."),
 )  # fmt: skip
 SHAPES = click.option("--input-shapes", "shapes", type=Shape(), multiple=True,
                       help="The shape of an input that leaves its own open; repeat.")  # fmt: skip
@@ -189,7 +201,7 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Do everything but write 
 EXTERNAL = click.option("--save-as-external-data", "external", is_flag=True,
                         help="Weights beside the model.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
-REPORT = click.option("--report", "page", metavar="FILE.html", type=Path,
+REPORT = click.option("--report", "page", metavar="FILE.html", type=FILE,
                       help="Write a page about it, for a browser or for paper.")  # fmt: skip
 VERBOSE = click.option("--verbose", is_flag=True, help="Show where an internal error came from.")
 
@@ -217,8 +229,8 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", metavar="INPUT", type=Path)
-@click.argument("output", metavar="OUTPUT", type=Path)
+@click.argument("source", metavar="INPUT", type=FILE)
+@click.argument("output", metavar="OUTPUT", type=FILE)
 @METHOD
 @TARGET
 @DATA
@@ -297,7 +309,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
 
 
 @cli.command()
-@click.argument("source", metavar="INPUT", type=Path)
+@click.argument("source", metavar="INPUT", type=FILE)
 @click.option("--method", "specs", metavar="SPEC", multiple=True,
               help="What to use; repeat.  [default: auto]")  # fmt: skip
 @click.option("--only", metavar="GLOB", multiple=True, help="Change only these layers; repeat.")
@@ -309,7 +321,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
 @DATA
 @RUN
 @CACHE
-@click.option("--plot", metavar="FILE.svg", type=Path, help="Draw the curve.")
+@click.option("--plot", metavar="FILE.svg", type=FILE, help="Draw the curve.")
 @REPORT
 @JSON
 @VERBOSE
@@ -381,16 +393,18 @@ def _targets(ratios: Sequence[float], macs: Sequence[float]) -> list[Target]:
 
 
 @cli.command()
-@click.argument("source", metavar="MODEL", type=Path)
+@click.argument("source", metavar="MODEL", type=FILE)
 @SHAPES
 @JSON
 @VERBOSE
 def inspect(source: Path, shapes: Sequence[Any], as_json: bool, verbose: bool) -> int:
-    """List the layers of a model and what can be compressed."""
+    """List the layers of a model, what can be compressed, and what each method would give."""
     from onnxcompress import graph, tables
     from onnxcompress.inspection import examine
+    from onnxcompress.parallel import one_thread_each
 
-    found = examine(graph.load(source), dict(shapes))
+    with one_thread_each():  # small products on many threads wait for each other
+        found = examine(graph.load(source), dict(shapes))
     if found["note"]:
         _say(f"note: {found['note']}")
     if as_json:
@@ -401,8 +415,8 @@ def inspect(source: Path, shapes: Sequence[Any], as_json: bool, verbose: bool) -
 
 
 @cli.command()
-@click.argument("first", metavar="A", type=Path)
-@click.argument("second", metavar="B", type=Path)
+@click.argument("first", metavar="A", type=FILE)
+@click.argument("second", metavar="B", type=FILE)
 @DATA
 @RUN
 @REPORT
@@ -447,8 +461,8 @@ def compare(first: Path, second: Path, **given: Any) -> int:
 
 
 @cli.command()
-@click.argument("source", metavar="INPUT", type=Path)
-@click.argument("output", metavar="OUTPUT", type=Path)
+@click.argument("source", metavar="INPUT", type=FILE)
+@click.argument("output", metavar="OUTPUT", type=FILE)
 @SHAPES
 @DRY_RUN
 @click.option("--force", is_flag=True, help="Allow OUTPUT to be INPUT.")
@@ -505,7 +519,7 @@ def methods(name: str | None, verbose: bool) -> int:
     else:
         with _asking():
             method = specs.method_named(name)
-        tables.show_method(name, *specs.described(method))
+        tables.show_method(name, *specs.described(method), specs.explained(method))
     return DONE
 
 

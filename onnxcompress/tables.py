@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxcompress.report import Comparison, Point, Refinement, Report, Row
-from onnxcompress.wording import change, facts, points, reached, reasons, times, training
+from onnxcompress.wording import change, facts, number, points, reached, reasons, times, training
 
 WIDE = 1000  # columns where the output is no terminal: nothing is cut off or broken
 CURVE = (0.95, 0.9, 0.75, 0.5, 0.25)  # shares of a layer's cost at which its error is shown
+BAR = 8  # columns of the longest bar
 NAMED = 4  # layers that are listed where many were skipped for one reason
 
 
@@ -169,10 +170,12 @@ def show_points(found: Sequence[Point], metric: str) -> None:
 def show_inspection(facts: Mapping[str, Any]) -> None:
     """What a model is made of."""
     table = _table("layer", "type", "weight", KB=True)
-    for name in ("of file", "MMACs", "of all"):
+    table.add_column("of file", justify="right")
+    table.add_column("")
+    for name in ("MMACs", "of all"):
         table.add_column(name, justify="right")
     table.add_column("compressible by", overflow="fold")
-    work = facts["macs"]
+    work, most = facts["macs"], max((row["bytes"] or 0 for row in facts["layers"]), default=0)
     for row in facts["layers"]:
         size, macs = row["bytes"], row["macs"]
         able = ", ".join(row["methods"])
@@ -183,28 +186,52 @@ def show_inspection(facts: Mapping[str, Any]) -> None:
             times(row["shape"]),
             "" if size is None else f"{size / 1000:,.1f}",
             "" if size is None else f"{size / facts['file']:.1%}",
+            "█" * round(BAR * (size or 0) / (most or 1)),
             "" if macs is None else f"{macs / 1e6:,.2f}",
             "" if macs is None else f"{macs / (work or 1):.1%}",
             Text(reason or able),
             style="" if able else "dim",
         )
-    able = [row for row in facts["layers"] if row["methods"]]
-    lines = [
+    parts: list[RenderableType] = [table]
+    if facts["estimates"]:
+        parts.append(_estimates(facts["estimates"]))
+    _print(*parts, Text("\n".join(_facts(facts))))
+
+
+def _estimates(found: Sequence[Mapping[str, Any]]) -> Table:
+    """What each method would give, as far as the weights alone tell: with data it is more."""
+    names = {ratio: f"{ratio} times smaller" for ratio in found[0]["snr"]}
+    table = _table("SNR of the weights alone, dB", **dict.fromkeys(names.values(), True))
+    table.add_column("speed")
+    for row in found:
+        cells = [number(row["snr"][ratio], ".0f") for ratio in names]
+        table.add_row(row["method"], *cells, "faster" if row["faster"] else "as before")
+    return table
+
+
+def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
+    able, work = [row for row in facts["layers"] if row["methods"]], facts["macs"]
+    share = sum(row["bytes"] for row in able) / facts["file"]
+    yield (
         f"{len(able)} of {len(facts['layers'])} layers can be compressed; they hold "
-        f"{sum(row['bytes'] for row in able) / facts['file']:.1%} of the file"
-        + (f" and {sum(row['macs'] or 0 for row in able) / work:.1%} of its MACs" if work else ""),
+        f"{share:.1%} of the file"
+        + (f" and {sum(row['macs'] or 0 for row in able) / work:.1%} of its MACs" if work else "")
+    )
+    largest = sorted((row["bytes"] for row in able), reverse=True)
+    half = next((n for n in range(len(able)) if 2 * sum(largest[:n]) >= sum(largest)), len(able))
+    if len(able) > 1:
+        yield f"half of that file share is in {half} {'layer' if half == 1 else 'layers'}"
+    yield (
         f"file {facts['file']:,} bytes, weights {facts['weights']:,} bytes, "
         f"{f'{work:,} MACs' if work else 'MACs unknown'}, {facts['nodes']} nodes, "
         f"opset {facts['opset']}, IR {facts['ir_version']}"
         + ", compressed before"
-        * facts["compressed_before"],
-        *(
-            f"{way[:-1]} {_tensor(tensor)}"
-            for way in ("inputs", "outputs")
-            for tensor in facts[way]
-        ),
-    ]
-    _print(table, Text("\n".join(lines)))
+        * facts["compressed_before"]
+    )
+    for way in ("inputs", "outputs"):
+        yield from (f"{way[:-1]} {_tensor(tensor)}" for tensor in facts[way])
+    if able:
+        yield "next: onnxcompress IN OUT --ratio 4 --calib SAMPLES, or --macs 0.5 to be faster"
 
 
 def _tensor(facts: Mapping[str, Any]) -> str:
@@ -220,16 +247,20 @@ def show_methods(summaries: Mapping[str, str]) -> None:
     _print(table)
 
 
-def show_method(name: str, summary: str, settings: Sequence[tuple[str, str, str]]) -> None:
-    """One method with its settings."""
-    table = _table("setting", "values", "")
-    for setting in settings:
-        table.add_row(*map(Text, setting))
+def show_method(
+    name: str, summary: str, settings: Sequence[tuple[str, str, str]], explanation: str
+) -> None:
+    """One method: how it works, its settings, and how it is asked for."""
+    parts: list[RenderableType] = [Text(f"{name}: {summary}"), Text(explanation)]
+    if settings:
+        parts.append(table := _table("setting", "values", ""))
+        for setting in settings:
+            table.add_row(*map(Text, setting))
     pairs = ",".join(f"{key}=..." for key, *_ in settings[:2])
     hint = f"--method {name}" + (
         f" or --method {name}:{pairs}; what is not set is open" * bool(pairs)
     )
-    _print(Text(f"{name}: {summary}"), table, Text(hint))
+    _print(*parts, Text(hint))
 
 
 # -------------------------------------------------------------------------------------------- cells
@@ -240,6 +271,6 @@ def _table(*words: str, **numbers: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for word in words:
         table.add_column(word, overflow="fold")
-    for number in numbers:
-        table.add_column(number, justify="right", no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -50,7 +50,7 @@ BELOW = {  # module -> the modules of ours that it may import
     "report": {"runtime"},
     "tables": {"report", "wording"},
     "inspection": {
-        *{"core", "data", "graph", "measuring", "methods", "preprocess", "validation"},
+        *{"core", "data", "graph", "measuring", "methods", "metrics", "preprocess", "validation"},
     },
     "measuring": {"calibration", "core", "data", "graph", "metrics", "parallel", "runtime"},
     "refine": {

@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.cli import main
+from onnxcompress.methods import METHODS
 
 SIZE = 12
 
@@ -222,6 +223,37 @@ def test_inspect_lists_layers_and_facts(run):
     assert {"basis", "binary"} <= {*facts["layers"][0]["methods"]}
 
 
+def test_inspect_estimates_what_each_method_would_give(run):
+    found = json.loads(run("inspect {data}/net.onnx --json")[1])["estimates"]
+    estimates = {row["method"]: row for row in found}
+    assert set(METHODS) == set(estimates)
+    assert estimates["basis"]["faster"] and not estimates["integer"]["faster"]
+    assert estimates["half"]["snr"]["2"] > 60 and estimates["half"]["snr"]["4"] is None
+    for row in found:
+        reached = [snr for snr in row["snr"].values() if snr is not None]
+        assert reached == sorted(reached, reverse=True)
+    out = run("inspect {data}/net.onnx")[1]
+    assert "SNR of the weights alone, dB" in out and "next: onnxcompress IN OUT" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("insp", ["plain,inspect"]),
+        ("models/c", ["file,models/c"]),
+        ("compare a.o", ["file,a.o"]),
+        ("in.onnx out.onnx --mac", ["plain,--macs"]),
+        ("in.onnx out.onnx --calib im", ["file,im"]),
+        ("inspct in.onnx --de", ["plain,--device"]),
+    ],
+)
+def test_the_shell_completes_commands_options_and_files(line, completed, tmp_path):
+    words = f"onnxcompress {line}"
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    env = {**os.environ, **asked, "_ONNXCOMPRESS_COMPLETE": "bash_complete"}
+    assert process([], tmp_path, env=env).stdout.splitlines() == completed
+
+
 def test_compare_measures_two_models(run):
     data = "--calib {data}/data.npz --eval {data}/labelled.npz"
     code, out, _ = run(f"compare {{data}}/net.onnx {{data}}/net.onnx {data}")
@@ -234,6 +266,9 @@ def test_methods_are_explained(run):
     assert "basis  " in run("methods")[1]
     code, out, _ = run("methods basis")
     assert code == 0 and "filter, spatial, tucker" in out and "input_rank" in out
+    assert "coefficients @ basis" in out and "arxiv.org/abs/2105.10436" in out
+    code, out, _ = run("methods half")
+    assert code == 0 and "setting" not in out and "--method half" in out
 
 
 def test_help_comes_at_once(run):
