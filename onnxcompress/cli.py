@@ -365,7 +365,7 @@ def sweep(source: Path, **given: Any) -> int:
                 )
             )
     if not points:
-        raise click.UsageError("none of the targets can be reached by these methods")
+        raise click.UsageError("none of the targets can be reached: ask for less, or --method auto")
     if given["plot"]:
         given["plot"].parent.mkdir(parents=True, exist_ok=True)  # as compress does for OUTPUT
         given["plot"].write_text(plots.sweep(points, given["metric"]).svg(alone=True), "utf-8")
@@ -439,15 +439,17 @@ def compare(first: Path, second: Path, **given: Any) -> int:
         )
         one = next(iter(samples.batches(1)))
         _check_alike(*models, {name: array.shape for name, array in one.items()})
-        validation = Validation(
-            models[0],
-            samples,
-            real=real,
-            jobs=given["jobs"] or parallel.cores(),
-            **_measured(models[0], given),
-        )
-        before, after = (sum(measuring.input_shapes(runnable(m), one)[1].values()) for m in models)
-        comparison = validation.compare(models[1], (before, after))
+        macs = [sum(measuring.input_shapes(runnable(m), one)[1].values()) for m in models]
+        with tables.progress(not given["as_json"]) as track:
+            validation = Validation(
+                models[0],
+                samples,
+                real=real,
+                jobs=given["jobs"] or parallel.cores(),
+                track=track,
+                **_measured(models[0], given),
+            )
+            comparison = validation.compare(models[1], (macs[0], macs[1]))
     config = {"seed": given["seed"], "samples": _known(samples if real else None)}
     made = _made({CONFIG: _told(config)}, [first, second])
     report = Report(comparison=comparison, provenance=made)

@@ -233,6 +233,7 @@ class _Run:
             metric=metric,
             providers=providers,
             jobs=jobs,
+            track=track,
         )
         self.target = self._target(target)
 
@@ -341,7 +342,9 @@ class _Run:
         for name in job.leaders.keys() - self.candidates.keys():
             self.skipped[name] = "no setting makes it smaller"
         if not self.candidates:
-            raise BudgetError("no layer can be compressed by these methods")
+            raise BudgetError(
+                "no layer can be compressed by these methods: onnxcompress inspect says by which"
+            )
         self._price()
         if job.fit is not None and self.correct:
             self.statistics.clear()  # refit takes its own; these are large
