@@ -47,9 +47,7 @@ def frontier(options: Iterable[Option]) -> list[Option]:
 
 def least(options: Mapping[str, Sequence[Option]]) -> float:
     """What the cheapest options cost together."""
-    cheapest = [min(points, key=lambda o: o.cost) for points in options.values()]
-    shared = frozenset[tuple[str, int]]().union(*(o.shared for o in cheapest))
-    return sum(o.cost for o in cheapest) + _cost(shared)
+    return spent({name: min(p, key=lambda o: o.cost) for name, p in options.items()})
 
 
 def _cost(shared: Iterable[tuple[str, int]]) -> int:
@@ -106,6 +104,25 @@ def _with(
     chosen = {name: found[i] for (name, found), i in zip(points.items(), picked, strict=True)}
     chosen = _filled(chosen, points, left, work)
     return chosen, sum(option.error for option in chosen.values())
+
+
+def hull(options: Mapping[str, Sequence[Option]]) -> list[dict[str, Option]]:
+    """The choices that some price makes best, whatever is shared."""
+    table = _Table.of(options)
+    picked = {
+        tuple((table.errors + price * table.costs).argmin(1))
+        for price in np.geomspace(LOWEST, HIGHEST, 2 * PRICES)
+    }
+    return [
+        {name: found[i] for (name, found), i in zip(options.items(), picks, strict=True)}
+        for picks in picked
+    ]
+
+
+def spent(chosen: Mapping[str, Option]) -> float:
+    """What a choice costs, what is shared included."""
+    shared = frozenset[tuple[str, int]]().union(*(option.shared for option in chosen.values()))
+    return sum(option.cost for option in chosen.values()) + _cost(shared)
 
 
 @dataclass(frozen=True, eq=False)

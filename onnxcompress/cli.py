@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:  # imported where they are used: --help and wrong options answer at once
     from onnxcompress.core import Method
@@ -79,6 +81,10 @@ class Shape(click.ParamType):
         return name, tuple(map(int, sizes))
 
 
+FILE = click.Path(readable=False, path_type=Path)  # completed by the shell, tried when it is read
+PLACE = click.Path(readable=False)  # that, or the name of something else
+
+
 class Command(click.Command):
     """A command whose help page has its options in sections."""
 
@@ -103,11 +109,18 @@ class Group(click.Group):
         if not args:
             args = ["--help"]
         if args[0] not in (*self.commands, "--help", "-h", "--version"):
+            if ctx.resilient_parsing:  # the shell completes a line that is not yet whole
+                return super().parse_args(ctx, ["compress", *args])
             near = get_close_matches(args[0], self.commands, 1)
             if near and not Path(args[0]).suffix and not Path(args[0]).exists():
                 raise click.UsageError(f"no command or file {args[0]!r}; did you mean {near[0]}?")
             args = ["compress", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """The commands; else a file, as the word compress may be left out."""
+        found = super().shell_complete(ctx, incomplete)
+        return found or [CompletionItem(incomplete, type="file")]
 
 
 def options(*chosen: Callable[..., Any]) -> Callable[..., Any]:
@@ -145,15 +158,15 @@ TARGET = options(
                  help="Loss of the metric by labels (--eval), in its own unit."),
 )  # fmt: skip
 DATA = options(
-    click.option("--calib", metavar="PATH", help="Unlabelled samples: .npz, .npy, a folder of "
-                 "images, test_data_set folders, or module:function."),
+    click.option("--calib", metavar="PATH", type=PLACE, help="Unlabelled samples: .npz, "
+                 ".npy, a folder of images, test_data_set folders, or module:function."),
     click.option("--samples", metavar="N", type=click.IntRange(min=1), default=512,
                  show_default=True, help="How many of them."),
     click.option("--select", metavar="GLOB", help="Which files of a folder."),
-    click.option("--preprocess", metavar="NAME|FILE.yaml", help="How images become inputs: "
-                 "imagenet, imagenet-caffe, inception, unit, none, or a file of your own."),
-    click.option("--eval", "evaluation", metavar="PATH", help="Labelled samples: .npz with x and "
-                 "y, a folder of images with labels.csv, or module:function."),
+    click.option("--preprocess", metavar="NAME|FILE.yaml", type=PLACE, help="How images become "
+                 "inputs: imagenet, imagenet-caffe, inception, unit, none, or a file of your own."),
+    click.option("--eval", "evaluation", metavar="PATH", type=PLACE, help="Labelled samples: .npz "
+                 "with x and y, a folder of images with labels.csv, or module:function."),
     click.option("--metric", metavar="NAME", default="top1",
                  show_default=True, help="top1, top5, psnr, or module:function."),
 )  # fmt: skip
@@ -164,8 +177,8 @@ REFINE = options(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]),
                  help="Where torch computes.  [default: auto, a GPU where there is one]"),
     click.option("--augment", metavar="flip,crop", help="Mirrored and shifted images too."),
-    click.option("--train", metavar="PATH", help="Labelled samples to learn from as well, in the "
-                 "forms of --eval."),
+    click.option("--train", metavar="PATH", type=PLACE, help="Labelled samples to learn from as "
+                 "well, in the forms of --eval."),
 )  # fmt: skip
 SHAPES = click.option("--input-shapes", "shapes", type=Shape(), multiple=True,
                       help="The shape of an input that leaves its own open; repeat.")  # fmt: skip
@@ -184,10 +197,12 @@ CACHE = click.option("--cache", metavar="DIR", type=click.Path(file_okay=False, 
                      help="Keep what the candidates gave, "
                      "for another target or sweep of the same model and data, and how far a "
                      "refinement came.")  # fmt: skip
-DRY_RUN = click.option("--dry-run", is_flag=True, help="Do everything but write.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Do everything but write OUTPUT.")
 EXTERNAL = click.option("--save-as-external-data", "external", is_flag=True,
                         help="Weights beside the model.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+REPORT = click.option("--report", "page", metavar="FILE.html", type=FILE,
+                      help="Write a page about it, for a browser or for paper.")  # fmt: skip
 VERBOSE = click.option("--verbose", is_flag=True, help="Show where an internal error came from.")
 
 
@@ -214,8 +229,8 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", metavar="INPUT", type=Path)
-@click.argument("output", metavar="OUTPUT", type=Path)
+@click.argument("source", metavar="INPUT", type=FILE)
+@click.argument("output", metavar="OUTPUT", type=FILE)
 @METHOD
 @TARGET
 @DATA
@@ -226,6 +241,7 @@ def cli() -> None:
 @click.option("--force", is_flag=True, help="Write a result that misses its target, marked as "
               "such in its metadata; allow OUTPUT to be INPUT.")  # fmt: skip
 @EXTERNAL
+@REPORT
 @JSON
 @click.option("--quiet", is_flag=True, help="Print the verdict alone.")
 @VERBOSE
@@ -244,6 +260,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
         methods = _methods(given["specs"], given["energy"], target)
         model = graph.load(source)
         _check_output(output, {source, *model.data_files}, given["force"])
+        _check_page(given["page"], {source, output, *model.data_files})
         if any(entry.key == VERSION for entry in model.proto.metadata_props):
             _say("note: this model has been compressed before")
         refinement = _refinement(model, given)
@@ -269,19 +286,30 @@ def compress(source: Path, output: Path, **given: Any) -> int:
                 refinement=refinement and partial(refinement, track=track),
                 **measured,
             )
-    report = replace(report, provenance=_versions() | {"metadata": metadata})
     written = not given["dry_run"] and (given["force"] or not report.worse)
     if written:
         if report.worse:
             result = graph.annotate(result, {FORCED: "; ".join(report.failures)})
         graph.save(result, output.resolve(), external=given["external"])
     code = MISSED if report.worse and not written else DONE
-    _show(report, given, output if written else None, code)
+    files = [source, output] if written else [source]
+    report = replace(report, provenance=_made(metadata, files))
+    place = f"written to {output}" if written else "nothing was written"
+    if given["dry_run"]:
+        place += " (--dry-run)"
+    report = _paged(report, given, files, f"{source.name} → {output.name}", place)
+    if given["as_json"]:
+        facts = {"output": str(output) if written else None, "exit_code": code}
+        _print_json(report.to_dict() | facts)
+    else:
+        tables.show_report(report, place, quiet=given["quiet"])
+    if report.worse:
+        _say(f"{'Warning' if written else 'Error'}: {'; '.join(report.failures)}")
     return code
 
 
 @cli.command()
-@click.argument("source", metavar="INPUT", type=Path)
+@click.argument("source", metavar="INPUT", type=FILE)
 @click.option("--method", "specs", metavar="SPEC", multiple=True,
               help="What to use; repeat.  [default: auto]")  # fmt: skip
 @click.option("--only", metavar="GLOB", multiple=True, help="Change only these layers; repeat.")
@@ -293,7 +321,8 @@ def compress(source: Path, output: Path, **given: Any) -> int:
 @DATA
 @RUN
 @CACHE
-@click.option("--plot", metavar="FILE.svg", type=Path, help="Draw the curve.")
+@click.option("--plot", metavar="FILE.svg", type=FILE, help="Draw the curve.")
+@REPORT
 @JSON
 @VERBOSE
 def sweep(source: Path, **given: Any) -> int:
@@ -302,6 +331,7 @@ def sweep(source: Path, **given: Any) -> int:
     Every point is what compress gives for that target, all from one fit of the candidates.
     """
     from onnxcompress import graph, pipeline, plots, tables
+    from onnxcompress.report import Report
 
     with redirect_stdout(sys.stderr):
         targets = _targets(given["ratios"], given["macs"])
@@ -309,6 +339,7 @@ def sweep(source: Path, **given: Any) -> int:
         model = graph.load(source)
         if given["plot"]:
             _check_output(given["plot"], {source, *model.data_files}, force=False)
+        _check_page(given["page"], {source, *model.data_files})
         chosen, measured = _chosen(model, given["only"], given["skip"]), _measured(model, given)
         samples = _samples(model, given, "the fits use the weights alone")
         asked = given | {"no_correct": False}
@@ -334,12 +365,17 @@ def sweep(source: Path, **given: Any) -> int:
                 )
             )
     if not points:
-        raise click.UsageError("none of the targets can be reached by these methods")
+        raise click.UsageError("none of the targets can be reached: ask for less, or --method auto")
     if given["plot"]:
         given["plot"].parent.mkdir(parents=True, exist_ok=True)  # as compress does for OUTPUT
-        given["plot"].write_text(plots.trade_off(points, given["metric"]), "utf-8")
+        given["plot"].write_text(plots.sweep(points, given["metric"]).svg(alone=True), "utf-8")
+    made = _made(
+        _provenance(source, methods, None, asked, samples, measured["evaluation"]), [source]
+    )
+    report = Report(rows=(), skipped={}, points=tuple(points), provenance=made)
+    report = _paged(report, given, [source], f"{source.name}, {len(points)} sizes")
     if given["as_json"]:
-        _print_json({"points": [asdict(point) for point in points]})
+        _print_json({"points": report.to_dict()["points"], "provenance": made})
     else:
         tables.show_points(points, given["metric"])
     return DONE
@@ -357,16 +393,18 @@ def _targets(ratios: Sequence[float], macs: Sequence[float]) -> list[Target]:
 
 
 @cli.command()
-@click.argument("source", metavar="MODEL", type=Path)
+@click.argument("source", metavar="MODEL", type=FILE)
 @SHAPES
 @JSON
 @VERBOSE
 def inspect(source: Path, shapes: Sequence[Any], as_json: bool, verbose: bool) -> int:
-    """List the layers of a model and what can be compressed."""
+    """List the layers of a model, what can be compressed, and what each method would give."""
     from onnxcompress import graph, tables
     from onnxcompress.inspection import examine
+    from onnxcompress.parallel import one_thread_each
 
-    found = examine(graph.load(source), dict(shapes))
+    with one_thread_each():  # small products on many threads wait for each other
+        found = examine(graph.load(source), dict(shapes))
     if found["note"]:
         _say(f"note: {found['note']}")
     if as_json:
@@ -377,19 +415,22 @@ def inspect(source: Path, shapes: Sequence[Any], as_json: bool, verbose: bool) -
 
 
 @cli.command()
-@click.argument("first", metavar="A", type=Path)
-@click.argument("second", metavar="B", type=Path)
+@click.argument("first", metavar="A", type=FILE)
+@click.argument("second", metavar="B", type=FILE)
 @DATA
 @RUN
+@REPORT
 @JSON
 @VERBOSE
 def compare(first: Path, second: Path, **given: Any) -> int:
     """Compare two models on the same data: outputs, size, latency."""
     from onnxcompress import data, graph, measuring, parallel, tables
+    from onnxcompress.report import Report
     from onnxcompress.validation import Validation, runnable
 
     with redirect_stdout(sys.stderr):
         models = graph.load(first), graph.load(second)
+        _check_page(given["page"], {first, second, *models[0].data_files, *models[1].data_files})
         specs = data.input_specs(models[0])
         samples = _samples(models[0], given, "the outputs are compared on random inputs")
         real = samples is not None
@@ -398,25 +439,32 @@ def compare(first: Path, second: Path, **given: Any) -> int:
         )
         one = next(iter(samples.batches(1)))
         _check_alike(*models, {name: array.shape for name, array in one.items()})
-        validation = Validation(
-            models[0],
-            samples,
-            real=real,
-            jobs=given["jobs"] or parallel.cores(),
-            **_measured(models[0], given),
-        )
-        before, after = (sum(measuring.input_shapes(runnable(m), one)[1].values()) for m in models)
-        comparison = validation.compare(models[1], (before, after))
+        macs = [sum(measuring.input_shapes(runnable(m), one)[1].values()) for m in models]
+        with tables.progress(not given["as_json"]) as track:
+            validation = Validation(
+                models[0],
+                samples,
+                real=real,
+                jobs=given["jobs"] or parallel.cores(),
+                track=track,
+                **_measured(models[0], given),
+            )
+            comparison = validation.compare(models[1], (macs[0], macs[1]))
+    config = {"seed": given["seed"], "samples": _known(samples if real else None)}
+    made = _made({CONFIG: _told(config)}, [first, second])
+    report = Report(comparison=comparison, provenance=made)
+    report = _paged(report, given, [first, second], f"{second.name} against {first.name}")
+    assert report.comparison is not None
     if given["as_json"]:
-        _print_json(comparison.to_dict())
+        _print_json(report.comparison.to_dict() | {"provenance": made})
     else:
-        tables.show_comparison(comparison)
+        tables.show_comparison(report.comparison)
     return DONE
 
 
 @cli.command()
-@click.argument("source", metavar="INPUT", type=Path)
-@click.argument("output", metavar="OUTPUT", type=Path)
+@click.argument("source", metavar="INPUT", type=FILE)
+@click.argument("output", metavar="OUTPUT", type=FILE)
 @SHAPES
 @DRY_RUN
 @click.option("--force", is_flag=True, help="Allow OUTPUT to be INPUT.")
@@ -473,7 +521,7 @@ def methods(name: str | None, verbose: bool) -> int:
     else:
         with _asking():
             method = specs.method_named(name)
-        tables.show_method(name, *specs.described(method))
+        tables.show_method(name, *specs.described(method), specs.explained(method))
     return DONE
 
 
@@ -637,8 +685,8 @@ def _provenance(
         "methods": [str(method) for method in methods],
         "target": {name: value for name, value in wanted.items() if value is not None},
         "seed": given["seed"],
-        "samples": samples and [len(samples), samples.digest],
-        "evaluation": evaluation and [len(evaluation), evaluation.digest],
+        "samples": _known(samples),
+        "evaluation": _known(evaluation),
         "metric": evaluation and given["metric"],
         "only": given["only"],
         "skip": given["skip"],
@@ -649,20 +697,39 @@ def _provenance(
         how = refinement.keywords
         train = how["labelled"]
         config["refine"] = {key: how[key] for key in ("epochs", "device", "augment") if how[key]}
-        config["train"] = train and [len(train), train.digest]
+        config["train"] = _known(train)
     if not wanted.get("max_drop"):
         del config["evaluation"], config["metric"]  # printed, but no part of the search
-    told = {key: value for key, value in config.items() if value not in (None, (), {})}
     return {
         VERSION: version("onnxcompress"),
-        CONFIG: json.dumps(told, sort_keys=True, separators=(",", ":")),
+        CONFIG: _told(config),
         SOURCE: sha256(source),
     }
 
 
-def _versions() -> dict[str, Any]:
+def _known(samples: Samples | None) -> list[Any] | None:
+    """What samples are recognised by."""
+    return None if samples is None else [len(samples), samples.digest]
+
+
+def _told(config: Mapping[str, Any]) -> str:
+    """A configuration as it is recorded, without what is not set."""
+    told = {key: value for key, value in config.items() if value not in (None, (), {})}
+    return json.dumps(told, sort_keys=True, separators=(",", ":"))
+
+
+def _made(metadata: Mapping[str, str], models: Sequence[Path]) -> dict[str, Any]:
+    """All that it takes to repeat a run, and to know its files again."""
+    from onnxcompress.graph import sha256
+
     names = ("onnxcompress", "onnx", "onnxruntime", "numpy", "scipy")
-    return {"versions": {name: version(name) for name in names}, "command": sys.argv[1:]}
+    return {
+        "command": click.get_current_context().obj,
+        "metadata": metadata,
+        "sha256": {str(path): sha256(path) for path in models},
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
 
 
 def _check_alike(a: Model, b: Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -685,20 +752,38 @@ def _check_alike(a: Model, b: Model, shapes: Mapping[str, tuple[int, ...]]) -> N
 # ---------------------------------------------------------------------------------------- messages
 
 
-def _show(report: Report, given: Mapping[str, Any], written: Path | None, code: int) -> None:
-    """The report on stdout; on stderr, as with every exit code but 0, one line why."""
-    from onnxcompress import tables
+def _check_page(page: Path | None, models: Collection[Path]) -> None:
+    """Find out before the work whether a report page could be made and written."""
+    if page is not None:
+        from onnxcompress.page import check
 
-    if given["as_json"]:
-        place = None if written is None else str(written)
-        _print_json(report.to_dict() | {"output": place, "exit_code": code})
-    else:
-        place = f"written to {written}" if written else "nothing was written"
-        if given["dry_run"]:
-            place += " (--dry-run)"
-        tables.show_report(report, place, quiet=given["quiet"])
-    if report.worse:
-        _say(f"{'Warning' if written else 'Error'}: {'; '.join(report.failures)}")
+        check()
+        _check_output(page, {path for path in models if path.exists()}, force=False)
+        if page.resolve() in {path.resolve() for path in models}:
+            raise click.UsageError(f"--report {page} would replace a model; give another name")
+
+
+def _paged(
+    report: Report, given: Mapping[str, Any], models: Sequence[Path], title: str, place: str = ""
+) -> Report:
+    """The report, written as a page where one is asked for, with the memory that loading takes."""
+    if given["page"] is None:
+        return report
+    from onnxcompress import page
+    from onnxcompress.runtime import load_memory
+
+    if report.comparison and len(models) == 2:
+        before, after = map(load_memory, models)
+        both = report.comparison
+        both = replace(
+            both,
+            before=replace(both.before, memory=before),
+            after=replace(both.after, memory=after),
+        )
+        report = replace(report, comparison=both)
+    given["page"].parent.mkdir(parents=True, exist_ok=True)
+    given["page"].write_text(page.render(report, title, place, given["metric"]), "utf-8")
+    return report
 
 
 def _print_expansion(facts: Mapping[str, Any]) -> None:
@@ -738,7 +823,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # an arrow must not fail where it cannot be shown
     try:
-        sys.exit(cli.main(args, prog_name="onnxcompress", standalone_mode=False))
+        sys.exit(cli.main(args, "onnxcompress", standalone_mode=False, obj=args))
     except click.ClickException as error:
         _fail(error.format_message(), BAD)
     except (KeyboardInterrupt, click.Abort):

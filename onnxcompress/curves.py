@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from hashlib import sha1
 from math import inf
 
-from onnxcompress.budget import Option, choose, frontier, least
+from onnxcompress.budget import Option, choose, frontier, hull, least, spent
 from onnxcompress.core import Candidate
 from onnxcompress.graph import overhead
 from onnxcompress.measuring import Job, time_layers
+from onnxcompress.metrics import decibel
+from onnxcompress.report import TradeOff
+
+GRID = "integer:bits=4"  # what a trade-off is compared with
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +95,37 @@ class Curves:
     def least_work(self) -> float:
         """The least multiplications of the model that the options allow."""
         return self.outside + sum(min(o.work for o in found) for found in self.options.values())
+
+    def trade_off(self, chosen: Mapping[str, Candidate]) -> TradeOff | None:
+        """What all candidates allowed beside what was chosen; None where no data tells errors."""
+        if self.job.fit is None:
+            return None
+        whole = self._model_cost()
+        outside = whole - sum(self.whole.values())
+
+        def pair(choice: Mapping[str, Option]) -> tuple[float, float]:
+            errors = [self.weights[name] ** 2 * o.candidate.error for name, o in choice.items()]
+            return outside + spent(choice), decibel(1.0, sum(errors))
+
+        taken = {n: next(o for o in self.options[n] if o.candidate is c) for n, c in chosen.items()}
+        fours = {
+            name: next((o for o in found if str(o.candidate.setting) == GRID), found[-1])
+            for name, found in self.options.items()
+        }
+        known = any(str(option.candidate.setting) == GRID for option in fours.values())
+        points: list[tuple[float, float]] = []
+        for cost, snr in sorted(map(pair, hull(self.options))):
+            if not points or snr > points[-1][1]:
+                points.append((cost, snr))
+        return TradeOff(
+            self.cost, whole, tuple(points), pair(taken), pair(fours) if known else None
+        )
+
+    def _model_cost(self) -> float:
+        """Of the original."""
+        if self.cost == "latency":
+            return sum(self.whole.values())
+        return self.job.model.nbytes if self.cost == "bytes" else sum(self.job.macs.values())
 
     def at(self, limit: float) -> dict[str, Candidate]:
         """What each weight gets so that the layers cost at most ``limit``."""

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import isqrt, log2, prod
 from typing import Any
 
-from onnxcompress.core import Layer
+import numpy as np
+
+from onnxcompress.core import Layer, Method, Statistics
 from onnxcompress.data import DataError, input_specs, output_specs, random_samples
 from onnxcompress.graph import Model, ModelError, find_constants, find_layers, linear_nodes
 from onnxcompress.measuring import input_shapes
 from onnxcompress.methods import METHODS
+from onnxcompress.metrics import decibel
 from onnxcompress.preprocess import InputSpec
 from onnxcompress.validation import runnable
+
+RATIOS = (2, 4, 8, 16)  # for which methods are estimated,
+TRIED = 4  # from so many settings of each,
+LOOKED_AT = 3  # on parts of so many layers
+PART = 9216  # weights of a part
 
 
 def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Any]:
@@ -44,6 +54,7 @@ def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         "outputs": [_tensor(spec) for spec in output_specs(model)],
         "compressed_before": "onnxcompress.version" in properties,
         "layers": list(_rows(model, macs)),
+        "estimates": _estimates(model),
         "note": note,
     }
 
@@ -90,3 +101,48 @@ def _able(model: Model, layer: Layer) -> dict[str, Any]:
         "methods": methods,
         "reason": shares if methods else "; ".join(dict.fromkeys(filter(None, declined.values()))),
     }
+
+
+def _estimates(model: Model) -> list[dict[str, Any]]:
+    """For each method the SNR in dB of weights that are stored in so many times fewer bytes.
+
+    Without data, from parts of some typical layers: at even distances in the bytes of all layers,
+    lined up by size.
+    """
+    layers = sorted(find_layers(model)[0].values(), key=lambda layer: layer.weight.size)
+    ends = np.cumsum([layer.weight.size for layer in layers])
+    wanted = (np.arange(LOOKED_AT) + 0.5) / LOOKED_AT * (ends[-1] if layers else 0)
+    typical = [_part(layers[i]) for i in sorted({*map(int, np.searchsorted(ends, wanted))})]
+    found = []
+    for name, method in METHODS.items():
+        errors = [_errors(method(), layer) for layer in typical if method.opset <= model.opset]
+        columns = zip(*filter(None, errors), strict=True)
+        means = [None if None in e else decibel(1.0, float(np.mean(e))) for e in columns]
+        if any(mean is not None for mean in means):
+            snr = {str(ratio): mean for ratio, mean in zip(RATIOS, means, strict=True)}
+            found.append({"method": name, "faster": method.faster, "snr": snr})
+    return found
+
+
+def _part(layer: Layer) -> Layer:
+    """Some outputs and inputs of a layer, without groups."""
+    side = isqrt(PART // prod(layer.kernel)) or 1
+    weight = np.ascontiguousarray(layer.weight[:side, :side], np.float32)
+    return replace(layer, weight=weight, bias=None, attributes={"group": 1}, shared=layer.name)
+
+
+def _errors(method: Method, layer: Layer) -> list[float | None]:
+    """At each ratio the error of the weights, None where no setting is that small."""
+    settings = method.settings(layer)
+    if not settings:
+        return []
+    chosen = {int(i) for i in np.linspace(0, len(settings) - 1, TRIED).round()}
+    alone, points = Statistics.white(layer), []
+    for fitted in (settings[i].fit(layer, alone) for i in sorted(chosen)):
+        error = alone.error(layer.weight, fitted.decode())
+        points.append((log2(layer.weight.nbytes / fitted.nbytes), np.log(max(error, 1e-12))))
+    ratios, logs = np.array(sorted(points)).T
+    logs = np.minimum.accumulate(logs[::-1])[::-1]  # what is smaller and better serves as well
+    reached = [ratio for ratio in RATIOS if log2(ratio) < ratios[-1] + 0.1]
+    found = [float(np.exp(np.interp(log2(ratio), ratios, logs))) for ratio in reached]
+    return [*found, *[None] * (len(RATIOS) - len(found))]

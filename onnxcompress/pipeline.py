@@ -238,6 +238,7 @@ class _Run:
             metric=metric,
             providers=providers,
             jobs=jobs,
+            track=track,
         )
         self.target = self._target(target)
 
@@ -348,6 +349,7 @@ class _Run:
                 fidelity.worst_snr,
                 fidelity.agreement,
                 self.validation.metric_of(model),
+                self.validation.baseline,
             )
 
     def _look(self) -> None:
@@ -362,7 +364,9 @@ class _Run:
         for name in job.leaders.keys() - self.candidates.keys():
             self.skipped[name] = "no setting makes it smaller"
         if not self.candidates:
-            raise BudgetError("no layer can be compressed by these methods")
+            raise BudgetError(
+                "no layer can be compressed by these methods: onnxcompress inspect says by which"
+            )
         self._price()
         if job.fit is not None and self.correct:
             self.statistics.clear()  # refit takes its own; these are large
@@ -671,6 +675,8 @@ class _Run:
             comparison=comparison,
             refined=refined,
             predicted=self.predicted,
+            trade_off=self.curves.trade_off(chosen),
+            hurting={name: share for name, share in hurting.items() if name not in self.skipped},
             failures=tuple(failed),
             curves={} if not self.target.faithful else self.curves.points(),
             warnings=(*self.warnings, *noted),

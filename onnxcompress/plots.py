@@ -1,85 +1,263 @@
-"""Plots as SVG, drawn without a library: lines, points and text are all that is needed."""
+"""Plots as SVG, drawn without a library: lines, points, bars and text are all that is needed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import ceil, floor, log2
+from dataclasses import dataclass
+from html import escape
+from math import ceil, floor, isfinite, log2, log10
 
-from onnxcompress.report import Point
+from onnxcompress.report import Comparison, Point, Refinement, Row, TradeOff
+from onnxcompress.wording import layer
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 400, 64, 48, 32, 24
-STYLE = (
-    "svg{font:13px system-ui,sans-serif;fill:#1a1a1a;background:#fff}"
-    "line{stroke:#d8d8d8}polyline{fill:none;stroke:#0b63c4;stroke-width:2}circle{fill:#0b63c4}"
-    "@media(prefers-color-scheme:dark){svg{fill:#e8e8e8;background:#161616}line{stroke:#3a3a3a}"
-    "polyline{stroke:#6db3ff}circle{fill:#6db3ff}}"
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 56, 54, 36, 20
+LINE = 22  # height of a line of text
+PANEL, HEAD = 80, 44  # height of a row of bars, and of the room above for its name
+NOISE, SAME = 0.0, 100.0  # dB of outputs that hold nothing, or everything
+COLOURS = (
+    ":root{--paper:#fdfcfa;--ink:#1d1c1a;--soft:#6b6862;--rule:#dedbd4;--pale:#cbc6bb;"
+    "--blue:#1f5aa8;--rust:#b3471f;--green:#2c6e49;color-scheme:light dark}"
+    "@media screen and (prefers-color-scheme:dark){:root{--paper:#171716;--ink:#e9e6df;"
+    "--soft:#a09b91;--rule:#35332f;--pale:#54514a;--blue:#78aef0;--rust:#ee8f62;--green:#7cc49a}}"
 )
+STYLE = (
+    ".plot{font:12px/1 system-ui,sans-serif;fill:var(--ink);font-variant-numeric:tabular-nums}"
+    ".plot line{stroke:var(--rule)}.plot .level{stroke:var(--soft);stroke-dasharray:2 3}"
+    ".plot .soft{fill:var(--soft)}.plot .second{stroke:var(--pale)}"
+    ".plot polyline{fill:none;stroke:var(--blue);stroke-width:1.75;stroke-linejoin:round}"
+    ".plot circle{fill:var(--blue);stroke:var(--paper);stroke-width:1.5}"
+    ".plot .open{fill:var(--paper);stroke:var(--blue)}.plot .other{fill:var(--rust)}"
+    ".plot .was{fill:var(--pale)}.plot .is{fill:var(--blue)}.plot .error{fill:var(--rust)}"
+    ".plot .name{paint-order:stroke;stroke:var(--paper);stroke-width:4px;stroke-linejoin:round}"
+)
+SMALLER = {
+    "bytes": "times smaller file",
+    "macs": "times fewer multiplications",
+    "latency": "times less time in the layers",
+}
+
+Pair = tuple[float, float]
 
 
-def trade_off(points: Sequence[Point], metric: str) -> str:
+# ----------------------------------------------------------------------------- what there is to see
+
+
+def sweep(points: Sequence[Point], metric: str) -> Plot:
     """Quality against size: the metric where there are labels, else the SNR of the outputs."""
     labelled = all(point.metric is not None for point in points)
-    name = metric if labelled else "SNR of the outputs, dB"
     fewer = len({point.macs for point in points}) > 1
     most = max(point.macs for point in points)
-    pairs = [
-        (
-            most / point.macs if fewer else point.ratio,
-            (point.metric or 0) if labelled else point.snr,
-        )
-        for point in points
-    ]
-    what = "times fewer multiplications" if fewer else "times smaller file"
-    body = "".join(_axes(pairs, what, name)) + "".join(_line(pairs))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-        f"<title>{name} against size</title><style>{STYLE}</style>{body}</svg>\n"
+    marks = []
+    for point in points:
+        x = most / point.macs if fewer else point.ratio
+        y = (point.metric or 0.0) if labelled else point.snr
+        marks.append(Mark((x, y), "", f"{x:.3g}: {y:.2f}"))
+    return Plot(
+        x=SMALLER["macs" if fewer else "bytes"],
+        y=metric if labelled else "SNR of the outputs, dB",
+        lines=[("", [mark.place for mark in marks])],
+        marks=marks,
+        key=False,
+        level=points[0].baseline if labelled else None,
     )
 
 
-Pairs = Sequence[tuple[float, float]]
+def trade_off(found: TradeOff, both: Comparison | None) -> Plot:
+    """What the candidates allowed, what was chosen of it, and what came of that."""
+
+    def place(pair: Pair) -> Pair:
+        return found.whole / max(pair[0], 1e-9), pair[1]
+
+    def mark(pair: Pair, kind: str, name: str) -> Mark:
+        x, y = place(pair)
+        return Mark((x, y), kind, f"{name}: {x:.2f}, {y:.1f} dB")
+
+    marks = [mark(found.chosen, "open", "predicted")]
+    if both is not None and both.real:
+        before, after = both.before, both.after
+        cost = {"bytes": after.nbytes, "macs": after.macs}.get(found.cost) or found.chosen[0]
+        whole = {"bytes": before.nbytes, "macs": before.macs}.get(found.cost) or found.whole
+        marks.insert(0, mark((cost * found.whole / whole, both.worst_snr), "", "this result"))
+    if found.grid is not None:
+        marks.append(mark(found.grid, "other", "4 bits everywhere"))
+    marks = [m for m in marks if m.place[1] < SAME]
+    lowest = min([NOISE, *(m.place[1] for m in marks)])
+    line = [place(pair) for pair in found.points if lowest <= pair[1] < SAME]
+    return Plot(SMALLER[found.cost], "SNR of the outputs, dB", [("", line)], marks)
 
 
-def _ranges(pairs: Pairs) -> tuple[float, float, float, float]:
-    """Of log2 of the first numbers, and of the second, with some room around."""
-    sizes, values = [log2(x) for x, _ in pairs], [y for _, y in pairs]
-    room = max(0.05 * (max(values) - min(values)), 0.1)
-    low, high = min(sizes), max(max(sizes), min(sizes) + 0.5)
-    return low - 0.1, high + 0.1, min(values) - room, max(values) + room
+def training(refined: Refinement) -> Plot:
+    """Loss after each epoch, on what was trained with and on what was held out."""
+    lost = [(float(e.epoch), e.loss) for e in refined.epochs if isfinite(e.loss)]
+    held = [(float(e.epoch), e.held_out) for e in refined.epochs if isfinite(e.held_out)]
+    best = refined.best
+    return Plot(
+        x="epoch",
+        y="loss: held out, and of the samples trained with (pale)",
+        lines=[("second", lost), ("", held)],
+        marks=[Mark((best.epoch, best.held_out), "", f"kept: epoch {best.epoch}")],
+        log=False,
+    )
 
 
-def _place(pair: tuple[float, float], pairs: Pairs) -> tuple[float, float]:
-    left, right, low, high = _ranges(pairs)
-    x = LEFT + (log2(pair[0]) - left) / (right - left) * (WIDTH - LEFT - RIGHT)
-    y = HEIGHT - BOTTOM - (pair[1] - low) / (high - low) * (HEIGHT - BOTTOM - TOP)
-    return round(x, 1), round(y, 1)
+def layers(rows: Sequence[Row]) -> str:
+    """Bytes and multiplications before and after, and the error, of every layer in their order."""
+    panels = [
+        ("bytes, before and after", "KB", 1e3, [row.nbytes for row in rows]),
+        ("multiplications, before and after", "million", 1e6, [row.macs for row in rows]),
+        ("error, share of the layer's output", "", 1, [(0, row.error) for row in rows]),
+    ]
+    panels = [panel for panel in panels if any(map(any, panel[3]))]
+    step = min(WIDTH / max(len(rows), 1), 40)
+    bars: list[list[str]] = [[] for _ in rows]
+    parts = []
+    for index, (name, unit, scale, pairs) in enumerate(panels):
+        bottom = (index + 1) * (PANEL + HEAD)
+        most = max(map(max, pairs))
+        top = (
+            f"{most / scale:,.{0 if most >= 100 * scale else 2}f} {unit}" if unit else f"{most:.3g}"
+        )
+        parts.append(
+            f'<text x="0" y="{bottom - PANEL - 14}">{name}<tspan class="soft" dx="8">'
+            f"up to {top}</tspan></text>"
+            f'<line x1="0" x2="{WIDTH}" y1="{bottom}" y2="{bottom}"/>'
+        )
+        for column, values in zip(bars, pairs, strict=True):
+            kinds = ("was", "is") if unit else ("", "error")
+            for kind, value, width in zip(kinds, values, (0.8, 0.5), strict=True):
+                height = round(PANEL * value / most, 1)
+                x, wide = round(step * (1 - width) / 2, 2), round(step * width, 2)
+                if height:
+                    column.append(
+                        f'<rect class="{kind}" x="{x}" y="{round(bottom - height, 1)}" '
+                        f'width="{wide}" height="{height}"/>'
+                    )
+    tall = len(panels) * (PANEL + HEAD) + 4
+    for index, (row, column) in enumerate(zip(rows, bars, strict=True)):
+        parts.append(
+            f'<g class="layer" data-error="{row.error:.6g}" '
+            f'transform="translate({round(index * step, 2)} 0)">'
+            f"<title>{escape(layer(row))}</title>"
+            f'<rect class="back" y="0" width="{round(step, 2)}" height="{tall}"/>'
+            f"{''.join(column)}</g>"
+        )
+    return _svg("layers in network order", tall, parts)
 
 
-def _axes(pairs: Pairs, what: str, name: str) -> Iterator[str]:
-    _, _, low, high = _ranges(pairs)
-    step = _step(high - low)
-    for i in range(ceil(low / step), floor(high / step) + 1):
-        _, y = _place((pairs[0][0], i * step), pairs)
-        yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
-        yield f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{i * step:g}</text>'
-    for size, _ in pairs:
-        x, _ = _place((size, low), pairs)
-        yield f'<text x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{size:.3g}</text>'
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    yield f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{what}</text>'
-    yield f'<text x="{LEFT}" y="{TOP - 12}">{name}</text>'
+# ------------------------------------------------------------------------------------------ drawing
 
 
-def _step(span: float) -> float:
-    """A round number that divides the span into about five."""
-    for step in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20):
-        if span / step <= 6:
-            return step
-    return 50
+def _svg(title: str, height: int, parts: Sequence[str], look: str = "") -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height}" '
+        f'role="img" aria-label="{escape(title)}">{look}{"".join(parts)}</svg>\n'
+    )
 
 
-def _line(pairs: Pairs) -> Iterator[str]:
-    places = [_place(pair, pairs) for pair in pairs]
-    yield f'<polyline points="{" ".join(f"{x},{y}" for x, y in places)}"/>'
-    for (x, y), (size, value) in zip(places, pairs, strict=True):
-        yield f'<circle cx="{x}" cy="{y}" r="4"><title>{size:.3g}: {value:.2f}</title></circle>'
+@dataclass(frozen=True)
+class Mark:
+    """A point: its kind is a class of the style."""
+
+    place: Pair
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Lines, each with its kind, and marks over one pair of axes.
+
+    Attributes:
+        log: whether x is logarithmic.
+        key: whether the names of the marks are written; they are told by pointing at them anyhow.
+        level: y of the original, if there is such.
+    """
+
+    x: str
+    y: str
+    lines: Sequence[tuple[str, Sequence[Pair]]]
+    marks: Sequence[Mark]
+    log: bool = True
+    key: bool = True
+    level: float | None = None
+
+    def svg(self, alone: bool = False) -> str:
+        """The drawing, for a page that has the style, or ``alone`` as a file of its own."""
+        look = f"<style>{COLOURS}svg{{background:var(--paper)}}{STYLE}</style>" if alone else ""
+        parts = [*self._axes(), *self._lines(), *self._marks(), *self._key()]
+        return _svg(f"{self.y} against {self.x}", HEIGHT, parts, look)
+
+    def _ranges(self) -> tuple[float, float, float, float]:
+        """Of x on its scale, and of y, with some room around."""
+        pairs = [*(pair for _, line in self.lines for pair in line), *(m.place for m in self.marks)]
+        xs, ys = [self._scaled(x) for x, _ in pairs], [y for _, y in pairs]
+        ys += [] if self.level is None else [self.level]
+        wide = max(0.04 * (max(xs) - min(xs)), 0.05)
+        high = max(0.06 * (max(ys) - min(ys)), 0.01 * abs(max(ys)), 1e-9)
+        return min(xs) - wide, max(xs) + wide, min(ys) - high, max(ys) + high
+
+    def _scaled(self, x: float) -> float:
+        return log2(x) if self.log else x
+
+    def _place(self, x: float, y: float) -> Pair:
+        left, right, low, high = self._ranges()
+        across = (self._scaled(x) - left) / (right - left) * (WIDTH - LEFT - RIGHT)
+        down = (y - low) / (high - low) * (HEIGHT - BOTTOM - TOP)
+        return round(LEFT + across, 1), round(HEIGHT - BOTTOM - down, 1)
+
+    def _axes(self) -> Iterator[str]:
+        left, right, low, high = self._ranges()
+        end, foot = WIDTH - RIGHT, HEIGHT - BOTTOM
+        for value in _even(low, high):
+            _, y = self._place(1, value)
+            yield f'<line x1="{LEFT}" x2="{end}" y1="{y}" y2="{y}"/>'
+            where = f'x="{LEFT - 8}" y="{y + 4}" text-anchor="end"'
+            yield f'<text class="soft" {where}>{value:g}</text>'
+        for value in _powers(2**left, 2**right) if self.log else _even(left, right):
+            x, _ = self._place(value, low)
+            yield f'<line x1="{x}" x2="{x}" y1="{foot}" y2="{foot + 4}"/>'
+            where = f'x="{x}" y="{foot + 20}" text-anchor="middle"'
+            yield f'<text class="soft" {where}>{value:g}</text>'
+        yield f'<text x="{end}" y="{HEIGHT - 8}" text-anchor="end">{escape(self.x)}</text>'
+        yield f'<text x="{LEFT}" y="{TOP - 16}">{escape(self.y)}</text>'
+        if self.level is not None:
+            _, y = self._place(1, self.level)
+            yield f'<line class="level" x1="{LEFT}" x2="{end}" y1="{y}" y2="{y}"/>'
+            yield f'<text class="soft" x="{end}" y="{y - 6}" text-anchor="end">original</text>'
+
+    def _lines(self) -> Iterator[str]:
+        for kind, line in self.lines:
+            places = " ".join(f"{x},{y}" for x, y in (self._place(*pair) for pair in line))
+            yield f'<polyline class="{kind}" points="{places}"/>'
+
+    def _marks(self) -> Iterator[str]:
+        """The first mark lies above the others."""
+        for mark in reversed(self.marks):
+            x, y = self._place(*mark.place)
+            note = f"<title>{escape(mark.name)}</title>"
+            yield f'<circle class="{mark.kind}" cx="{x}" cy="{y}" r="5">{note}</circle>'
+
+    def _key(self) -> Iterator[str]:
+        """What the marks are, at the top right, where a falling line leaves room."""
+        for index, mark in enumerate(self.marks if self.key else ()):
+            x, y = WIDTH - RIGHT - 6, TOP + 14 + LINE * index
+            yield f'<circle class="{mark.kind}" cx="{x}" cy="{y}" r="5"/>'
+            where = f'x="{x - 14}" y="{y + 4}" text-anchor="end"'
+            yield f'<text class="name" {where}>{escape(mark.name)}</text>'
+
+
+def _even(low: float, high: float) -> list[float]:
+    """About five round numbers between two."""
+    rough = (high - low) / 7
+    unit = 10.0 ** floor(log10(rough))
+    step = next(unit * times for times in (1, 2, 5, 10) if unit * times >= rough)
+    return [i * step for i in range(ceil(low / step), floor(high / step) + 1)]
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """Round numbers on a logarithmic axis."""
+    if high / low < 4:
+        return _even(low, high)
+    found = [2.0**k for k in range(ceil(log2(low)), floor(log2(high)) + 1)]
+    between = [1.5 * 2.0**k for k in range(ceil(log2(low / 1.5)), floor(log2(high / 1.5)) + 1)]
+    return sorted(found + between) if len(found) < 5 else found

@@ -1,4 +1,4 @@
-"""What a compression did, in numbers.  The text table, the JSON and later pages come from here."""
+"""What a compression did, in numbers.  The text tables, the JSON and the page come from here."""
 
 from __future__ import annotations
 
@@ -43,12 +43,14 @@ class Size:
         weights: bytes of all initializers and Constant nodes.
         macs: multiplications at the shape of the first sample; None where it could not run.
         metric: by labels; None without them.
+        memory: bytes that loading the file takes at its peak; None where that was not measured.
     """
 
     nbytes: int
     weights: int
     macs: int | None = None
     metric: float | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Point:
         snr: of the worst output on held-out samples, in dB.
         agreement: share of held-out samples with the same top class; None without class scores.
         metric: by labels; None without them.
+        baseline: the original's metric.
     """
 
     target: str
@@ -149,11 +152,31 @@ class Point:
     snr: float
     agreement: float | None
     metric: float | None
+    baseline: float | None = None
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """What the model could cost, and the SNR of its outputs in dB that single layers predict.
+
+    Attributes:
+        cost: its unit: bytes (of the file), macs, or latency (milliseconds of the layers).
+        whole: cost of the original.
+        points: pairs (cost, SNR), the cheapest first: nothing is predicted to do better.
+        chosen: the pair of the settings taken; without what fitting the layers together gains.
+        grid: the pair where every layer is stored as 4-bit integers; None if that was not fitted.
+    """
+
+    cost: str
+    whole: float
+    points: tuple[tuple[float, float], ...]
+    chosen: tuple[float, float]
+    grid: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `compress` did.
+    """What `compress` did; of `compare` and `sweep` the parts that they have.
 
     Attributes:
         target: what was asked for, in words.
@@ -163,6 +186,9 @@ class Report:
         refined: what a refinement did; None where nobody asked for one.
         predicted: output SNR in dB from the errors of single layers, known before the layers
             were fitted together; None without data.
+        trade_off: what the candidates allowed; None without data.
+        points: of a sweep.
+        hurting: layer -> the share of the outputs' error that it alone causes, where that is much.
         failures: why the result is worse or misses its target; empty if all is well.
         warnings: what the user should know all the same.
         curves: layer -> pairs (share of its cost left, relative error), cheapest first; of a
@@ -170,12 +196,15 @@ class Report:
         provenance: versions, hashes, configuration and seed, enough to repeat the run.
     """
 
-    target: str
-    rows: tuple[Row, ...]
-    skipped: Mapping[str, str]
-    comparison: Comparison | None
+    target: str = ""
+    rows: tuple[Row, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    comparison: Comparison | None = None
     refined: Refinement | None = None
     predicted: float | None = None
+    trade_off: TradeOff | None = None
+    points: tuple[Point, ...] = ()
+    hurting: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib import import_module
 from inspect import getdoc
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -96,6 +97,12 @@ def described(method: type[Method]) -> tuple[str, list[tuple[str, str, str]]]:
         for key, kinds in _kinds(method).items()
     ]
     return text.partition("\n")[0], settings
+
+
+def explained(method: type[Method]) -> str:
+    """How a method works: the docstring of its module, without its first line."""
+    text = getdoc(import_module(method.__module__)) or ""
+    return text.partition("\n")[2].strip()
 
 
 def _kinds(method: type[Method]) -> dict[str, Sequence[Any]]:

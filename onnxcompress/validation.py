@@ -11,6 +11,7 @@ import numpy as np
 from onnxcompress.core import Array
 from onnxcompress.data import Samples
 from onnxcompress.graph import Model, as_float32, check, has_bfloat16, needs_float32
+from onnxcompress.measuring import Track, untracked
 from onnxcompress.metrics import Fidelity, MetricError, find_metric, has_class_scores
 from onnxcompress.parallel import each
 from onnxcompress.report import Comparison, Size
@@ -41,10 +42,11 @@ class Validation:
         metric: str = "top1",
         providers: Sequence[str] = ("CPUExecutionProvider",),
         jobs: int = 1,
+        track: Track[Any] = untracked,
     ) -> None:
         self.original, self.samples, self.real = original, samples, real
         self._evaluation, self._metric = evaluation, metric
-        self._providers, self._jobs = providers, jobs
+        self._providers, self._jobs, self._track = providers, jobs, track
         self._remembered: dict[int, list[Sequence[Array]]] = {}  # by how many samples
         self._baseline: float | None = None
 
@@ -66,8 +68,10 @@ class Validation:
             samples = samples[: max(limit, samples.batch if samples.exact else 1)]
         session = Session(runnable(model), self._providers)
         expected = self._expected(samples)
-        result = Fidelity()
-        for outputs in each(session.run, samples.batches(samples.even), self._jobs):
+        result, batches = Fidelity(), samples.batches(samples.even)
+        if limit is None:  # else it is a short step of a longer one
+            batches = self._track(batches, "comparing outputs", -(-len(samples) // samples.even))
+        for outputs in each(session.run, batches, self._jobs):
             result.add(session.outputs, next(expected), outputs)
         return result
 
@@ -133,7 +137,8 @@ class Validation:
             raise MetricError("the evaluation samples have no labels")
         metric: Callable[[Array, Array], Array] = find_metric(self._metric)
         total, seen = 0.0, 0
-        for outputs in each(session.run, iter(samples), self._jobs):
+        batches = self._track(samples, "evaluating", -(-len(samples) // samples.batch))
+        for outputs in each(session.run, batches, self._jobs):
             count = len(outputs[0])
             total += float(np.sum(metric(outputs[0], labels[seen : seen + count])))
             seen += count

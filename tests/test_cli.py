@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.cli import main
+from onnxcompress.methods import METHODS
 
 SIZE = 12
 
@@ -222,6 +223,37 @@ def test_inspect_lists_layers_and_facts(run):
     assert {"basis", "binary"} <= {*facts["layers"][0]["methods"]}
 
 
+def test_inspect_estimates_what_each_method_would_give(run):
+    found = json.loads(run("inspect {data}/net.onnx --json")[1])["estimates"]
+    estimates = {row["method"]: row for row in found}
+    assert set(METHODS) == set(estimates)
+    assert estimates["basis"]["faster"] and not estimates["integer"]["faster"]
+    assert estimates["half"]["snr"]["2"] > 60 and estimates["half"]["snr"]["4"] is None
+    for row in found:
+        reached = [snr for snr in row["snr"].values() if snr is not None]
+        assert reached == sorted(reached, reverse=True)
+    out = run("inspect {data}/net.onnx")[1]
+    assert "SNR of the weights alone, dB" in out and "next: onnxcompress IN OUT" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("insp", ["plain,inspect"]),
+        ("models/c", ["file,models/c"]),
+        ("compare a.o", ["file,a.o"]),
+        ("in.onnx out.onnx --mac", ["plain,--macs"]),
+        ("in.onnx out.onnx --calib im", ["file,im"]),
+        ("inspct in.onnx --de", ["plain,--device"]),
+    ],
+)
+def test_the_shell_completes_commands_options_and_files(line, completed, tmp_path):
+    words = f"onnxcompress {line}"
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    env = {**os.environ, **asked, "_ONNXCOMPRESS_COMPLETE": "bash_complete"}
+    assert process([], tmp_path, env=env).stdout.splitlines() == completed
+
+
 def test_compare_measures_two_models(run):
     data = "--calib {data}/data.npz --eval {data}/labelled.npz"
     code, out, _ = run(f"compare {{data}}/net.onnx {{data}}/net.onnx {data}")
@@ -234,6 +266,9 @@ def test_methods_are_explained(run):
     assert "basis  " in run("methods")[1]
     code, out, _ = run("methods basis")
     assert code == 0 and "filter, spatial, tucker" in out and "input_rank" in out
+    assert "coefficients @ basis" in out and "arxiv.org/abs/2105.10436" in out
+    code, out, _ = run("methods half")
+    assert code == 0 and "setting" not in out and "--method half" in out
 
 
 def test_help_comes_at_once(run):
@@ -412,6 +447,56 @@ def test_ctrl_c_leaves_nothing_behind_and_exits_with_130(options, folder, tmp_pa
     out, err = child.communicate(timeout=30)
     assert (child.returncode, out, err) == (130, "", "\nError: interrupted; nothing was written\n")
     assert os.listdir(work) == ["slow.py"] and not os.listdir(scratch)
+
+
+def test_a_page_is_written_of_a_run_that_succeeds_and_of_one_that_does_not(run):
+    line = f"{GOOD} --macs 0.6 --eval {{data}}/labelled.npz --report new/page.html --json"
+    code, out, _ = run(line)
+    report, page = json.loads(out), Path("new/page.html").read_text("utf-8")
+    assert code == 0 and "<h1>Asked: 0.6 of the multiplications. " in page
+    assert report["trade_off"]["cost"] == "macs" and len(report["trade_off"]["points"]) > 3
+    cost, snr = report["trade_off"]["chosen"]
+    assert cost == report["comparison"]["after"]["macs"] and snr > 0
+    made = report["provenance"]
+    assert made["sha256"]["out.onnx"] == sha256(Path("out.onnx").read_bytes()).hexdigest()
+    assert made["command"][-3:] == ["--report", "new/page.html", "--json"]
+    assert all(hashed in page for hashed in made["sha256"].values())
+    assert run(f"{GOOD} --macs 0.3 --min-snr 90 --report page.html")[0] == 1
+    page = Path("page.html").read_text("utf-8")
+    assert "Missed: the output SNR is " in page and "; nothing was written." in page
+
+
+def test_a_page_is_written_of_a_comparison_and_of_a_sweep(run, folder):
+    data = "--calib {data}/data.npz --report page.html"
+    assert run(f"compare {{data}}/net.onnx {{data}}/net.onnx {data}")[0] == 0
+    page = Path("page.html").read_text("utf-8")
+    assert "net.onnx against net.onnx" in page and "on 96 samples" in page
+    assert "Layers" not in page and sha256((folder / "net.onnx").read_bytes()).hexdigest() in page
+    assert run(f"{SWEEP} --report page.html")[0] == 0
+    page = Path("page.html").read_text("utf-8")
+    assert "net.onnx, 2 sizes" in page and page.count("<circle") == 2
+
+
+def test_the_4_bit_grid_is_the_reference_of_a_trade_off(run):
+    line = "{data}/net.onnx out.onnx --ratio 5 --calib {data}/data.npz --json --method"
+    found = json.loads(run(f"{line} integer")[1])["trade_off"]
+    assert found["cost"] == "bytes" and found["whole"] / found["grid"][0] > 4
+    assert json.loads(run(f"{line} codebook")[1])["trade_off"]["grid"] is None
+
+
+@pytest.mark.parametrize("page", ["{data}/net.onnx", "out.onnx", "{data}", "{data}/net.onnx/page"])
+def test_a_page_replaces_no_model_and_no_folder(run, no_work, page):
+    code, out, err = run(f"{GOOD} --macs 0.6 --report {page}")
+    assert code == 2 and not out and err.count("\n") == 1 and not os.listdir()
+
+
+def test_without_jinja2_it_says_how_to_get_it_before_any_work(run, no_work, monkeypatch):
+    monkeypatch.setattr("onnxcompress.page.jinja2", None)
+    assert run(f"{GOOD} --macs 0.6 --report page.html") == (
+        2,
+        "",
+        "Error: a report page needs jinja2: pip install 'onnxcompress[report]'\n",
+    )
 
 
 SWEEP = "sweep {data}/net.onnx --method integer --calib {data}/data.npz --ratio 4 --ratio 3"
