@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import version
 from io import TextIOWrapper
@@ -27,7 +26,8 @@ import click
 from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:  # imported where they are used: --help and wrong options answer at once
-    from onnxcompress.core import Method
+    from onnxcompress.config import Rules
+    from onnxcompress.core import Layer, Method
     from onnxcompress.data import Samples
     from onnxcompress.graph import Model
     from onnxcompress.report import Report
@@ -41,7 +41,7 @@ VERSION, CONFIG, SOURCE, FORCED = (
     f"onnxcompress.{key}" for key in ("version", "config", "source_sha256", "forced")
 )
 SECTIONS = {  # of the help page; what is in none of them comes last
-    "Method": ("specs", "energy", "no_correct", "only", "skip"),
+    "Method": ("specs", "energy", "no_correct", "only", "skip", "rules"),
     "Target": ("ratio", "macs", "latency", "min_agreement", "min_snr", "max_drop"),
     "Data": ("calib", "samples", "select", "preprocess", "evaluation", "metric"),
     "Refinement": ("refine", "device", "augment", "train"),
@@ -146,6 +146,10 @@ METHOD = options(
     click.option("--no-correct", is_flag=True, help="Fit every layer by itself, without matching "
                  "the original's responses in network order."),
 )  # fmt: skip
+RULES = click.option("--config", "rules", metavar="FILE.yaml", type=FILE, is_eager=True,
+                     callback=lambda ctx, param, path: path and _configured(ctx, path),
+                     help="Any of these options, and methods for some of the layers; what is "
+                     "said here goes before it.")  # fmt: skip
 TARGET = options(
     click.option("--ratio", type=float, metavar="N", help="A file at least N times smaller."),
     click.option("--macs", type=Percent(), help="At most this share of the multiplications."),
@@ -232,6 +236,7 @@ def cli() -> None:
 @click.argument("source", metavar="INPUT", type=FILE)
 @click.argument("output", metavar="OUTPUT", type=FILE)
 @METHOD
+@RULES
 @TARGET
 @DATA
 @REFINE
@@ -265,6 +270,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
             _say("note: this model has been compressed before")
         refinement = _refinement(model, given)
         chosen, measured = _chosen(model, given["only"], given["skip"]), _measured(model, given)
+        offered = _offered(model, methods, given["rules"], target)
         samples = _samples(model, given, "the fits use the weights alone")
         metadata = _provenance(
             source, methods, target, given, samples, measured["evaluation"], refinement
@@ -272,7 +278,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
         with tables.progress(not given["quiet"]) as track:
             result, report = pipeline.compress(
                 model,
-                methods=methods,
+                methods=offered,
                 target=target,
                 only=chosen,
                 samples=samples,
@@ -342,7 +348,7 @@ def sweep(source: Path, **given: Any) -> int:
         _check_page(given["page"], {source, *model.data_files})
         chosen, measured = _chosen(model, given["only"], given["skip"]), _measured(model, given)
         samples = _samples(model, given, "the fits use the weights alone")
-        asked = given | {"no_correct": False}
+        asked = given | {"no_correct": False, "rules": None}
 
         def metadata(target: Target) -> dict[str, str]:
             return _provenance(source, methods, target, asked, samples, measured["evaluation"])
@@ -567,6 +573,52 @@ def _methods(given: Sequence[str], energy: float | None, target: Target | None) 
     return list(ruled)
 
 
+def _configured(ctx: click.Context, path: Path) -> Rules:
+    """The rules of a file, whose options become defaults."""
+    from onnxcompress import config
+
+    known = {
+        opt.removeprefix("--"): param
+        for param in ctx.command.params
+        for opt in param.opts
+        if isinstance(param, click.Option) and opt not in ("--config", "--help", "-h")
+    }
+    found, rules = config.read(path, known)
+    ctx.default_map = {}
+    for key, value in found.items():
+        several = getattr(known[key], "multiple", False)
+        if isinstance(value, dict) or (isinstance(value, list) and not several):
+            raise click.UsageError(f"{path}: {key} takes one value, such as {key}: 8")
+        one = several and not isinstance(value, list)
+        ctx.default_map[known[key].name or key] = [value] if one else value
+    return rules
+
+
+def _offered(
+    model: Model, default: list[Method], rules: Rules | None, target: Target | None
+) -> list[Method] | Callable[[Layer], Sequence[Method]]:
+    """The methods for all layers, or for each one by the rules of a configuration."""
+    from onnxcompress.graph import find_constants, find_layers
+
+    if rules is None or not (rules.layers or rules.op_types):
+        return default
+    _check_patterns(model, [*rules.layers])
+    layers, _ = find_layers(model)
+    kinds = {layer.op_type for layer in (layers | find_constants(model, layers)).values()}
+    for op_type in rules.op_types.keys() - kinds:
+        raise click.UsageError(f"no layer is a {op_type}; there are {_some(sorted(kinds))}")
+    every = (*rules.layers.values(), *rules.op_types.values())
+    known = {rule.specs: _methods(rule.specs, None, target) for rule in every}
+
+    def offered(layer: Layer) -> Sequence[Method]:
+        rule = rules.of(layer.name, layer.op_type)
+        if rule is None or not (rule.specs or rule.skip):
+            return default
+        return [] if rule.skip else known[rule.specs]
+
+    return offered
+
+
 def _target(given: Mapping[str, Any]) -> Target | None:
     from onnxcompress.targets import Target
 
@@ -578,22 +630,30 @@ def _target(given: Mapping[str, Any]) -> Target | None:
 
 def _chosen(model: Model, only: Sequence[str], skip: Sequence[str]) -> Callable[[str], bool] | None:
     """Which layers the patterns leave; a pattern that matches nothing is an error."""
-    from onnxcompress.graph import find_constants, find_layers
+    from onnxcompress.config import matches
 
     if not only and not skip:
         return None
+    _check_patterns(model, [*only, *skip])
+
+    def matching(name: str, patterns: Sequence[str]) -> bool:
+        return any(matches(name, pattern) for pattern in patterns)
+
+    return lambda name: (not only or matching(name, only)) and not matching(name, skip)
+
+
+def _check_patterns(model: Model, patterns: Sequence[str]) -> None:
+    """A pattern that matches no layer is an error."""
+    from onnxcompress.config import matches
+    from onnxcompress.graph import find_constants, find_layers
+
     layers, skipped = find_layers(model)
     names = [*layers, *skipped, *find_constants(model, layers)]
-
-    def matches(name: str, patterns: Sequence[str]) -> bool:
-        return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
-
-    for pattern in (*only, *skip):
-        if not any(matches(name, [pattern]) for name in names):
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
             near = get_close_matches(pattern, names, 3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_some(names)}"
             raise click.UsageError(f"no layer matches {pattern!r}; {hint}")
-    return lambda name: (not only or matches(name, only)) and not matches(name, skip)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -690,6 +750,7 @@ def _provenance(
         "metric": evaluation and given["metric"],
         "only": given["only"],
         "skip": given["skip"],
+        "rules": given["rules"] and given["rules"].model_dump(exclude_defaults=True),
         "shapes": dict(given["shapes"]),
         "correct": not given["no_correct"],
     }

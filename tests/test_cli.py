@@ -590,3 +590,49 @@ def test_torch_is_imported_for_a_refinement_alone(folder, tmp_path):
     words = [*GOOD.format(data=folder).split(), "--macs", "0.6", "--dry-run", "--quiet"]
     done = process(words, tmp_path, env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
     assert done.returncode == 0 and "numpy" in done.stderr and "torch" not in done.stderr
+
+
+# --------------------------------------------------------------------------------- configurations
+
+
+def configured(run, text, line="compress {data}/net.onnx out.onnx --config config.yaml --json"):
+    Path("config.yaml").write_text(text)
+    return run(line)
+
+
+def test_a_configuration_has_options_and_rules_and_the_command_line_goes_before_it(run):
+    code, out, _ = configured(
+        run,
+        "method: codebook\nratio: 3\nop_types: {Gemm: {method: 'integer:bits=8'}}\n"
+        "layers: {'conv*': {method: [half, integer]}, conv1: {skip: true}}\n",
+        "compress {data}/net.onnx out.onnx --config config.yaml --ratio 1.3 --json",
+    )
+    report = json.loads(out)
+    used = {row["layer"]: row["method"] for row in report["rows"]}
+    assert code == 0 and report["target"].startswith("1.3")
+    assert used["head"] == "integer:bits=8" and used["conv2"].startswith(("half", "integer"))
+    assert "conv1" in report["skipped"] and "conv1" not in used
+    config = json.loads(report["provenance"]["metadata"]["onnxcompress.config"])
+    assert config["rules"]["layers"]["conv1"] == {"skip": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ration: 3", "did you mean 'ratio'"),
+        ("layers: {stem: {skip: true}}", "no layer matches 'stem'; there are conv0"),
+        ("op_types: {Gem: {skip: true}}", "no layer is a Gem; there are Conv, Gemm"),
+        ("layers: {conv0: {methods: half}}", "layers → conv0 → methods"),
+        ("layers: {conv0: {method: halve}}", "did you mean 'half'"),
+        ("ratio: [2, 3]", "ratio takes one value"),
+        ("ratio: much", "much"),
+        ("- ratio", "must hold options"),
+        ("a: [", "config.yaml"),
+        ("a: !!python/object:os.system {}", "config.yaml"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_refused_in_one_line(run, text, said):
+    code, out, error = configured(run, text)
+    assert code == 2 and not out and said in error.splitlines()[-1]
+    assert error.startswith("Error:") or "NO CALIBRATION" in error
+    assert not Path("out.onnx").exists()

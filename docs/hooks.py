@@ -1,17 +1,21 @@
-"""Figures of the documentation, drawn from real fits when the pages are built."""
+"""What is made when the pages are built: figures, from real fits, and the schema of --config."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from mkdocs.structure.files import File, Files
 from PIL import Image
 
 import onnxcompress as oc
+from onnxcompress.cli import cli
+from onnxcompress.config import Rules
 from onnxcompress.measuring import calibrate
 from onnxcompress.specs import parse
 
@@ -41,7 +45,27 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
         )
     curves = {name: list(_curve(name, layer, statistics)) for name in METHODS}
     files.append(File.generated(config, "figures/curves.svg", content=_plot(curves)))
+    schema = json.dumps(_schema(), indent=2)
+    files.append(File.generated(config, "schema.json", content=schema))
     return files
+
+
+def _schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file."""
+    schema = Rules.model_json_schema()
+    for param in cli.commands["compress"].params:
+        for opt in param.opts:
+            if isinstance(param, click.Option) and opt.startswith("--") and opt != "--config":
+                schema["properties"][opt.removeprefix("--")] = _wanted(param)
+    return schema
+
+
+def _wanted(option: click.Option) -> dict[str, Any]:
+    kinds = {"integer": "integer", "integer range": "integer", "float": "number"}
+    kind = "boolean" if option.is_flag else kinds.get(option.type.name)
+    one: dict[str, Any] = {"type": kind} if kind else {"type": ["string", "number"]}
+    several = {"anyOf": [one, {"type": "array", "items": one}]}
+    return {"description": option.help, **(several if option.multiple else one)}
 
 
 def _layer() -> tuple[oc.Layer, oc.Statistics]:
