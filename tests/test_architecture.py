@@ -17,8 +17,8 @@ OWNERS = {  # library -> the modules that know it; numpy is everywhere
     "rich": {"tables"},
     "jinja2": {"page"},
     "PIL": {"preprocess", "data"},
-    "yaml": {"preprocess"},
-    "pydantic": {"preprocess"},
+    "yaml": {"config", "preprocess"},
+    "pydantic": {"config", "preprocess"},
     "threadpoolctl": {"parallel"},
     "scipy": {"methods", "refit", "rounding"},
     "einops": {"methods"},
@@ -27,6 +27,7 @@ OWNERS = {  # library -> the modules that know it; numpy is everywhere
 BELOW = {  # module -> the modules of ours that it may import
     "core": set(),
     "cache": set(),
+    "config": {"preprocess"},
     "coded": {"parallel", "core", "rounding"},
     "curves": {"budget", "core", "graph", "measuring", "metrics", "report"},
     "wording": {"report"},
