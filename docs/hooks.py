@@ -50,6 +50,11 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
     return files
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Docstrings end the line before an indented block with two colons; a page needs one."""
+    return html.replace("<p>::</p>\n", "").replace("::</p>", ":</p>")
+
+
 def _schema() -> dict[str, Any]:
     """The JSON schema of a configuration file."""
     schema = Rules.model_json_schema()

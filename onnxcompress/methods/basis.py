@@ -1,13 +1,11 @@
 """Basis: a layer becomes a chain of smaller layers, so the model is smaller and faster.
 
 Every unfolding writes the weight W (out, fan_in) as ``coefficients @ basis`` and differs only in
-what a row of the basis may look like:
+what a row of the basis may look like::
 
-========  =====================================  ===============================================
-filter    any filter (paper)                     k x k to rank, 1x1 to out
-spatial   shifts of rank one-dimensional filters k x 1 to rank, 1 x k to out, or the axes exchanged
-tucker    filters of a few input combinations    1x1 to input_rank, k x k to rank, 1x1 to out
-========  =====================================  ===============================================
+    filter   any filter (paper)                      k x k to rank, 1x1 to out
+    spatial  shifts of rank one-dimensional filters  k x 1 to rank, 1 x k to out; or axes exchanged
+    tucker   filters of a few input combinations     1x1 to input_rank, k x k to rank, 1x1 to out
 
 The rows of the basis come in nested blocks A_1, A_2, ..., most useful first.  Given the first r
 blocks A, the best coefficients in the metric H of the inputs are least squares, and with
