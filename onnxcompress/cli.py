@@ -43,7 +43,7 @@ SECTIONS = {  # of the help page; what is in none of them comes last
     "Target": ("ratio", "macs", "latency", "min_agreement", "min_snr", "max_drop"),
     "Data": ("calib", "samples", "select", "preprocess", "evaluation", "metric"),
     "Refinement": ("refine", "device", "augment", "train"),
-    "Run": ("shapes", "providers", "jobs", "seed"),
+    "Run": ("shapes", "extensions", "providers", "jobs", "seed"),
 }
 
 
@@ -169,8 +169,13 @@ REFINE = options(
 )  # fmt: skip
 SHAPES = click.option("--input-shapes", "shapes", type=Shape(), multiple=True,
                       help="The shape of an input that leaves its own open; repeat.")  # fmt: skip
+EXTENSIONS = click.option("--ort-extension", "extensions", metavar="LIB", multiple=True,
+                          type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+                          help="A library of operators that onnxruntime is to know; "
+                          "repeat.")  # fmt: skip
 RUN = options(
     SHAPES,
+    EXTENSIONS,
     click.option("--providers", metavar="NAME,...", default="CPUExecutionProvider",
                  show_default=True, help="Execution providers of onnxruntime."),
     click.option("--jobs", metavar="N", type=click.IntRange(min=1),
@@ -242,7 +247,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
     with redirect_stdout(sys.stderr):  # whatever a module:function prints
         target = _target(given)
         methods = _methods(given["specs"], given["energy"], target)
-        model = graph.load(source)
+        model = graph.load(source, given["extensions"])
         _check_output(output, {source, *model.data_files}, given["force"])
         if any(entry.key == VERSION for entry in model.proto.metadata_props):
             _say("note: this model has been compressed before")
@@ -306,7 +311,7 @@ def sweep(source: Path, **given: Any) -> int:
     with redirect_stdout(sys.stderr):
         targets = _targets(given["ratios"], given["macs"])
         methods = _methods(given["specs"], None, targets[0])
-        model = graph.load(source)
+        model = graph.load(source, given["extensions"])
         if given["plot"]:
             _check_output(given["plot"], {source, *model.data_files}, force=False)
         chosen, measured = _chosen(model, given["only"], given["skip"]), _measured(model, given)
@@ -359,14 +364,15 @@ def _targets(ratios: Sequence[float], macs: Sequence[float]) -> list[Target]:
 @cli.command()
 @click.argument("source", metavar="MODEL", type=Path)
 @SHAPES
+@EXTENSIONS
 @JSON
 @VERBOSE
-def inspect(source: Path, shapes: Sequence[Any], as_json: bool, verbose: bool) -> int:
+def inspect(source: Path, as_json: bool, **given: Any) -> int:
     """List the layers of a model and what can be compressed."""
     from onnxcompress import graph, tables
     from onnxcompress.inspection import examine
 
-    found = examine(graph.load(source), dict(shapes))
+    found = examine(graph.load(source, given["extensions"]), dict(given["shapes"]))
     if found["note"]:
         _say(f"note: {found['note']}")
     if as_json:
@@ -389,7 +395,8 @@ def compare(first: Path, second: Path, **given: Any) -> int:
     from onnxcompress.validation import Validation, runnable
 
     with redirect_stdout(sys.stderr):
-        models = graph.load(first), graph.load(second)
+        extensions = given["extensions"]
+        models = graph.load(first, extensions), graph.load(second, extensions)
         specs = data.input_specs(models[0])
         samples = _samples(models[0], given, "the outputs are compared on random inputs")
         real = samples is not None
@@ -418,6 +425,7 @@ def compare(first: Path, second: Path, **given: Any) -> int:
 @click.argument("source", metavar="INPUT", type=Path)
 @click.argument("output", metavar="OUTPUT", type=Path)
 @SHAPES
+@EXTENSIONS
 @DRY_RUN
 @click.option("--force", is_flag=True, help="Allow OUTPUT to be INPUT.")
 @EXTERNAL
@@ -431,7 +439,7 @@ def expand(source: Path, output: Path, **given: Any) -> int:
     """
     from onnxcompress import data, expansion, graph, validation
 
-    model = graph.load(source)
+    model = graph.load(source, given["extensions"])
     _check_output(output, {source, *model.data_files}, given["force"])
     samples = data.random_samples(
         data.input_specs(model), COMPARED_AT_RANDOM, 0, dict(given["shapes"])
@@ -530,10 +538,11 @@ def _target(given: Mapping[str, Any]) -> Target | None:
 
 def _chosen(model: Model, only: Sequence[str], skip: Sequence[str]) -> Callable[[str], bool] | None:
     """Which layers the patterns leave; a pattern that matches nothing is an error."""
-    from onnxcompress.graph import find_constants, find_layers
+    from onnxcompress.graph import find_constants, find_layers, inline_functions
 
     if not only and not skip:
         return None
+    model = inline_functions(model)
     layers, skipped = find_layers(model)
     names = [*layers, *skipped, *find_constants(model, layers)]
 

@@ -210,6 +210,7 @@ def _comparison(comparison: Comparison, which: str, refined: Refinement | None =
         add(metric, f"{before.metric:.2f}", f"{after.metric:.2f}", change, was)
     kind = which if comparison.real else "RANDOM"
     seen = f"on {comparison.samples} {kind} samples".replace("  ", " ")
+    seen = seen if comparison.samples else "by itself, on RANDOM inputs"
     if comparison.agreement is not None:
         was = _number(refined and refined.agreement, ".2%")
         add("same top class", "", f"{comparison.agreement:.2%}", seen, was)
