@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from math import inf, prod
 from pathlib import Path
@@ -240,14 +241,14 @@ class _Run:
                 "alone, and no output was compared; --ort-extension takes a library"
             )
             samples = evaluation = None
-        self.random = random_samples(input_specs(model), 2, seed, shapes)
+        self.shapes, self.seed = shapes, seed
         self.original = model
         opened = inline_functions(model)
         more = opened is not model and len(self._found(opened, only)) > len(
             self._found(model, only)
         )
         model = opened if more else model
-        self.job = self._job(model, samples, only, jobs, track, bool(shapes))
+        self.job = self._job(model, samples, only, jobs, track)
         validating = self.job.held_out or self.random
         self.validation = Layerwise(model, seed) if self.unknown else Validation(
             self.original,
@@ -267,7 +268,6 @@ class _Run:
         only: Callable[[str], bool] | None,
         jobs: int,
         track: Track[Any],
-        shaped: bool,
     ) -> Job:
         twin = runnable(model)
         fit = held_out = None
@@ -279,9 +279,14 @@ class _Run:
         layers = self._found(model, only)
         if self.unknown:
             return Job(model, twin, layers, {}, {}, None, None, jobs, track)
-        first = next(iter((self.random if shaped or not fit else fit).batches(1)))
+        first = next(iter((self.random if self.shapes or not fit else fit).batches(1)))
         shapes, macs = input_shapes(twin, first)
         return Job(model, twin, layers, shapes, macs, fit, held_out, jobs, track)
+
+    @cached_property
+    def random(self) -> Samples:
+        """Random inputs, for what no samples are there."""
+        return random_samples(input_specs(self.original), 2, self.seed, self.shapes)
 
     def _found(self, model: Model, only: Callable[[str], bool] | None) -> dict[str, Layer]:
         """The layers and constants that the methods can compress; ``skipped`` says why not more."""

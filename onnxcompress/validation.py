@@ -175,16 +175,16 @@ class Layerwise:
         rng, result = np.random.default_rng(self._seed), Fidelity()
         for name, layer in self._layers.items():
             if layer.op_type == "Constant":
-                read, output = {}, name
-            else:
-                node = self.original.nodes[name][1]
-                read = {t: _random_input(rng, layer, t == layer_input(node, layer))
-                        for t in linear_inputs(self.original, name)}  # fmt: skip
-                output = node.output[0]
-            first, second = (part(m, name, read, output) for m in (self.original, model))
-            if list(first.graph.node) != list(second.graph.node):
-                answers = (Session(runnable(m)).run(read) for m in (first, second))
-                result.add([name], *answers)
+                made = part(model, name, {}, name)
+                if made.graph.node:
+                    result.add([name], [self.original.read(name)], Session(made).run({}))
+                continue
+            node = self.original.nodes[name][1]
+            read = {t: _random_input(rng, layer, t == layer_input(node, layer))
+                    for t in linear_inputs(self.original, name)}  # fmt: skip
+            both = [part(m, name, read, node.output[0]) for m in (self.original, model)]
+            if list(both[0].graph.node) != list(both[1].graph.node):
+                result.add([name], *(Session(runnable(m)).run(read) for m in both))
         return result
 
     def metric_of(self, model: Model) -> None:
