@@ -45,7 +45,7 @@ SECTIONS = {  # of the help page; what is in none of them comes last
     "Target": ("ratio", "macs", "latency", "min_agreement", "min_snr", "max_drop"),
     "Data": ("calib", "samples", "select", "preprocess", "evaluation", "metric"),
     "Refinement": ("refine", "device", "augment", "train"),
-    "Run": ("shapes", "providers", "jobs", "seed"),
+    "Run": ("shapes", "extensions", "providers", "jobs", "seed"),
 }
 
 
@@ -186,8 +186,13 @@ REFINE = options(
 )  # fmt: skip
 SHAPES = click.option("--input-shapes", "shapes", type=Shape(), multiple=True,
                       help="The shape of an input that leaves its own open; repeat.")  # fmt: skip
+EXTENSIONS = click.option("--ort-extension", "extensions", metavar="LIB", multiple=True,
+                          type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+                          help="A library of operators that onnxruntime is to know; "
+                          "repeat.")  # fmt: skip
 RUN = options(
     SHAPES,
+    EXTENSIONS,
     click.option("--providers", metavar="NAME,...", default="CPUExecutionProvider",
                  show_default=True, help="Execution providers of onnxruntime."),
     click.option("--jobs", metavar="N", type=click.IntRange(min=1),
@@ -263,7 +268,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
     with redirect_stdout(sys.stderr):  # whatever a module:function prints
         target = _target(given)
         methods = _methods(given["specs"], given["energy"], target)
-        model = graph.load(source)
+        model = graph.load(source, given["extensions"])
         _check_output(output, {source, *model.data_files}, given["force"])
         _check_page(given["page"], {source, output, *model.data_files})
         if any(entry.key == VERSION for entry in model.proto.metadata_props):
@@ -342,7 +347,7 @@ def sweep(source: Path, **given: Any) -> int:
     with redirect_stdout(sys.stderr):
         targets = _targets(given["ratios"], given["macs"])
         methods = _methods(given["specs"], None, targets[0])
-        model = graph.load(source)
+        model = graph.load(source, given["extensions"])
         if given["plot"]:
             _check_output(given["plot"], {source, *model.data_files}, force=False)
         _check_page(given["page"], {source, *model.data_files})
@@ -401,16 +406,17 @@ def _targets(ratios: Sequence[float], macs: Sequence[float]) -> list[Target]:
 @cli.command()
 @click.argument("source", metavar="MODEL", type=FILE)
 @SHAPES
+@EXTENSIONS
 @JSON
 @VERBOSE
-def inspect(source: Path, shapes: Sequence[Any], as_json: bool, verbose: bool) -> int:
+def inspect(source: Path, as_json: bool, **given: Any) -> int:
     """List the layers of a model, what can be compressed, and what each method would give."""
     from onnxcompress import graph, tables
     from onnxcompress.inspection import examine
     from onnxcompress.parallel import one_thread_each
 
     with one_thread_each():  # small products on many threads wait for each other
-        found = examine(graph.load(source), dict(shapes))
+        found = examine(graph.load(source, given["extensions"]), dict(given["shapes"]))
     if found["note"]:
         _say(f"note: {found['note']}")
     if as_json:
@@ -435,7 +441,8 @@ def compare(first: Path, second: Path, **given: Any) -> int:
     from onnxcompress.validation import Validation, runnable
 
     with redirect_stdout(sys.stderr):
-        models = graph.load(first), graph.load(second)
+        extensions = given["extensions"]
+        models = graph.load(first, extensions), graph.load(second, extensions)
         _check_page(given["page"], {first, second, *models[0].data_files, *models[1].data_files})
         specs = data.input_specs(models[0])
         samples = _samples(models[0], given, "the outputs are compared on random inputs")
@@ -472,6 +479,7 @@ def compare(first: Path, second: Path, **given: Any) -> int:
 @click.argument("source", metavar="INPUT", type=FILE)
 @click.argument("output", metavar="OUTPUT", type=FILE)
 @SHAPES
+@EXTENSIONS
 @DRY_RUN
 @click.option("--force", is_flag=True, help="Allow OUTPUT to be INPUT.")
 @EXTERNAL
@@ -485,7 +493,7 @@ def expand(source: Path, output: Path, **given: Any) -> int:
     """
     from onnxcompress import data, expansion, graph, validation
 
-    model = graph.load(source)
+    model = graph.load(source, given["extensions"])
     _check_output(output, {source, *model.data_files}, given["force"])
     samples = data.random_samples(
         data.input_specs(model), COMPARED_AT_RANDOM, 0, dict(given["shapes"])
@@ -645,8 +653,9 @@ def _chosen(model: Model, only: Sequence[str], skip: Sequence[str]) -> Callable[
 def _check_patterns(model: Model, patterns: Sequence[str]) -> None:
     """A pattern that matches no layer is an error."""
     from onnxcompress.config import matches
-    from onnxcompress.graph import find_constants, find_layers
+    from onnxcompress.graph import find_constants, find_layers, inline_functions
 
+    model = inline_functions(model)
     layers, skipped = find_layers(model)
     names = [*layers, *skipped, *find_constants(model, layers)]
     for pattern in patterns:

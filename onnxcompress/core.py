@@ -50,7 +50,8 @@ class Layer:
         attributes: the node's: strides, pads, dilations, group, auto_pad, output_padding,
             transA, beta (of a computed bias); ``left=1`` for a MatMul that computes ``W @ x``;
             ``shape`` of a Constant.
-        shared: name of the first layer that reads the same weight, itself where there is no other.
+        shared: name of the first layer that reads an equal weight, itself where there is no other.
+        stored: bytes that the weight takes in the file; 0 where they are those of the array.
     """
 
     name: str
@@ -59,6 +60,12 @@ class Layer:
     bias: Array | Value | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     shared: str = ""
+    stored: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight in the file."""
+        return self.stored or self.weight.nbytes
 
     @property
     def groups(self) -> int:

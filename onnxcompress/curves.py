@@ -40,15 +40,16 @@ class Curves:
         options = {name: list(self._offered(name, c)) for name, c in self.candidates.items()}
         whole = {name: float(self._whole(name)) for name in options}
         if self.cost == "latency":
-            whole, timed = time_layers(self.job, self.candidates)
+            spent, timed = time_layers(self.job, self.candidates)
+            whole = dict.fromkeys(options, 0.0) | spent
             options = {
-                name: [Option(spent, self.weights[name] * c.error, c) for c, spent in found]
-                for name, found in timed.items()
+                name: [Option(t, self.weights[name] * c.error, c) for c, t in timed.get(name, [])]
+                for name in options
             }
         for name, offered in options.items():
             weight = self.job.layers[name].weight
             useful = [option for option in offered if option.cost < whole[name]]
-            keep = Candidate(None, weight.nbytes, (weight.shape,), 0.0)
+            keep = Candidate(None, self.job.layers[name].nbytes, (weight.shape,), 0.0)
             kept = Option(whole[name], 0.0, keep, work=self.job.macs_of(name, ()))
             options[name] = useful if name in self.pinned and useful else [*useful, kept]
         object.__setattr__(self, "options", options)
@@ -56,7 +57,7 @@ class Curves:
 
     def _whole(self, name: str) -> int:
         by_bytes = self.cost == "bytes"
-        return self.job.layers[name].weight.nbytes if by_bytes else self.job.macs_of(name, ())
+        return self.job.layers[name].nbytes if by_bytes else self.job.macs_of(name, ())
 
     def _offered(self, name: str, candidates: Sequence[Candidate]) -> Iterator[Option]:
         job = self.job

@@ -18,7 +18,13 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from onnxcompress.graph import Model, declared_inputs, declared_outputs, read_tensor
+from onnxcompress.graph import (
+    Model,
+    declared_inputs,
+    declared_outputs,
+    read_tensor,
+    sequences,
+)
 from onnxcompress.preprocess import (
     DataError,
     InputSpec,
@@ -30,7 +36,7 @@ from onnxcompress.preprocess import (
 )
 
 Array = np.ndarray
-Sample = Mapping[str, Array]  # input name -> batch
+Sample = Mapping[str, Any]  # input name -> batch, an array or a list of arrays
 T = TypeVar("T")
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -183,8 +189,9 @@ def from_batches(batches: Sequence[Sample]) -> Samples:
 
 def input_specs(model: Model) -> list[InputSpec]:
     """What a model declares of its inputs."""
+    lists = sequences(model)
     return [
-        InputSpec(name, dtype, None if shape is None else tuple(shape))
+        InputSpec(name, dtype, None if shape is None else tuple(shape), name in lists)
         for name, dtype, shape in declared_inputs(model)
     ]
 
@@ -238,6 +245,9 @@ def load_samples(
             raise DataError(f"the number of samples must be 1 or more, not {number}")
     if not inputs:
         raise DataError("the model has no inputs, so there is nothing to feed")
+    for spec in inputs:
+        if spec.sequence:
+            raise DataError(f"no file holds the input {spec}, a sequence; leave --calib out")
     try:
         samples = _open(path, inputs, limit, select, settings, labelled)
         if labelled and samples.read_labels is None:
@@ -673,7 +683,11 @@ def random_samples(
 
     def read(rows: Array) -> Sample:
         rng = np.random.default_rng([seed, int(rows[0])])
-        return {s.name: _random(rng, s, shapes[s.name], ranges.get(s.name, (0, 2))) for s in inputs}
+
+        def draw(spec: InputSpec) -> Array:
+            return _random(rng, spec, shapes[spec.name], ranges.get(spec.name, (0, 2)))
+
+        return {s.name: [draw(s), draw(s)] if s.sequence else draw(s) for s in inputs}
 
     return Samples(read, np.arange(count))
 

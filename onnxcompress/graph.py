@@ -15,7 +15,8 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx import NodeProto, TensorProto, external_data_helper, numpy_helper
@@ -33,6 +35,7 @@ from onnxcompress.core import Array, CompressedWeight, Layer
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LARGE = 1024  # entries of a constant from which it is worth compressing
 LARGEST = 1e4  # magnitude of a constant that is likely to be a weight
+ROW = 16  # entries of a constant that make a row, where its last axis is shorter
 SMALL = 64  # entries of a constant up to which several layers are likely to share it
 HEADER = 16  # bytes of a tensor besides its name and its values, about
 DETACHED_BYTES = 4096  # weights from this size are handed to onnxruntime without a copy
@@ -41,6 +44,8 @@ RANDOM = (  # operators whose result is another one every time
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     *("Multinomial", "Bernoulli", "Dropout"),
 )
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # of operators that everybody knows
+VIEWS = ("Identity", "Transpose", "Cast", "Reshape", "DequantizeLinear")  # of a constant
 PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits of one value
 
 
@@ -49,21 +54,61 @@ class ModelError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
+class Scope:
+    """A graph and what it sees: the main one, or the body of an If, Loop or Scan.
+
+    Attributes:
+        path: what the keys of its nodes and tensors begin with; "" for the main graph.
+        node_keys: the keys of its nodes, in their order.
+        outer: the graph that it lies in, whose tensors its nodes may read too.
+    """
+
+    path: str
+    graph: onnx.GraphProto
+    node_keys: list[str]
+    outer: Scope | None = None
+
+    @cached_property
+    def names(self) -> set[str]:
+        """The tensors that it defines."""
+        graph = self.graph
+        found = {value.name for value in (*graph.input, *graph.initializer)}
+        found |= {sparse.values.name for sparse in graph.sparse_initializer}
+        return found | {name for node in graph.node for name in node.output}
+
+    def key(self, name: str) -> str:
+        """The key of a tensor that it reads: its name after the path of the graph it is from."""
+        inner = self.outer is None or name in self.names
+        return self.path + name if inner or self.outer is None else self.outer.key(name)
+
+    def keys(self, node: NodeProto) -> list[str]:
+        """The keys of the tensors that a node reads."""
+        return [self.key(name) for name in node.input if name]
+
+
+@dataclass(frozen=True, eq=False)
 class Model:
     """An ONNX model.
+
+    Nodes and tensors have a key: their name, in the body of a node after the path of that body,
+    such as ``if/then_branch/conv``.
 
     Attributes:
         proto: the truth; treat it as read only and change a `copy`.
         folder: where the external data lies.
+        extensions: libraries of operators that onnxruntime is to know.
+
+    What it computes of its graph it keeps: ``replace(model)`` is one that has seen nothing yet.
     """
 
     proto: onnx.ModelProto
     folder: Path = field(default_factory=Path)
+    extensions: tuple[str, ...] = ()
 
     def copy(self) -> Model:
         copied = onnx.ModelProto()
         copied.CopyFrom(self.proto)
-        return Model(copied, self.folder)
+        return replace(self, proto=copied)
 
     @property
     def graph(self) -> onnx.GraphProto:
@@ -95,52 +140,108 @@ class Model:
         return {tensor.name: tensor for tensor in self.graph.initializer}
 
     @cached_property
-    def constants(self) -> dict[str, TensorProto]:
-        """Every tensor of the main graph that is known before it runs."""
-        found = dict(self.initializers)
-        for node in self.graph.node:
-            if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                found |= dict(zip(node.output, _given(node), strict=False))
+    def scopes(self) -> list[Scope]:
+        """The main graph and all bodies, each after the one that it lies in."""
+        taken = {node.name for node in self.graph.node}
+        found = [Scope("", self.graph, _node_keys("", self.graph, taken))]
+        for scope in found:
+            for key, node in zip(scope.node_keys, scope.graph.node, strict=True):
+                for name, body in _own_bodies(node):
+                    path = _path(f"{key}/{name}/", self.names)
+                    found.append(Scope(path, body, _node_keys(path, body, taken), scope))
         return found
 
     @cached_property
-    def consumers(self) -> Counter[str]:
-        """How often each tensor is read, bodies of If, Loop and Scan and the outputs included."""
-        reads = Counter(output.name for output in self.graph.output)
-        for _, node in walk(self.graph):
-            reads.update(name for name in node.input if name)
-        for graph in _bodies(self.graph):
-            reads.update(output.name for output in graph.output)
-        return reads
+    def nodes(self) -> dict[str, tuple[Scope, NodeProto]]:
+        """Every node by its key."""
+        return {key: (scope, node) for scope in self.scopes
+                for key, node in zip(scope.node_keys, scope.graph.node, strict=True)}  # fmt: skip
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the nodes of the main graph, in their order."""
+        return self.scopes[0].node_keys
 
     @cached_property
-    def keys(self) -> list[str]:
-        """A unique name for every node of the main graph: its own, or one made for it."""
-        given = Counter(node.name for node in self.graph.node)
-        taken = set(given)
-        keys = []
-        for index, node in enumerate(self.graph.node):
-            name = node.name
-            if not name or given[name] > 1:
-                name = _unique(f"{node.op_type}_{index}", taken)
-                taken.add(name)
-            keys.append(name)
-        return keys
+    def constants(self) -> dict[str, TensorProto]:
+        """Every tensor that is given before the model runs, by its key."""
+        found = {}
+        for scope in self.scopes:
+            found |= {scope.path + tensor.name: tensor for tensor in scope.graph.initializer}
+            for node in scope.graph.node:
+                for name, tensor in zip(node.output, _given(node), strict=False):
+                    found[scope.path + name] = tensor
+        return found
+
+    @cached_property
+    def views(self) -> dict[str, tuple[Scope, NodeProto]]:
+        """What a chain of `VIEWS` makes of constants: key of the tensor -> its last node."""
+        found: dict[str, tuple[Scope, NodeProto]] = {}
+        for scope, node in self.nodes.values():
+            if node.op_type not in VIEWS or node.domain not in ("", "ai.onnx"):
+                continue
+            if all(key in self.constants or key in found for key in scope.keys(node)):
+                found[scope.path + node.output[0]] = scope, node
+        return found
+
+    @cached_property
+    def quantized(self) -> set[str]:
+        """What comes out of a DequantizeLinear, perhaps through other `VIEWS`."""
+        found: set[str] = set()
+        for scope, node in self.nodes.values():
+            if node.op_type == "DequantizeLinear" or (
+                node.op_type in VIEWS and scope.key(node.input[0]) in found
+            ):
+                found.add(scope.path + node.output[0])
+        return found
+
+    @cached_property
+    def tied(self) -> set[str]:
+        """Constants that are the weight of a layer, and are read by other nodes as well."""
+        linear = [place for place in self.nodes.values() if _is_linear(place[1])]
+        weights = Counter(_weight(self, *place) for place in linear)
+        for key, (scope, node) in reversed(self.views.items()):
+            if weights[key] and weights[key] == self.consumers[key]:
+                weights[scope.key(node.input[0])] += 1
+        roots = {_weight_root(self, *place) for place in linear}
+        return {key for key in roots & self.constants.keys() if weights[key] < self.consumers[key]}
+
+    @cached_property
+    def makers(self) -> dict[str, int]:
+        """What nodes of the main graph make of constants alone, the same every time."""
+        return _constant_makers(self)
+
+    @cached_property
+    def consumers(self) -> Counter[str]:
+        """How often each tensor is read, by its key, as an output of a graph too."""
+        found: Counter[str] = Counter()
+        for scope, node in self.nodes.values():
+            found.update(scope.keys(node))
+        for scope in self.scopes:
+            found.update(scope.key(output.name) for output in scope.graph.output)
+        return found
 
     @cached_property
     def names(self) -> set[str]:
         """Every name in use: tensors and nodes, of all bodies."""
-        taken = {node.name for _, node in walk(self.graph)}
-        taken |= {name for _, node in walk(self.graph) for name in (*node.input, *node.output)}
+        taken = {node.name for node in walk(self.graph)}
+        taken |= {name for node in walk(self.graph) for name in (*node.input, *node.output)}
         for graph in (self.graph, *_bodies(self.graph)):
             values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
             taken |= {value.name for value in values}
             taken |= {sparse.values.name for sparse in graph.sparse_initializer}
         return taken
 
-    def read(self, name: str) -> Array:
-        """The value of a constant tensor."""
-        return self.value(self.constants[name])
+    def fixed(self, key: str) -> bool:
+        """Whether a tensor is a constant, or what `VIEWS` make of one."""
+        return key in self.constants or key in self.views
+
+    def read(self, key: str) -> Array:
+        """The value of such a tensor."""
+        if key in self.constants:
+            return self.value(self.constants[key])
+        scope, node = self.views[key]
+        return _viewed(node, [self.read(source) for source in scope.keys(node)])
 
     def value(self, tensor: TensorProto) -> Array:
         try:
@@ -156,8 +257,11 @@ class Model:
 # ------------------------------------------------------------------------------ load and save
 
 
-def load(path: str | os.PathLike[str]) -> Model:
+def load(path: str | os.PathLike[str], extensions: Sequence[str] = ()) -> Model:
     """Read a model; external data stays on disk until a tensor is asked for.
+
+    Args:
+        extensions: libraries of operators that onnxruntime is to know.
 
     Raises:
         ModelError: the file is missing, no ONNX model, or invalid.
@@ -179,7 +283,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     del data
     if not proto.graph.node and not proto.graph.input:
         raise ModelError(f"{path} is not an ONNX model: it has no graph")
-    model = Model(proto, path.absolute().parent)
+    model = Model(proto, path.absolute().parent, tuple(map(str, extensions)))
     _check_external(model, path)
     _read_inner(model)
     check(model, path)
@@ -203,7 +307,7 @@ def _check_external(model: Model, path: Path) -> None:
 def _read_inner(model: Model) -> None:
     """Bring the external data of bodies and Constant nodes into the file, in place."""
     tensors = [tensor for body in _bodies(model.graph) for tensor in body.initializer]
-    tensors += [a.t for _, node in walk(model.graph) for a in node.attribute if a.HasField("t")]
+    tensors += [a.t for node in walk(model.graph) for a in node.attribute if a.HasField("t")]
     for tensor in filter(external_data_helper.uses_external_data, tensors):
         tensor.CopyFrom(numpy_helper.from_array(model.value(tensor), tensor.name))
 
@@ -215,7 +319,10 @@ def check(model: Model, path: str | os.PathLike[str] = "the model") -> None:
         ModelError: the model is invalid.
     """
     outside = list(filter(external_data_helper.uses_external_data, model.graph.initializer))
-    proto = model.copy().proto if outside else model.proto
+    unranked = [v for v in (*model.graph.input, *model.graph.output) if _is_unranked(v)]
+    proto = model.copy().proto if outside or unranked else model.proto
+    for value in filter(_is_unranked, (*proto.graph.input, *proto.graph.output)):
+        value.type.tensor_type.shape.SetInParent()  # onnx.checker asks for some shape
     if outside:
         known = {value.name for value in proto.graph.input}
         _keep(proto.graph.initializer, lambda t: not external_data_helper.uses_external_data(t))
@@ -228,6 +335,11 @@ def check(model: Model, path: str | os.PathLike[str] = "the model") -> None:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(f"{path} is not a valid ONNX model: {_line(error)}") from None
+
+
+def _is_unranked(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.tensor_type
+    return value.type.HasField("tensor_type") and not kind.HasField("shape")
 
 
 def save(model: Model, path: str | os.PathLike[str], external: bool = False) -> list[Path]:
@@ -331,20 +443,44 @@ def read_tensor(path: Path) -> Array:
 # ------------------------------------------------------------------------------------- walking
 
 
-def walk(graph: onnx.GraphProto, scope: str = "") -> Iterator[tuple[str, NodeProto]]:
-    """Every node with the path of the body it lies in: ``""`` for the main graph."""
+def walk(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[NodeProto]:
+    """Every node, those in bodies included."""
     for node in graph.node:
-        yield scope, node
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                if body.node:
-                    yield from walk(body, f"{scope}{node.name or node.op_type}/{attribute.name}/")
+        yield node
+        for _, body in _own_bodies(node):
+            yield from walk(body)
+
+
+def _own_bodies(node: NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The graphs among the attributes of a node, and where they stand."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.name, attribute.g
+        yield from ((f"{attribute.name}{i}", body) for i, body in enumerate(attribute.graphs))
 
 
 def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    for _, node in walk(graph):
-        for attribute in node.attribute:
-            yield from (body for body in (attribute.g, *attribute.graphs) if body.node)
+    for node in walk(graph):
+        yield from (body for _, body in _own_bodies(node))
+
+
+def _node_keys(path: str, graph: onnx.GraphProto, taken: set[str]) -> list[str]:
+    """A key for every node of a graph: its own name, or one that is made for it."""
+    given = Counter(node.name for node in graph.node)
+    keys = []
+    for index, node in enumerate(graph.node):
+        named = bool(node.name) and given[node.name] == 1
+        key = path + (node.name if named else f"{node.op_type}_{index}")
+        keys.append(key if named and not path else _unique(key, taken))
+        taken.add(keys[-1])
+    return keys
+
+
+def _path(base: str, names: set[str]) -> str:
+    """A path that no name begins with."""
+    while any(name.startswith(base) for name in names):
+        base = f"{base}~"
+    return base
 
 
 def reads(node: NodeProto) -> set[str]:
@@ -368,53 +504,100 @@ def find_layers(
     """
     layers: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
-    first: dict[tuple[Any, ...], str] = {}  # what is read and how -> the first layer to read it
-    for name, node in zip(model.keys, model.graph.node, strict=True):
-        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
-            continue
-        if only is not None and name not in only:
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for key, (scope, node) in model.nodes.items():
+        if not _is_linear(node) or (only is not None and key not in only):
             continue
         try:
-            layer = _layer(model, name, node)
+            layer = _layer(model, key, scope, node)
         except _SkippedError as reason:
-            skipped[name] = str(reason)
+            skipped[key] = str(reason)
             continue
-        key = (_weight_name(model, node), layer.op_type, *map(str, _view_of(node, layer)))
-        layers[name] = _shared(layer, first.setdefault(key, name), layers)
-    for scope, node in walk(model.graph):
-        if scope and node.op_type in OPERATORS:
-            skipped[f"{scope}{node.name or node.output[0]}"] = "it lies in the body of a node"
+        found = alike.setdefault(_likeness(layer), [])
+        first = next((n for n in found if np.array_equal(layers[n].weight, layer.weight)), key)
+        found += [key] if first == key else []
+        layers[key] = replace(layer, weight=layers.get(first, layer).weight, shared=first)
     for function in model.proto.functions:
-        for node in function.node:
-            if node.op_type in OPERATORS:
-                key = f"{function.name}/{node.name or node.output[0]}"
-                skipped[key] = "it lies in a local function"
+        for node in filter(_is_linear, function.node):
+            key = f"{function.name}/{node.name or node.output[0]}"
+            skipped[key] = "it lies in a local function"
     return layers, skipped
+
+
+def _is_linear(node: NodeProto) -> bool:
+    return node.op_type in OPERATORS and node.domain in ("", "ai.onnx")
+
+
+def _likeness(layer: Layer) -> tuple[Any, ...]:
+    """What layers have in common that may share a weight."""
+    weight, left = layer.weight, layer.attributes.get("left")
+    sample = weight.ravel()[:: max(1, weight.size // SMALL)]
+    return layer.groups, left, weight.shape, weight.dtype, sample.tobytes()
 
 
 def find_constants(model: Model, layers: Mapping[str, Layer]) -> dict[str, Layer]:
     """Large constants that are no layer's weight, by name: embeddings, recurrent weights, ...
 
-    Their rows are seen as those of a weight ``(rows, length of the last axis)``.
+    They are seen as weights whose rows are their last axis, or a few of the last ones.
     """
-    nodes = dict(zip(model.keys, model.graph.node, strict=True))
-    used = {_weight_name(model, nodes[name]) for name in layers}
-    used |= {output.name for output in model.graph.output}
-    taken = {*model.keys, *layers}
+    used = {_weight_root(model, *model.nodes[name]) for name in layers}
+    used |= {scope.key(o.name) for scope in model.scopes for o in scope.graph.output}
+    taken = {*model.nodes, *layers}
     found = {}
-    for name, tensor in model.constants.items():
+    for key, tensor in model.constants.items():
         size, rank = prod(tensor.dims), len(tensor.dims)
-        if name in used or name in taken or rank < 2 or size < LARGE or tensor.dims[-1] < 2:
+        if key in used or key in taken or rank < 2 or size < LARGE or not model.consumers[key]:
             continue
-        if tensor.data_type not in FLOATS or _overridable(model, name):
+        if tensor.data_type not in FLOATS:
             continue
-        value = model.read(name)
-        flat = np.ascontiguousarray(value.reshape(-1, value.shape[-1]))
+        value = model.read(key)
+        flat = _rows(value)
         largest = np.abs(value.astype(np.float32)).max()
-        if not model.consumers[name] or len(flat) < 2 or not largest < LARGEST:
+        if min(flat.shape) < 2 or not largest < LARGEST:
             continue  # infinities and their like are masks
-        found[name] = Layer(name, "Constant", flat, None, {"shape": value.shape}, name)
+        found[key] = Layer(key, "Constant", flat, None, {"shape": value.shape}, key)
     return found
+
+
+def _rows(value: Array) -> Array:
+    """A matrix whose rows are the last axis, or so many of the last ones as make a row long."""
+    axis = value.ndim - 1
+    while axis > 1 and prod(value.shape[axis:]) < ROW:
+        axis -= 1
+    return np.ascontiguousarray(value.reshape(prod(value.shape[:axis]), -1))
+
+
+def custom_operators(model: Model) -> list[str]:
+    """Operators that are neither in the domains that onnxruntime knows nor local functions."""
+    local = {(function.domain, function.name) for function in model.proto.functions}
+    nodes = [n for part in (model.graph, *model.proto.functions) for n in walk(part)]
+    found = {(n.domain, n.op_type) for n in nodes if n.domain not in DOMAINS} - local
+    return sorted(map(".".join, found))
+
+
+def part(model: Model, key: str, inputs: Mapping[str, Array], output: str) -> Model:
+    """A model of what computes a tensor of one graph from these tensors and from constants.
+
+    Args:
+        key: of any node of that graph.
+    """
+    chain, scope = [], model.nodes[key][0] if key in model.nodes else model.scopes[0]
+    while scope.outer is not None:
+        chain, scope = [scope, *chain], scope.outer
+    nodes = [node for scope in chain for node in scope.graph.node]
+    makers = {name: node for node in [*model.graph.node, *nodes] for name in node.output}
+    wanted, open_ = set[int](), [output]
+    while open_:
+        node = makers.get(open_.pop())
+        if node is not None and id(node) not in wanted:
+            wanted.add(id(node))
+            open_ += reads(node) - inputs.keys()
+    nodes = [node for node in [*model.graph.node, *nodes] if id(node) in wanted]
+    result = segment(model, nodes, inputs, [output])
+    needed = {name for node in nodes for name in reads(node)} - inputs.keys()
+    for scope in chain:
+        result.graph.initializer.extend(t for t in scope.graph.initializer if t.name in needed)
+    return result
 
 
 def with_values(model: Model, values: Mapping[str, Array]) -> Model:
@@ -425,7 +608,7 @@ def with_values(model: Model, values: Mapping[str, Array]) -> Model:
     for name, tensor in zip(names, tensors, strict=True):
         if name in values:
             tensor.CopyFrom(numpy_helper.from_array(values[name], tensor.name))
-    return Model(result.proto, result.folder)
+    return replace(result)
 
 
 def _given(node: NodeProto) -> list[TensorProto]:
@@ -439,77 +622,127 @@ class _SkippedError(Exception):
     """Completes the sentence "layer X was skipped: ..."."""
 
 
-def _shared(layer: Layer, first: str, layers: Mapping[str, Layer]) -> Layer:
-    weight = layers[first].weight if first in layers else layer.weight
-    return Layer(layer.name, layer.op_type, weight, layer.bias, layer.attributes, first)
-
-
-def _view_of(node: NodeProto, layer: Layer) -> tuple[Any, ...]:
-    attributes = _attributes(node) | {"left": layer.attributes.get("left")}
-    return tuple(attributes.get(key) for key in ("group", "transB", "alpha", "left"))
-
-
 def layer_input(node: NodeProto, layer: Layer) -> str:
     """The name of the tensor that a layer multiplies with its weight."""
     return node.input[1 if layer.attributes.get("left") else 0]
 
 
-def _weight_name(model: Model, node: NodeProto) -> str:
-    left = node.op_type == "MatMul" and node.input[1] not in model.constants
-    return node.input[0 if left else 1]
+def _weight(model: Model, scope: Scope, node: NodeProto) -> str:
+    """The key of a linear node's weight; of its second factor where none is constant."""
+    left = node.op_type == "MatMul" and not model.fixed(scope.key(node.input[1]))
+    return scope.key(node.input[0 if left else 1])
 
 
-def _layer(model: Model, name: str, node: NodeProto) -> Layer:
-    tensor = _weight_name(model, node)
-    if tensor not in model.constants:
+def _weight_root(model: Model, scope: Scope, node: NodeProto) -> str:
+    """The key of the constant that the weight is made of."""
+    key = _weight(model, scope, node)
+    while key in model.views:
+        scope, node = model.views[key]
+        key = scope.key(node.input[0])
+    return key
+
+
+def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
+    tensor, root = _weight(model, scope, node), _weight_root(model, scope, node)
+    if not model.fixed(tensor):
         raise _SkippedError("its weight is computed while the model runs")
-    if _overridable(model, tensor):
-        raise _SkippedError("its weight is a graph input, which a caller may override")
-    if model.constants[tensor].data_type not in FLOATS:
-        raise _SkippedError(f"its weight is of type {_type_name(model.constants[tensor])}")
-    weight, attributes = model.read(tensor), _attributes(node)
+    if scope.key(layer_input(node, Layer(key, "", np.empty(0)))) in model.quantized and (
+        tensor in model.quantized
+    ):
+        raise _SkippedError("it computes in 8 bits: its input and its weight are quantized")
+    try:
+        weight, attributes = model.read(tensor), _attributes(node)
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise _SkippedError(f"its weight cannot be computed: {_line(error)}") from None
+    if onnx.helper.np_dtype_to_tensor_dtype(weight.dtype) not in FLOATS:
+        raise _SkippedError(f"its weight is of type {weight.dtype.name}")
     if not weight.size or not np.isfinite(weight.astype(np.float32)).all():
         raise _SkippedError("its weight is empty or not finite")
+    if root in model.tied:
+        raise _SkippedError(f"other nodes read its weight too: see the constant {root}")
+    stored = min(weight.nbytes, _nbytes(model.constants[root]))
     if node.op_type == "MatMul":
         if weight.ndim != 2:
             raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of 2")
-        left = tensor == node.input[0] and node.input[1] not in model.constants
-        if left:
-            return Layer(name, "MatMul", weight, attributes={"left": 1})
-        return Layer(name, "MatMul", np.ascontiguousarray(weight.T))
-    bias = _bias(model, node, attributes)
+        if tensor == scope.key(node.input[0]) and not model.fixed(scope.key(node.input[1])):
+            return Layer(key, "MatMul", weight, attributes={"left": 1}, stored=stored)
+        return Layer(key, "MatMul", np.ascontiguousarray(weight.T), stored=stored)
+    bias = _bias(model, scope, node, weight)
     if node.op_type == "Gemm":
         weight = weight if attributes.get("transB") else weight.T
         alpha = attributes.get("alpha", 1.0)
         weight = np.ascontiguousarray(weight * np.asarray(alpha, weight.dtype))
         kept = {"transA": attributes.get("transA", 0), "beta": attributes.get("beta", 1.0)}
-        return Layer(name, "Gemm", weight, bias, kept)
+        return Layer(key, "Gemm", weight, bias, kept, stored=stored)
     if node.op_type == "ConvTranspose":
         groups = attributes.get("group", 1)
         inputs, out, *kernel = weight.shape
         split = weight.reshape(groups, inputs // groups, out, *kernel).swapaxes(1, 2)
         weight = np.ascontiguousarray(split.reshape(-1, inputs // groups, *kernel))
-    kept = {key: value for key, value in attributes.items() if key != "kernel_shape"}
-    return Layer(name, node.op_type, weight, bias, kept)
+    kept = {name: value for name, value in attributes.items() if name != "kernel_shape"}
+    return Layer(key, node.op_type, weight, bias, kept, stored=stored)
 
 
-def _overridable(model: Model, tensor: str) -> bool:
+def _viewed(node: NodeProto, inputs: Sequence[Array]) -> Array:
+    """What a node of `VIEWS` makes of its inputs."""
+    x, *rest = inputs
+    attributes = _attributes(node)
+    if node.op_type == "Transpose":
+        return x.transpose(attributes.get("perm"))
+    if node.op_type == "Cast":
+        return x.astype(onnx.helper.tensor_dtype_to_np_dtype(attributes["to"]))
+    if node.op_type == "Reshape":
+        keep = not attributes.get("allowzero")
+        return x.reshape([x.shape[i] if keep and not n else n for i, n in enumerate(rest[0])])
+    if node.op_type == "DequantizeLinear":
+        scale, *zero = rest
+        kind = attributes.get("output_dtype")
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind) if kind else scale.dtype
+        axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
+        scale, *zero = (_along(part.astype(np.float32), x, axis, block) for part in rest)
+        return ((x.astype(np.float32) - (zero[0] if zero else 0)) * scale).astype(dtype)
+    return x
+
+
+def _along(part: Array, x: Array, axis: int, block: int) -> Array:
+    """Scales or zero points in the shape of what they belong to."""
+    if block:
+        return part.repeat(block, axis)[tuple(map(slice, x.shape))]
+    if part.size == 1:
+        return part.reshape(())
+    return part.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
+
+
+def _overridable(model: Model, key: str) -> bool:
     """Whether a caller may give a tensor instead of the initializer."""
-    given = any(tensor == value.name for value in model.graph.input)
+    given = any(key == value.name for value in model.graph.input)
     return given and model.proto.ir_version >= 4
 
 
-def _bias(model: Model, node: NodeProto, attributes: Mapping[str, Any]) -> Any:
-    """The constant bias as ``(out,)``, the name of one that is no constant, or None."""
+def emptied_inputs(before: Model, after: Model) -> list[str]:
+    """Inputs with a default in the one model that nothing reads any more in the other."""
+    empty = {name for name, tensor in after.initializers.items() if not prod(tensor.dims)}
+    given = [value.name for value in before.graph.input]
+    return [name for name in given if name in empty and prod(before.initializers[name].dims)]
+
+
+def _bias(model: Model, scope: Scope, node: NodeProto, weight: Array) -> Any:
+    """The constant bias as ``(out,)``, the name of one that is no constant, or None.
+
+    One that a caller may override is none, unless the weight is such a one too.
+    """
     if len(node.input) < 3 or not node.input[2]:
         return None
-    if node.input[2] not in model.constants or _overridable(model, node.input[2]):
+    key, attributes = scope.key(node.input[2]), _attributes(node)
+    free = _overridable(model, key) and not _overridable(model, _weight_root(model, scope, node))
+    if not model.fixed(key) or free:
         return node.input[2]
-    bias = model.read(node.input[2])
+    bias = model.read(key)
     if node.op_type != "Gemm":
         return bias
-    weight = model.constants[node.input[1]]
-    out = weight.dims[0 if attributes.get("transB") else 1]
+    out = weight.shape[0 if attributes.get("transB") else 1]
     if bias.shape not in ((), (1,), (out,), (1, 1), (1, out)):
         return node.input[2]
     beta = np.asarray(attributes.get("beta", 1.0), bias.dtype)
@@ -572,10 +805,10 @@ Declared = tuple[str, Any, list[int | str | None] | None]  # name, dtype, shape;
 
 
 def declared_inputs(model: Model) -> list[Declared]:
-    """What the model declares of every input that a caller must give."""
+    """What the model declares of every input that a caller must give; of a sequence, its items."""
     given = [value for value in model.graph.input if value.name not in model.initializers]
     for value in given:
-        if not value.type.tensor_type.elem_type:
+        if not _tensor_type(value.type).elem_type:
             raise ModelError(f"the input {value.name!r} is no tensor")
     return list(map(_declared, given))
 
@@ -585,11 +818,36 @@ def declared_outputs(model: Model) -> list[Declared]:
     return list(map(_declared, model.graph.output))
 
 
+def sequences(model: Model) -> set[str]:
+    """The inputs that are sequences of tensors."""
+    return {value.name for value in model.graph.input if _is_sequence(value.type)}
+
+
+def _is_sequence(kind: onnx.TypeProto) -> bool:
+    return kind.HasField("sequence_type") or (
+        kind.HasField("optional_type") and _is_sequence(kind.optional_type.elem_type)
+    )
+
+
+def _tensor_type(kind: onnx.TypeProto) -> onnx.TypeProto.Tensor:
+    """Of a tensor, of what is optional, or of the items of a sequence."""
+    for of in ("sequence_type", "optional_type"):
+        if kind.HasField(of):
+            return _tensor_type(getattr(kind, of).elem_type)
+    return kind.tensor_type
+
+
 def _declared(value: onnx.ValueInfoProto) -> Declared:
-    kind = value.type.tensor_type
+    kind = _tensor_type(value.type)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else object
     dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
     return value.name, np.dtype(dtype), dims if kind.HasField("shape") else None
+
+
+def linear_inputs(model: Model, key: str) -> list[str]:
+    """The names of what a linear node reads and no constant gives."""
+    scope, node = model.nodes[key]
+    return [name for name in node.input if name and not model.fixed(scope.key(name))]
 
 
 def linear_nodes(model: Model) -> dict[str, NodeProto]:
@@ -601,9 +859,42 @@ def linear_nodes(model: Model) -> dict[str, NodeProto]:
     for key, node in zip(model.keys, model.graph.node, strict=True):
         if node.domain in ("", "ai.onnx") and reads(node) and reads(node) <= folded:
             folded.update(node.output)
-        elif node.op_type in OPERATORS and node.domain in ("", "ai.onnx"):
+        elif _is_linear(node):
             found[key] = node
     return found
+
+
+def inner_nodes(model: Model) -> dict[str, tuple[NodeProto, list[str]]]:
+    """The same of the bodies of nodes, each with the keys of what it reads and makes."""
+    return {
+        key: (node, [*map(scope.key, (*node.input[:2], node.output[0]))])
+        for key, (scope, node) in model.nodes.items()
+        if scope.outer is not None and _is_linear(node)
+    }
+
+
+def inner_shapes(model: Model, inputs: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors in the bodies of nodes, by key, as far as onnx can infer them.
+
+    Args:
+        inputs: name -> shape.
+    """
+    if len(model.scopes) == 1:
+        return {}
+    stub = onnx.ModelProto()
+    stub.ParseFromString(detached(model)[0])
+    for value in stub.graph.input:
+        if value.name in inputs:
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, inputs[value.name]))
+    inferred = Model(onnx.shape_inference.infer_shapes(stub, data_prop=True))
+    shapes = {key: tuple(tensor.dims) for key, tensor in model.constants.items()}
+    for scope in inferred.scopes:
+        for value in (*scope.graph.input, *scope.graph.value_info, *scope.graph.output):
+            dims = value.type.tensor_type.shape.dim
+            if value.type.tensor_type.HasField("shape") and all(d.dim_value for d in dims):
+                shapes[scope.path + value.name] = tuple(d.dim_value for d in dims)
+    return shapes
 
 
 def needs_float32(model: Model) -> bool:
@@ -616,6 +907,41 @@ def needs_float32(model: Model) -> bool:
 def has_bfloat16(model: Model) -> bool:
     """Whether some constant is a bfloat16, whose rounding the float32 twin leaves out."""
     return any(t.data_type == TensorProto.BFLOAT16 for t in model.constants.values())
+
+
+def inline_functions(model: Model) -> Model:
+    """Put the nodes of local functions that hold layers in the place of the calls.
+
+    Equal constants that several calls bring along are kept once.
+    """
+    wanted = _functions_with_layers(model)
+    if not wanted:
+        return model
+    given = set(model.constants)
+    result = replace(model, proto=onnx.inliner.inline_selected_functions(model.proto, wanted))
+    first: dict[bytes, str] = {}
+    for node in [n for n in result.graph.node if _given(n) and n.output[0] not in given]:
+        content = node.attribute[0].SerializeToString()
+        name = first.setdefault(content, node.output[0])
+        if name != node.output[0] and len(content) > SMALL:
+            for reader in walk(result.graph):
+                reader.input[:] = [
+                    name if read == node.output[0] else read for read in reader.input
+                ]
+            result.graph.node.remove(node)
+    return replace(result)
+
+
+def _functions_with_layers(model: Model) -> list[tuple[str, str]]:
+    """Domains and names of local functions with linear nodes, in what they call too."""
+    found: set[tuple[str, str]] = set()
+    while True:
+        known = len(found)
+        for function in model.proto.functions:
+            if any(_is_linear(n) or (n.domain, n.op_type) in found for n in walk(function)):
+                found.add((function.domain, function.name))
+        if len(found) == known:
+            return sorted(found)
 
 
 def name_nodes(model: Model) -> Model:
@@ -660,9 +986,9 @@ def fold_batchnorm(model: Model) -> Model:
         conv.input[:] = [conv.input[0], name, f"{name}_bias"]
         between, conv.output[0] = conv.output[0], norm.output[0]
         result.graph.node.remove(norm)
-        result = Model(result.proto, result.folder)
+        result = replace(result)
         _drop(result, {*sources, between})
-        result = Model(result.proto, result.folder)
+        result = replace(result)
         producers = {node.output[0]: node for node in result.graph.node if node.output}
     return result
 
@@ -677,7 +1003,7 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
         run: the outputs of a model that takes no inputs; called for one tensor at a time.
     """
     result = model.copy()
-    nodes, makers = model.graph.node, _constant_makers(model)
+    nodes, makers = model.graph.node, model.makers
     wanted = _read_while_running(model, makers)
     folded: set[int] = set()
     used: set[int] = set()
@@ -695,7 +1021,7 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
         used.update(chain)
         del values
     _remove_chains(result, folded, used)
-    return Model(result.proto, result.folder)
+    return replace(result)
 
 
 def _constant_makers(model: Model) -> dict[str, int]:
@@ -782,7 +1108,7 @@ def _remove_chains(model: Model, folded: set[int], used: set[int]) -> None:
             left.subtract(node.input)
             touched.update(node.input, node.output)
             del graph.node[index]
-    _drop(Model(model.proto, model.folder), touched)
+    _drop(replace(model), touched)
 
 
 def rewrite(
@@ -804,35 +1130,67 @@ def rewrite(
     _check_names(model, set(weights) - set(constants))
     result = model.copy()
     store = _Constants(result)
-    nodes = _restored(model, constants, store, failed)
-    freed: set[str] = set()
-    for key, node in zip(model.keys, model.graph.node, strict=True):
-        if key not in weights or key not in layers:
-            if not store.replaced & set(node.output):
-                nodes.append(node)
-            continue
-        layer = layers[key]
+    decoders = _restored(result, constants, store, failed)
+    fragments: dict[str, list[NodeProto]] = {}
+    freed = set(store.replaced)
+    for key, layer in layers.items():
+        scope, node = model.nodes[key]
         bias = (biases or {}).get(key, layer.bias)
         if isinstance(bias, Array):
             bias = bias.astype(layer.weight.dtype)
-        layer = Layer(key, layer.op_type, layer.weight, bias, layer.attributes, layer.shared)
         try:
-            fragment = _fragment(node, key, layer, weights[key], store)
+            made = _fragment(
+                node, _prefix(scope, key), replace(layer, bias=bias), weights[key], store
+            )
         except Exception as error:
             if failed is None:
                 raise
             failed[key] = f"it could not be rewritten: {_line(error)}"
-            nodes.append(node)
             continue
-        nodes += fragment
-        freed.update(node.input[1:] if node.input[1] in model.constants else node.input[:1])
-    store.commit(nodes)
-    copies = [_copied(node) for node in nodes]
-    del result.graph.node[:]
-    result.graph.node.extend(copies)
-    result = Model(result.proto, result.folder)
-    _drop(result, freed)
-    return Model(result.proto, result.folder)
+        if scope.outer is not None:  # what decodes the weight runs once, outside
+            outside, made = _split(made, store)
+            decoders += outside
+        fragments[key] = made
+        freed.update(map(scope.key, node.input))
+    store.commit([*decoders, *(node for made in fragments.values() for node in made)])
+    _insert(replace(result), fragments, decoders)
+    _drop(replace(result), freed, store.replaced)
+    return replace(result)
+
+
+def _insert(
+    model: Model, fragments: Mapping[str, list[NodeProto]], first: Sequence[NodeProto]
+) -> None:
+    """Put nodes in the place of others, and some before all of the main graph, in place."""
+    changed = {id(model.nodes[key][0].graph) for key in fragments}
+    for scope in reversed(model.scopes):  # a body before the graph that it lies in
+        nodes = [] if scope.outer else [*first]
+        if id(scope.graph) not in changed and not nodes:
+            continue
+        for key, node in zip(scope.node_keys, scope.graph.node, strict=True):
+            nodes += fragments.get(key, [node])
+        copies = [_copied(node) for node in nodes]
+        del scope.graph.node[:]
+        scope.graph.node.extend(copies)
+
+
+def _prefix(scope: Scope, key: str) -> str:
+    """What new names begin with; none is mistaken for a key of something in a body."""
+    return key.replace("/", ".") if scope.outer else key
+
+
+def _split(
+    nodes: Sequence[NodeProto], store: _Constants
+) -> tuple[list[NodeProto], list[NodeProto]]:
+    """Those that compute with nothing but constants, and the others."""
+    known, constant, others = set(store.arrays), [], []
+    for node in nodes:
+        if known.issuperset(node.input):
+            known.update(node.output)
+            constant.append(node)
+        else:
+            others.append(node)
+    return constant, others
 
 
 def _restored(
@@ -841,19 +1199,25 @@ def _restored(
     store: _Constants,
     failed: dict[str, str] | None,
 ) -> list[NodeProto]:
-    """Nodes that compute the named constants; what they take the place of is no more."""
+    """Nodes of the main graph that compute the named constants instead."""
     nodes: list[NodeProto] = []
     found = find_constants(model, {}) if weights else {}
-    for name, weight in weights.items():
+    for key, weight in weights.items():
+        scope = next(s for s in reversed(model.scopes) if key in map(s.path.__add__, s.names))
+        name = key.removeprefix(scope.path)
+        output = store.unique(name) if scope.outer else name
         try:
-            made = _fragment(NodeProto(output=[name]), name, found[name], weight, store)
+            made = _fragment(NodeProto(output=[output]), key, found[key], weight, store)
         except Exception as error:
             if failed is None:
                 raise
-            failed[name] = f"it could not be rewritten: {_line(error)}"
+            failed[key] = f"it could not be rewritten: {_line(error)}"
             continue
+        if output != name:
+            for node in walk(scope.graph):
+                node.input[:] = [output if read == name else read for read in node.input]
         nodes += made
-        store.replaced.add(name)
+        store.replaced.add(key)
     return nodes
 
 
@@ -863,7 +1227,7 @@ def _is_wide(array: Array) -> bool:
 
 
 def _check_names(model: Model, names: Iterable[str]) -> None:
-    unknown = set(names) - set(model.keys)
+    unknown = set(names) - model.nodes.keys()
     if unknown:
         raise KeyError(f"the model has no layer {min(unknown)!r}")
 
@@ -898,6 +1262,11 @@ def _fragment(
     last.name = node.name
     last.doc_string = node.doc_string
     last.metadata_props.extend(node.metadata_props)
+    for configuration in getattr(node, "device_configurations", ()):  # since onnx 1.18
+        last.device_configurations.append(configuration)
+        known = (*last.input, *last.output)
+        specs = last.device_configurations[-1].sharding_spec
+        _keep(specs, lambda spec, known=known: spec.tensor_name in known)
     return nodes
 
 
@@ -910,13 +1279,13 @@ def _attribute_slice(node: NodeProto, store: _Constants) -> None:
 
 def overhead(model: Model, layer: Layer, weight: CompressedWeight) -> int:
     """Bytes of nodes and headers by which the file grows for a layer, stored arrays apart."""
-    nodes = dict(zip(model.keys, model.graph.node, strict=True))
-    constant = layer.op_type == "Constant"
-    node = NodeProto(output=[layer.name]) if constant else nodes[layer.name]
+    place = model.nodes.get(layer.name)
+    node = place[1] if place else NodeProto(output=[layer.name])
     store = _Constants(model)
-    made = _fragment(node, layer.name, layer, weight, store)
+    prefix = _prefix(place[0], layer.name) if place else layer.name
+    made = _fragment(node, prefix, layer, weight, store)
     given = sum(HEADER + len(name) for name, a in store.arrays.items() if a.size > SMALL)
-    tensor = layer.name if constant else _weight_name(model, node)
+    tensor = _weight_root(model, *place) if place else layer.name
     freed = HEADER + len(tensor) + node.ByteSize()
     return sum(n.ByteSize() + 3 for n in made) + given - freed
 
@@ -971,7 +1340,7 @@ class _Constants:
         self._taken = set(model.names)
         self._known: dict[tuple[Any, ...], list[str]] = {}
         self.arrays: dict[str, Array] = {}
-        self.replaced: set[str] = set()  # constants that nodes compute instead
+        self.replaced: set[str] = set()  # keys of constants that nodes compute instead
         self._count = 0
 
     def unique(self, base: str) -> str:
@@ -997,9 +1366,6 @@ class _Constants:
 
     def commit(self, nodes: Iterable[NodeProto]) -> None:
         """Store what these nodes read; a fragment that failed half way leaves nothing."""
-        graph = self._model.graph
-        _keep(graph.initializer, lambda tensor: tensor.name not in self.replaced)
-        _keep(graph.input, lambda value: value.name not in self.replaced)
         used = {name for node in nodes for name in node.input}
         for name, array in self.arrays.items():
             if name in used:
@@ -1015,15 +1381,52 @@ def _append(model: Model, name: str, array: Array) -> None:
         model.graph.input.append(value)
 
 
-def _drop(model: Model, names: set[str]) -> None:
-    """Remove constants that nothing reads any more, in place."""
-    dead = {name for name in names if name and not model.consumers[name]}
-    graph = model.graph
+def _drop(model: Model, keys: Iterable[str], replaced: AbstractSet[str] = frozenset()) -> None:
+    """Remove constants that nothing reads any more, and what `VIEWS` made of them, in place.
+
+    Args:
+        replaced: of these keys, those that nodes compute instead.
+    """
+    left, dead, open_ = model.consumers.copy(), set[str](), [*keys]
+    while open_:
+        key = open_.pop()
+        if not key or key in dead or (left[key] and key not in replaced):
+            continue
+        dead.add(key)
+        if key in model.views and key not in replaced:
+            scope, node = model.views[key]
+            left.subtract(scope.keys(node))
+            open_ += scope.keys(node)
+    for scope in model.scopes:
+        names = {key.removeprefix(scope.path) for key in dead if key.startswith(scope.path)}
+        views = {name for name in names if scope.path + name in model.views.keys() - replaced}
+        gone = {"Constant": names, **dict.fromkeys(VIEWS, views)}
+        _keep(
+            scope.graph.node,
+            lambda n, gone=gone: n.output[:1] and n.output[0] not in gone.get(n.op_type, ()),
+        )
+        _forget(scope.graph, names, older=model.proto.ir_version < 4)
+
+
+def _forget(graph: onnx.GraphProto, dead: Container[str], older: bool) -> None:
+    """Remove initializers, and what is noted of these tensors, in place.
+
+    An input that one of them was the default of stays, unless it is ``older`` than IR 4, where
+    every initializer has to be an input: its default is empty then.
+    """
+    given = {tensor.name for tensor in graph.initializer if tensor.name in dead}
+    kept = [] if older else [value for value in graph.input if value.name in given]
     _keep(graph.initializer, lambda tensor: tensor.name not in dead)
-    _keep(graph.input, lambda value: value.name not in dead or model.proto.ir_version >= 4)
+    _keep(graph.input, lambda value: value.name not in given or not older)
     _keep(graph.value_info, lambda value: value.name not in dead)
     _keep(graph.quantization_annotation, lambda note: note.tensor_name not in dead)
-    _keep(graph.node, lambda node: node.op_type != "Constant" or node.output[0] not in dead)
+    for value in kept:
+        kind = value.type.tensor_type
+        graph.initializer.add(
+            name=value.name, data_type=kind.elem_type, dims=[0] * len(kind.shape.dim)
+        )
+        for dim in kind.shape.dim:
+            dim.ClearField("dim_value")
 
 
 def _keep(items: Any, wanted: Callable[[Any], bool]) -> None:
@@ -1099,7 +1502,14 @@ def _assign(message: Any, name: str, value: Any) -> None:
 def segment(
     model: Model, nodes: Sequence[NodeProto], inputs: Mapping[str, Array], outputs: Sequence[str]
 ) -> Model:
-    """A model of just these nodes, with the constants that they read."""
+    """A model of just these nodes, with the constants that they read and what computes these."""
+    made = {name for node in nodes for name in node.output}
+    needed = {name for node in nodes for name in reads(node)} - made - set(inputs)
+    chains = {i for name in needed if name in model.makers
+              for i in _ancestors(model.graph.node, model.makers[name], model.makers)}  # fmt: skip
+    nodes = [*(model.graph.node[i] for i in sorted(chains)), *nodes]
+    made = {name for node in nodes for name in node.output}
+    needed = {name for node in nodes for name in reads(node)} - made - set(inputs)
     result = onnx.ModelProto()
     result.ir_version = max(model.proto.ir_version, 4)
     result.opset_import.extend(model.proto.opset_import)
@@ -1107,28 +1517,31 @@ def segment(
     graph = result.graph
     graph.name = "segment"
     graph.node.extend(nodes)
-    needed = {name for node in nodes for name in reads(node)}
-    for name, value in inputs.items():
-        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * value.ndim))
-    made = {name for node in nodes for name in node.output}
-    for name, tensor in model.constants.items():
-        if name in needed and name not in inputs and name not in made:
-            graph.initializer.append(tensor)
-            graph.initializer[-1].name = name
+    graph.input.extend(_value_info(name, value) for name, value in inputs.items())
+    graph.initializer.extend(t for name, t in model.initializers.items() if name in needed)
     graph.sparse_initializer.extend(
         sparse for sparse in model.graph.sparse_initializer if sparse.values.name in needed
     )
     for name in outputs:
         graph.output.add(name=name)
-    return Model(result, model.folder)
+    return replace(model, proto=result)
+
+
+def _value_info(name: str, value: Array | Sequence[Array]) -> onnx.ValueInfoProto:
+    """The type of an array, or of a sequence of arrays."""
+    items = [value] if isinstance(value, Array) else [*value]
+    kind = onnx.helper.np_dtype_to_tensor_dtype(items[0].dtype) if items else TensorProto.FLOAT
+    if isinstance(value, Array):
+        return onnx.helper.make_tensor_value_info(name, kind, [None] * value.ndim)
+    item = onnx.helper.make_tensor_type_proto(kind, None)
+    return onnx.helper.make_value_info(name, onnx.helper.make_sequence_type_proto(item))
 
 
 def as_float32(model: Model) -> Model:
     """A twin that computes in float32 where the model computes in bfloat16 or float64."""
     result = model.copy()
     _retype(result.proto, model)
-    return Model(result.proto, result.folder)
+    return replace(result)
 
 
 def _retype(message: Any, model: Model) -> None:

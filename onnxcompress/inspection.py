@@ -11,7 +11,14 @@ import numpy as np
 
 from onnxcompress.core import Layer, Method, Statistics
 from onnxcompress.data import DataError, input_specs, output_specs, random_samples
-from onnxcompress.graph import Model, ModelError, find_constants, find_layers, linear_nodes
+from onnxcompress.graph import (
+    Model,
+    ModelError,
+    find_constants,
+    find_layers,
+    inline_functions,
+    linear_nodes,
+)
 from onnxcompress.measuring import input_shapes
 from onnxcompress.methods import METHODS
 from onnxcompress.metrics import decibel
@@ -34,6 +41,7 @@ def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
     Raises:
         DataError: these shapes do not fit.
     """
+    given, model = model, inline_functions(model)
     macs, note = {}, None
     try:
         sample = next(iter(random_samples(input_specs(model), 1, 0, shapes)))
@@ -44,10 +52,10 @@ def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         note = f"the multiplications are unknown: {error}"
     properties = {entry.key for entry in model.proto.metadata_props}
     return {
-        "file": model.nbytes,
-        "weights": model.weight_bytes,
+        "file": given.nbytes,
+        "weights": given.weight_bytes,
         "macs": sum(macs.values()) or None,
-        "nodes": len(model.graph.node),
+        "nodes": len(given.graph.node),
         "opset": model.opset,
         "ir_version": model.proto.ir_version,
         "inputs": [_tensor(spec) for spec in input_specs(model)],
@@ -68,7 +76,7 @@ def _rows(model: Model, macs: Mapping[str, int]) -> list[dict[str, Any]]:
     """The layers in network order, those inside the bodies of nodes, and other constants."""
     layers, skipped = find_layers(model)
     nodes = linear_nodes(model)
-    types = {name: node.op_type for name, node in nodes.items()}
+    types = {name: node.op_type for name, (_, node) in model.nodes.items()}
     found = layers | find_constants(model, layers)
     return [
         {
@@ -97,7 +105,7 @@ def _able(model: Model, layer: Layer) -> dict[str, Any]:
     shares = "" if alone else f"shares the weight of {layer.shared}"
     return {
         "shape": list(layer.attributes.get("shape", layer.weight.shape)),
-        "bytes": layer.weight.nbytes if alone else 0,
+        "bytes": layer.nbytes if alone else 0,
         "methods": methods,
         "reason": shares if methods else "; ".join(dict.fromkeys(filter(None, declined.values()))),
     }

@@ -16,6 +16,8 @@ from onnxcompress.graph import (
     Model,
     expose,
     expose_shapes,
+    inner_nodes,
+    inner_shapes,
     layer_input,
     linear_nodes,
     rewrite,
@@ -53,7 +55,7 @@ class Job:
         model: the original; `runnable` is the same where onnxruntime has all kernels, else its
             float32 twin.
         layers: those to compress, in network order.
-        shapes: layer -> shape of its input for the first sample.
+        shapes: layer -> shape of its input for the first sample, where it is known.
         macs: multiplications of every linear node for the first sample.
         fit, held_out: samples to fit with, and to validate with; None without data.
     """
@@ -67,6 +69,11 @@ class Job:
     held_out: Samples | None
     jobs: int
     track: Track[Any]
+
+    @property
+    def calibrated(self) -> dict[str, Layer]:
+        """The layers whose inputs can be read out: those of the main graph."""
+        return {name: layer for name, layer in self.layers.items() if name in self.model.keys}
 
     @property
     def leaders(self) -> dict[str, Layer]:
@@ -84,29 +91,35 @@ class Job:
 
 
 def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-    """For one sample: the input shape of every linear node, and its multiplications."""
+    """For one sample: the input shape of every linear node, and its multiplications.
+
+    In the bodies of If, Loop and Scan they are those of one turn, and left out where nobody knows.
+    """
     nodes = linear_nodes(model)
-    if not nodes:
-        return {}, {}
-    tensors = {t for node in nodes.values() for t in (*node.input[:2], *node.output[:1])}
+    read = {key: (node, [*node.input[:2], node.output[0]]) for key, node in nodes.items()}
+    tensors = {t for _, names in read.values() for t in names}
     known = {name: tuple(c.dims) for name, c in model.constants.items() if name in tensors}
     asked = sorted(tensors - set(known))
-    exposed, names = expose_shapes(model, asked)
-    session = Session(exposed, optimize=False)
-    found = dict(zip(session.outputs, session.run(sample), strict=True))
-    known |= {name: tuple(int(n) for n in found[names[name]]) for name in asked}
+    if asked:
+        exposed, names = expose_shapes(model, asked)
+        session = Session(exposed, optimize=False)
+        found = dict(zip(session.outputs, session.run(sample), strict=True))
+        known |= {name: tuple(int(n) for n in found[names[name]]) for name in asked}
+    known |= inner_shapes(model, {n: x.shape for n, x in sample.items() if hasattr(x, "shape")})
     shapes, macs = {}, {}
-    for name, node in nodes.items():
-        left, right, out = (known[t] for t in (*node.input[:2], node.output[0]))
-        constant_left = node.input[0] in model.constants
-        shapes[name] = right if constant_left else left
+    for key, (node, names) in (read | inner_nodes(model)).items():
+        if not known.keys() >= set(names):
+            continue
+        left, right, out = (known[t] for t in names)
+        constant_left = model.fixed(names[0]) and not model.fixed(names[1])
+        shapes[key] = right if constant_left else left
         if node.op_type == "Conv":
-            macs[name] = prod(out) * prod(right[1:])
+            macs[key] = prod(out) * prod(right[1:])
         elif node.op_type == "ConvTranspose":
-            macs[name] = prod(left) * prod(right[1:])
+            macs[key] = prod(left) * prod(right[1:])
         else:
             transposed = any(a.name == "transA" and a.i for a in node.attribute)
-            macs[name] = prod(out) * left[-2 if transposed else -1]
+            macs[key] = prod(out) * left[-2 if transposed else -1]
     return shapes, macs
 
 
@@ -281,7 +294,8 @@ def time_layers(
 
     before: dict[str, float] = {}
     after: dict[str, list[tuple[Candidate, float]]] = {}
-    for name in job.track(list(candidates), "timing layers", len(candidates)):
+    timed = [name for name in candidates if set(job.readers(name)) <= nodes.keys()]
+    for name in job.track(timed, "timing layers", len(timed)):
         tried = _fastest(job, name, candidates[name])
         spent = np.array([[both(r, c) for r in job.readers(name)] for c in tried]).sum(1)
         before[name] = float(np.median(spent[:, 0]))

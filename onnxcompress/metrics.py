@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 
@@ -53,11 +54,14 @@ class Fidelity:
     ranked: int = 0
     finite: bool = True
 
-    def add(
-        self, names: Sequence[str], reference: Sequence[Array], outputs: Sequence[Array]
-    ) -> None:
-        """Take in one batch; integer outputs count by their values, others than arrays not."""
+    def add(self, names: Sequence[str], reference: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Take in one batch; integers count by their values, what is no number not at all."""
         for name, a, b in zip(names, reference, outputs, strict=True):
+            if isinstance(a, list) and isinstance(b, list):  # a sequence
+                self.finite &= len(a) == len(b)
+                for i, (item, other) in enumerate(zip(a, b, strict=False)):
+                    self.add([f"{name}[{i}]"], [item], [other])
+                continue
             if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiub":
                 continue
             if a.shape != b.shape:

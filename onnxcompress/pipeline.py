@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from math import inf, prod
 from pathlib import Path
@@ -24,9 +25,12 @@ from onnxcompress.graph import (
     Model,
     ModelError,
     annotate,
+    check,
     digest,
+    emptied_inputs,
     find_constants,
     find_layers,
+    inline_functions,
     rewrite,
 )
 from onnxcompress.measuring import (
@@ -48,7 +52,15 @@ from onnxcompress.report import Comparison, Epoch, Point, Refinement, Report, Ro
 from onnxcompress.runtime import Latency, Sample, latency
 from onnxcompress.specs import auto
 from onnxcompress.targets import Target, TargetError
-from onnxcompress.validation import Validation, failures, runnable, verify, warnings
+from onnxcompress.validation import (
+    Layerwise,
+    Validation,
+    failures,
+    runnable,
+    unknown_operators,
+    verify,
+    warnings,
+)
 
 REFIT_BYTES = 1 << 30  # activations that refit keeps in memory
 TRIALS = 9  # real evaluations of a fidelity target
@@ -224,14 +236,27 @@ class _Run:
         self.correct, self.metadata = correct, metadata
         self.skipped: dict[str, str] = {}
         self.warnings: list[str] = []
-        self.random = random_samples(input_specs(model), 2, seed, shapes)
-        self.job = self._job(model, samples, only, jobs, track, bool(shapes))
+        self.unknown = unknown_operators(model)
+        if self.unknown:
+            self.warnings.append(
+                f"onnxruntime does not know {', '.join(self.unknown)}: the fits use the weights "
+                "alone, and no output was compared; --ort-extension takes a library"
+            )
+            samples = evaluation = None
+        self.shapes, self.seed = shapes, seed
+        self.original = model
+        opened = inline_functions(model)
+        more = opened is not model and len(self._found(opened, only)) > len(
+            self._found(model, only)
+        )
+        model = opened if more else model
+        self.job = self._job(model, samples, only, jobs, track)
         offered = {name: self._offered(layer) for name, layer in self.job.leaders.items()}
         self.pinned = {name for name, own in offered.items() if all(m.fixed for m in own)}
         self.all_pinned = self.pinned == offered.keys()
         validating = self.job.held_out or self.random
-        self.validation = Validation(
-            model,
+        self.validation = Layerwise(model, seed) if self.unknown else Validation(
+            self.original,
             validating,
             real=self.job.held_out is not None,
             evaluation=evaluation,
@@ -239,7 +264,7 @@ class _Run:
             providers=providers,
             jobs=jobs,
             track=track,
-        )
+        )  # fmt: skip
         self.target = self._target(target)
 
     def _offered(self, layer: Layer) -> list[Method]:
@@ -264,7 +289,6 @@ class _Run:
         only: Callable[[str], bool] | None,
         jobs: int,
         track: Track[Any],
-        shaped: bool,
     ) -> Job:
         twin = runnable(model)
         fit = held_out = None
@@ -273,8 +297,23 @@ class _Run:
             self.samples = samples
             fit, held_out = samples.split()
             self.warnings += [*dict.fromkeys((*fit.notes, *held_out.notes))]
-        layers, self.skipped = find_layers(model)
-        for name, layer in list(layers.items()):
+        layers = self._found(model, only)
+        if self.unknown:
+            return Job(model, twin, layers, {}, {}, None, None, jobs, track)
+        first = next(iter((self.random if self.shapes or not fit else fit).batches(1)))
+        shapes, macs = input_shapes(twin, first)
+        return Job(model, twin, layers, shapes, macs, fit, held_out, jobs, track)
+
+    @cached_property
+    def random(self) -> Samples:
+        """Random inputs, for what no samples are there."""
+        return random_samples(input_specs(self.original), 2, self.seed, self.shapes)
+
+    def _found(self, model: Model, only: Callable[[str], bool] | None) -> dict[str, Layer]:
+        """The layers and constants that the methods can compress; ``skipped`` says why not more."""
+        every, self.skipped = find_layers(model)
+        layers = dict(every)
+        for name, layer in every.items():
             methods = self._offered(layer)
             reasons = [method.declined(layer) for method in methods]
             if not methods or (only is not None and not only(name)):
@@ -284,17 +323,14 @@ class _Run:
             else:
                 continue
             del layers[name]
-        for name, layer in find_constants(model, find_layers(model)[0]).items():
+        for name, layer in find_constants(model, every).items():
             wanted = only is None or only(name)
             if wanted and any(m.declined(layer) is None for m in self._offered(layer)):
                 layers[name] = layer
-        layers = {
+        return {
             name: layer if layer.shared in layers else replace(layer, shared=name)
             for name, layer in layers.items()
         }
-        first = next(iter((self.random if shaped or not fit else fit).batches(1)))
-        shapes, macs = input_shapes(twin, first)
-        return Job(model, twin, layers, shapes, macs, fit, held_out, jobs, track)
 
     def _target(self, target: Target | None) -> Target:
         if target is None and self.all_pinned:
@@ -309,6 +345,8 @@ class _Run:
                 target = Target(min_agreement=DEFAULT_AGREEMENT)
             else:
                 target = Target(min_snr=DEFAULT_SNR)
+        if self.unknown and target.faster:
+            raise TargetError("onnxruntime cannot run the model, so only --ratio can be asked for")
         if (target.min_snr or target.min_agreement) and self.job.held_out is None:
             raise TargetError("a fidelity target needs calibration samples: give --calib")
         if target.min_agreement and not self.validation.scores:
@@ -344,7 +382,7 @@ class _Run:
             fidelity = self.validation.fidelity(model)
             yield Point(
                 str(target),
-                self.job.model.nbytes / model.nbytes,
+                self.original.nbytes / model.nbytes,
                 sum(row.macs[1] for row in rows) + self.curves.outside,
                 fidelity.worst_snr,
                 fidelity.agreement,
@@ -355,7 +393,7 @@ class _Run:
     def _look(self) -> None:
         """Fit and measure every candidate, or remember what was found before."""
         job = self.job
-        model = digest(job.model) if self.cache.folder else None
+        model = digest(self.original) if self.cache.folder else None
         key: list[Any] = [version("onnxcompress"), model]
         key += [(name, *map(str, self._offered(layer))) for name, layer in job.layers.items()]
         key += [str(job.shapes), job.fit and self.cache.folder and job.fit.content]
@@ -397,7 +435,7 @@ class _Run:
         job = self.job
         if job.fit is None:
             return {name: Statistics.white(layer) for name, layer in job.layers.items()}
-        reading = {n: layer for n, layer in job.layers.items() if layer.op_type != "Constant"}
+        reading = job.calibrated
         seen = calibrate(
             job.runnable, reading, job.fit, shapes=job.shapes, jobs=job.jobs, track=job.track
         )
@@ -414,7 +452,9 @@ class _Run:
             return "bytes"
         if self.target.faster:
             return "latency" if self.target.latency else "macs"
-        factored = all(len(c.factors) > 1 for found in candidates.values() for c in found)
+        factored = bool(self.job.macs) and all(
+            len(c.factors) > 1 for found in candidates.values() for c in found
+        )
         return "macs" if factored else "bytes"
 
     def _size_limit(self) -> float:
@@ -436,7 +476,7 @@ class _Run:
     def _latency_limit(self, share: float) -> float:
         """The time of the layers at which the whole model takes this share, by measurement."""
         smallest, most = self.curves.bounds
-        one = next(iter(self.validation.samples.batches(1)))
+        one = next(iter((self.job.held_out or self.random).batches(1)))
 
         def spent(limit: float) -> Latency:
             chosen = self.curves.at(limit)
@@ -476,7 +516,7 @@ class _Run:
     def _byte_limit(self, ratio: float) -> float:
         """The layer bytes that make the file, graph overhead included, so many times smaller."""
         least, most = self.curves.bounds
-        before = self.job.model.nbytes
+        before = self.original.nbytes
         goal = before / ratio
         limit, best = goal - (before - most), None
         for _ in range(BYTE_TRIALS):
@@ -540,7 +580,7 @@ class _Run:
         fixed = {
             name: Fitted(s.fit(job.layers[name], Statistics.white(job.layers[name])))
             for name, s in settings.items()
-            if job.layers[name].op_type == "Constant"
+            if name not in job.calibrated
         }
         settings = {name: s for name, s in settings.items() if name not in fixed}
         if job.fit is None or not settings:
@@ -584,7 +624,7 @@ class _Run:
         job = self.job
         assert job.fit is not None
         size, _ = batching(job.fit, job.shapes)
-        largest = max(4 * prod(shape) for shape in job.shapes.values())
+        largest = max(4 * prod(job.shapes[name]) for name in job.calibrated)
         fitting = max(1, REFIT_BYTES // (6 * largest))
         chosen = job.fit if fitting >= len(job.fit) else job.fit.spread(fitting)
         batches = list(chosen.batches(size))
@@ -602,10 +642,7 @@ class _Run:
             batches,
             jobs=job.jobs,
             limit=lambda layer: quota(layer, len(batches)),
-            constants={
-                name: _value(job.layers[name], f).astype(job.runnable.read(name).dtype)
-                for name, f in fixed.items()
-            },
+            fixed={name: f.weight for name, f in fixed.items()},
             track=track,
         )
         return self._helpful({**fitted, **fixed}) if final else fitted
@@ -657,7 +694,10 @@ class _Run:
         saved = sum(row.macs[0] - row.macs[1] for row in rows)
         comparison, refined, noted = None, None, []
         try:
-            verify(result)
+            if self.unknown:
+                check(result, "the result")
+            else:
+                verify(result)
             if self.refinement is not None:
                 result, refined = self._refined(self.refinement, result)
             comparison = self.validation.compare(result, (macs, macs - saved))
@@ -668,6 +708,11 @@ class _Run:
             noted = [*warnings(comparison)]
         if any(len(f.weight.factors) == 1 for f in fitted.values()):
             noted.append(UNDONE)
+        if emptied := emptied_inputs(self.original, result):
+            some = ", ".join(emptied[:3]) + ", ..." * (len(emptied) > 3)
+            noted.append(
+                f"inputs that give weights ({some}) are still there, but nothing reads them"
+            )
         report = Report(
             target=str(self.target),
             rows=rows,
@@ -765,7 +810,7 @@ class _Run:
         for name, layer in self.job.layers.items():
             candidate = chosen.get(layer.shared)
             macs = self.job.macs.get(name, 0)
-            before = layer.weight.nbytes if layer.shared == name else 0
+            before = layer.nbytes if layer.shared == name else 0
             kept = Row(
                 name, layer.op_type, layer.weight.shape, "", (before, before), (macs, macs),
                 note=self.skipped.get(name) or "kept: its error would cost more than it saves",
@@ -774,7 +819,8 @@ class _Run:
                 yield kept
                 continue
             after = fitted[name].weight.nbytes if layer.shared == name else 0
-            cost = layer.macs(self.job.shapes.get(name, ()), *candidate.factors)
+            shape = self.job.shapes.get(name)
+            cost = layer.macs(shape, *candidate.factors) if shape else 0
             yield Row(
                 name, layer.op_type, layer.weight.shape, str(candidate.setting), (before, after),
                 (macs, cost), candidate.error, fitted[name].snr,
@@ -787,11 +833,6 @@ def _too_much(macs: float | None, share: float) -> str:
         f"{macs:g} of the multiplications is out of reach; "
         f"the least that the layers allow is {share:.3f}"
     )
-
-
-def _value(layer: Layer, fitted: Fitted) -> np.ndarray:
-    """What a Constant has become, in its shape."""
-    return fitted.weight.astype(np.float32).decode().reshape(layer.attributes["shape"])
 
 
 def _may_correct(layer: Layer) -> bool:

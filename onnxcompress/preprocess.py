@@ -38,11 +38,14 @@ class InputSpec:
     ----------
     shape : tuple or None
         Per axis the size, a symbolic name, or None; None where the rank is unknown.
+    sequence : bool
+        Whether it takes a list of such arrays.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | str | None, ...] | None
+    sequence: bool = False
 
     @property
     def is_float(self) -> bool:

@@ -32,7 +32,6 @@ from onnxcompress.graph import (
     reads,
     rewrite,
     segment,
-    with_values,
 )
 from onnxcompress.metrics import decibel
 from onnxcompress.parallel import each
@@ -69,7 +68,7 @@ def refit(
     gain: bool = True,
     asymmetric: bool = True,
     limit: Callable[[Layer], int] | None = None,
-    constants: Mapping[str, Array] | None = None,
+    fixed: Mapping[str, CompressedWeight] | None = None,
     jobs: int = 1,
     track: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> dict[str, Fitted]:
@@ -79,10 +78,10 @@ def refit(
         settings: layer name -> what to fit; other layers stay as they are.
         batches: calibration samples; their activations are kept in memory.
         limit: patches to look at per batch, for a layer.
-        constants: what constants other than weights are in the compressed model.
+        fixed: what is in the compressed model already: constants, and layers in bodies.
         track: wraps the layer names, for a progress bar.
     """
-    streams = _Streams(model, batches, constants or {}, jobs)
+    streams = _Streams(model, batches, fixed or {}, jobs)
     fitted: dict[str, Fitted] = {}
     nodes = dict(zip(model.keys, model.graph.node, strict=True))
     for name in track([key for key in model.keys if key in settings]):
@@ -203,25 +202,26 @@ def _variance(statistics: Statistics, flat: Array) -> Array:
 class _Streams:
     """The activations of the original and of the compressed model, node by node.
 
-    Tensors that nothing needs any more are let go, and until the first replaced layer the two
-    streams are one.
+    Tensors that nothing needs any more are let go, and where nothing is fixed the two streams are
+    one until the first replaced layer.
     """
 
     def __init__(
         self,
         model: Model,
         batches: Sequence[Sample],
-        constants: Mapping[str, Array],
+        fixed: Mapping[str, CompressedWeight],
         jobs: int,
     ) -> None:
         self._model, self._jobs, self._count = model, jobs, len(batches)
-        self._constants = set(constants)
-        self._changed = with_values(model, constants) if constants else model
+        self._changed = rewrite(model, fixed, failed={}) if fixed else model
+        self._constants = model.constants.keys() | model.makers.keys()
         self._nodes = list(model.graph.node)
+        self._twins = {name: node for node in self._changed.graph.node for name in node.output}
         self._keys = model.keys
         self._last = {name: i for i, node in enumerate(self._nodes) for name in reads(node)}
         inputs = {  # in the types of the model, which may be the float32 twin of another one
-            name: [batch[name].astype(dtype, copy=False) for batch in batches]
+            name: [_typed(batch[name], dtype) for batch in batches]
             for name, dtype, _ in declared_inputs(model)
             if name in batches[0]
         }
@@ -234,9 +234,9 @@ class _Streams:
         """What the named layer reads in both streams, batch by batch; one object if equal."""
         position = self._keys.index(name)
         for node in self._nodes[self._next : position]:
-            if not self._model.constants.keys() & set(node.output):
-                for pending in self._pending:
-                    pending.append(node)
+            if not self._constants & set(node.output):
+                self._pending[0].append(node)
+                self._pending[1].append(self._twins[next(filter(None, node.output))])
         self._next = position
         self._flush()
         return self._original[tensor], self._compressed[tensor]
@@ -260,14 +260,14 @@ class _Streams:
         before = dict(self._original)
         self._advance(self._model, self._original, first)
         if (
-            [id(node) for node in first] == [id(node) for node in second]
+            self._changed is self._model
+            and [id(node) for node in first] == [id(node) for node in second]
             and all(
                 self._compressed.get(name) is before.get(name)
                 for node in second
                 for name in reads(node)
                 if name in before or name in self._compressed
             )
-            and not any(reads(node) & self._constants for node in second)
         ):
             made = {name for node in second for name in node.output}
             self._compressed |= {n: v for n, v in self._original.items() if n in made}
@@ -304,3 +304,10 @@ class _Streams:
         for name in list(values):
             if self._last.get(name, -1) < self._next and name not in wanted:
                 del values[name]
+
+
+def _typed(value: Any, dtype: Any) -> Any:
+    """An array, or a list of arrays, in this type."""
+    if isinstance(value, list):
+        return [_typed(item, dtype) for item in value]
+    return value.astype(dtype, copy=False)

@@ -18,10 +18,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it leaves a file in 
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as OrtNotImplemented
 
-from onnxcompress.core import Array
 from onnxcompress.graph import Model, ModelError, as_float32, detached
 
-Sample = Mapping[str, Array]  # input name -> batch
+Sample = Mapping[str, Any]  # input name -> batch, an array or a list of arrays
 
 PLAIN = tuple(np.dtype(code) for code in "efdbBhHiIlLqQ?")
 
@@ -80,6 +79,8 @@ def _options(model: Model, threads: int, optimize: bool) -> ort.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    for library in model.extensions:
+        options.register_custom_ops_library(library)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry(

@@ -8,9 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from onnxcompress.core import Array
+from onnxcompress.core import Array, Layer
 from onnxcompress.data import Samples
-from onnxcompress.graph import Model, as_float32, check, has_bfloat16, needs_float32
+from onnxcompress.graph import (
+    Model,
+    ModelError,
+    as_float32,
+    check,
+    custom_operators,
+    find_constants,
+    find_layers,
+    has_bfloat16,
+    layer_input,
+    linear_inputs,
+    needs_float32,
+    part,
+)
 from onnxcompress.measuring import Track, untracked
 from onnxcompress.metrics import Fidelity, MetricError, find_metric, has_class_scores
 from onnxcompress.parallel import each
@@ -145,6 +158,88 @@ class Validation:
         return total / seen
 
 
+class Layerwise:
+    """Compares the layers of a model that onnxruntime cannot run, each by itself.
+
+    What computes a layer in the one model runs against what does in the other, on random inputs.
+    """
+
+    scores, baseline = False, None
+
+    def __init__(self, original: Model, seed: int = 0) -> None:
+        self.original, self._seed = original, seed
+        layers, _ = find_layers(original)
+        self._layers = layers | find_constants(original, layers)
+
+    def fidelity(self, model: Model, limit: int | None = None) -> Fidelity:
+        """How far the outputs of the layers are apart; those that are the same are left out.
+
+        Raises:
+            ModelError: onnxruntime cannot run a layer either.
+        """
+        rng, result = np.random.default_rng(self._seed), Fidelity()
+        for name, layer in self._layers.items():
+            if layer.op_type == "Constant":
+                made = part(model, name, {}, name)
+                if made.graph.node:
+                    result.add([name], [self.original.read(name)], Session(made).run({}))
+                continue
+            node = self.original.nodes[name][1]
+            read = {t: _random_input(rng, layer, t == layer_input(node, layer))
+                    for t in linear_inputs(self.original, name)}  # fmt: skip
+            both = [part(m, name, read, node.output[0]) for m in (self.original, model)]
+            if list(both[0].graph.node) != list(both[1].graph.node):
+                result.add([name], *(Session(runnable(m)).run(read) for m in both))
+        return result
+
+    def metric_of(self, model: Model) -> None:
+        """Nothing can be measured by labels."""
+
+    def holds(self, model: Model, target: Target) -> bool:
+        """Nothing can be promised of the outputs."""
+        return False
+
+    def compare(self, model: Model, macs: tuple[int | None, int | None]) -> Comparison:
+        """Sizes, and how far the layers are apart, under their names."""
+        fidelity = self.fidelity(model)
+        return Comparison(
+            before=Size(self.original.nbytes, self.original.weight_bytes),
+            after=Size(model.nbytes, model.weight_bytes),
+            samples=0,
+            real=False,
+            snr=fidelity.snr,
+            agreement=None,
+            metric=None,
+            latency=None,
+            finite=fidelity.finite,
+        )
+
+
+def _random_input(rng: np.random.Generator, layer: Layer, read: bool) -> Array:
+    """What a layer multiplies with its weight, or else a bias that it is given."""
+    out, inputs = len(layer.weight), layer.weight.shape[1] * layer.groups
+    shape: tuple[int, ...] = (out,)
+    if read and layer.kernel:
+        dilations = layer.attributes.get("dilations", [1] * len(layer.kernel))
+        extents = [d * (k - 1) + 1 for d, k in zip(dilations, layer.kernel, strict=True)]
+        shape = (1, inputs, *(2 * extent + 2 for extent in extents))
+    elif read:
+        turned = layer.attributes.get("transA") or layer.attributes.get("left")
+        shape = (inputs, 4) if turned else (4, inputs)
+    return rng.standard_normal(shape).astype(layer.weight.dtype)
+
+
+def unknown_operators(model: Model) -> list[str]:
+    """The operators for which onnxruntime has no kernel and no library, if it cannot load it."""
+    found = custom_operators(model)
+    try:
+        if found:
+            Session(model)
+    except ModelError:
+        return found
+    return []
+
+
 def runnable(model: Model) -> Model:
     """The model, or its float32 twin where onnxruntime lacks kernels for its types."""
     return as_float32(model) if needs_float32(model) else model
@@ -240,7 +335,9 @@ def _missed(
 
 def warnings(comparison: Comparison) -> Iterator[str]:
     """What is no failure but should be known."""
-    if not comparison.real:
+    if not comparison.samples:
+        yield "nothing was compared but the layers, each by itself, on random inputs"
+    elif not comparison.real:
         yield "no calibration data: the outputs were compared on random inputs, which say little"
     if comparison.latency and comparison.latency.verdict == "slower":
         yield f"it takes {comparison.latency.ratio:.2f} of the original's time"

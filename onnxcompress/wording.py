@@ -113,6 +113,7 @@ def facts(both: Comparison, which: str = "", refined: Refinement | None = None) 
         yield Fact(f"{both.metric}, by labels", old, new, change, was)
     kind = which if both.real else "RANDOM"
     seen = f"on {both.samples} {kind} samples".replace("  ", " ")
+    seen = seen if both.samples else "by itself, on RANDOM inputs"
     if both.agreement is not None:
         was = number(refined and refined.agreement, ".2%")
         yield Fact("same top class", "", f"{both.agreement:.2%}", seen, was)

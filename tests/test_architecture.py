@@ -45,7 +45,7 @@ BELOW = {  # module -> the modules of ours that it may import
     "packing": {"core"},
     "rounding": {"core"},
     "data": {"graph", "preprocess"},
-    "runtime": {"core", "graph"},
+    "runtime": {"graph"},
     "expansion": {"graph", "runtime"},
     "specs": {"core", "methods", "packed", "preprocess", "targets"},
     "report": {"runtime"},

@@ -10,7 +10,7 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from onnxcompress import graph
 from onnxcompress.core import CompressedWeight, Statistics
-from onnxcompress.graph import Model, ModelError, find_layers, load, rewrite, save
+from onnxcompress.graph import Model, ModelError, find_layers, inline_functions, load, rewrite, save
 from onnxcompress.methods.basis import Basis
 from onnxcompress.runtime import Session
 
@@ -386,16 +386,11 @@ def test_in_ir_3_new_initializers_are_inputs_too(rng):
 
 def test_layers_without_a_constant_float_weight_are_skipped_with_the_reason(rng):
     proto = two_convs(rng).proto
-    proto.graph.input.append(value("wa", [8, 4, 3, 3]))
     proto.graph.initializer[2].name = "wb0"
     proto.graph.node.insert(0, helper.make_node("Neg", ["wb0"], ["wb"], "neg"))
-    assert find_layers(Model(proto)) == (
-        {},
-        {
-            "a": "its weight is a graph input, which a caller may override",
-            "b": "its weight is computed while the model runs",
-        },
-    )
+    layers, skipped = find_layers(Model(proto))
+    assert list(layers) == ["a"]
+    assert skipped == {"b": "its weight is computed while the model runs"}
 
 
 def test_integer_weights_are_skipped_with_their_type():
@@ -415,7 +410,7 @@ def test_empty_and_not_finite_weights_are_skipped(rng):
     assert skipped == {"a": "its weight is empty or not finite"}
 
 
-def test_layers_in_bodies_and_local_functions_are_skipped_with_the_reason(rng):
+def test_layers_in_bodies_are_found_and_in_local_functions_once_these_are_inlined(rng):
     proto = two_convs(rng).proto
 
     def body(name):
@@ -458,15 +453,17 @@ def test_layers_in_bodies_and_local_functions_are_skipped_with_the_reason(rng):
     model = Model(proto)
     graph.check(model)
     layers, skipped = find_layers(model)
-    assert list(layers) == ["a", "b"]
-    assert skipped == {
-        "if/then_branch/inner": "it lies in the body of a node",
-        "if/else_branch/_y": "it lies in the body of a node",
-        "loop/body/deep": "it lies in the body of a node",
-        "Block/hidden": "it lies in a local function",
-    }
-    result = compressed(model)
+    inside = ["if/else_branch/Conv_0", "if/then_branch/inner", "loop/body/deep"]
+    assert list(layers) == ["a", "b", *inside]
+    assert all(layers[name].shared == "a" for name in inside)
+    assert skipped == {"Block/hidden": "it lies in a local function"}
+    layers, skipped = find_layers(inline_functions(model))
+    assert len(layers) == 6 and not skipped
+    result = compressed(model, ["a", "b"])
     assert "wa" in weight_names(result), "the bodies still read it"
+    same_outputs(model, result, x=rng.standard_normal((1, 4, 6, 6), np.float32))
+    result = compressed(model)
+    assert "wa" not in weight_names(result)
     same_outputs(model, result, x=rng.standard_normal((1, 4, 6, 6), np.float32))
 
 
