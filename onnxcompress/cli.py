@@ -728,7 +728,9 @@ def _finite(value: Any) -> Any:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    from onnxcompress.tables import printable
+
+    click.echo(printable(text), err=True)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -745,6 +747,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         _fail("interrupted; nothing was written", INTERRUPTED)
     except OSError as error:
         _fail(str(error), BAD)
+    except MemoryError as error:
+        _fail(f"not enough memory: {error}", BAD)
     except Exception as error:
         if isinstance(error, ValueError) and type(error).__module__.startswith("onnxcompress."):
             _fail(str(error), MISSED if type(error).__name__ == "BudgetError" else BAD)

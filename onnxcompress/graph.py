@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +42,13 @@ RANDOM = (  # operators whose result is another one every time
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     *("Multinomial", "Bernoulli", "Dropout"),
 )
-PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits of one value
+LARGEST_FILE = (1 << 31) - 1  # bytes: what protobuf can parse
+LARGEST_TENSOR = 1 << 48  # entries
+LARGEST_GRAPH = 1_000_000  # nodes, with local functions written out
+MOST_DIMENSIONS = 64  # of a tensor: as in numpy
+DATA_TYPES = {*TensorProto.DataType.values()} - {TensorProto.UNDEFINED}
+PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2,
+          "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}  # bits of one value  # fmt: skip
 
 
 class ModelError(ValueError):
@@ -163,49 +170,141 @@ def load(path: str | os.PathLike[str]) -> Model:
         ModelError: the file is missing, no ONNX model, or invalid.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder, not an ONNX file")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
-    if not data:
-        raise ModelError(f"{path} is empty")
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(data)
+        proto.ParseFromString(_read(path, LARGEST_FILE))
     except DecodeError:
         raise ModelError(f"{path} is truncated or not an ONNX model") from None
-    del data
-    if not proto.graph.node and not proto.graph.input:
-        raise ModelError(f"{path} is not an ONNX model: it has no graph")
     model = Model(proto, path.absolute().parent)
-    _check_external(model, path)
+    try:
+        if not proto.graph.node and not proto.graph.input:
+            raise ModelError("it has no graph")
+        _check_parts(model)
+        _check_functions(model)
+    except ModelError as error:
+        raise ModelError(f"{path} is not a valid ONNX model: {error}") from None
     _read_inner(model)
     check(model, path)
     return model
 
 
-def _check_external(model: Model, path: Path) -> None:
-    for tensor in model.graph.initializer:
-        if not external_data_helper.uses_external_data(tensor):
+def _read(path: Path, most: int) -> bytes:
+    """The bytes of a regular file, which is neither empty nor larger than ``most``."""
+    try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder, not an ONNX file")
+        size = path.stat().st_size
+        if not path.is_file():  # a device or a pipe may never end
+            raise ModelError(f"{path} is not a regular file")
+        if not size:
+            raise ModelError(f"{path} is empty")
+        if size > most:
+            raise ModelError(f"{path} has {size:,} bytes; more than {most:,} need external data")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _parts(message: Any) -> Iterator[Any]:
+    """Every tensor and every string in a protobuf message, wherever it lies."""
+    if isinstance(message, TensorProto):
+        yield message
+        yield message.name
+        return
+    for descriptor, value in message.ListFields():
+        items = value if hasattr(value, "extend") else (value,)
+        if descriptor.type == descriptor.TYPE_STRING:
+            yield from items
+        elif descriptor.message_type is not None:
+            for item in items:
+                yield from _parts(item)
+
+
+def _tensors(message: Any) -> Iterator[TensorProto]:
+    return (part for part in _parts(message) if isinstance(part, TensorProto))
+
+
+def _check_parts(model: Model) -> None:
+    """Refuse names that are no text, and tensors whose type, shape and bytes do not fit together.
+
+    External data has to lie in regular files of the model's folder, links resolved.
+    """
+    for tensor in _parts(model.proto):
+        if isinstance(tensor, bytes):  # which protobuf gives for what is no UTF-8
+            raise ModelError(f"a name in it is no text: {tensor!r}")
+        if isinstance(tensor, str):
             continue
-        info = external_data_helper.ExternalDataInfo(tensor)
-        file = model.folder / info.location
-        if not file.resolve().is_relative_to(model.folder.resolve()):
-            raise ModelError(f"{path}: external data {info.location!r} lies outside its folder")
-        if not file.is_file():
-            raise ModelError(f"{path}: its external data {info.location!r} is missing")
-        if file.stat().st_size < (info.offset or 0) + (info.length or 0):
-            raise ModelError(f"{path}: its external data {info.location!r} is truncated")
+        if tensor.data_type not in DATA_TYPES:
+            raise ModelError(f"the tensor {tensor.name!r} is of no known type")
+        if len(tensor.dims) > MOST_DIMENSIONS or any(size < 0 for size in tensor.dims):
+            raise ModelError(f"the tensor {tensor.name!r} has no possible shape")
+        if prod(max(size, 1) for size in tensor.dims) >= LARGEST_TENSOR:  # zeros do not help
+            raise ModelError(f"the tensor {tensor.name!r} is too large: {list(tensor.dims)}")
+        if external_data_helper.uses_external_data(tensor):
+            _check_external(model, tensor)
+        elif tensor.HasField("raw_data") and len(tensor.raw_data) != _nbytes(tensor):
+            raise ModelError(
+                f"the tensor {tensor.name!r} has {len(tensor.raw_data):,} bytes "
+                f"instead of {_nbytes(tensor):,}"
+            )
+
+
+def _check_external(model: Model, tensor: TensorProto) -> None:
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    location = given.get("location", "")
+    numbers = [given.get("offset", "0"), given.get("length", str(_nbytes(tensor)))]
+    if not all(number.isascii() and number.isdecimal() for number in numbers):
+        raise ModelError(f"the tensor {tensor.name!r} has no possible offset or length")
+    offset, length = map(int, numbers)
+    if length != _nbytes(tensor):
+        raise ModelError(
+            f"the tensor {tensor.name!r} has {length:,} bytes instead of {_nbytes(tensor):,}"
+        )
+    file = model.folder / location.replace("\0", "")  # which no file has in its name
+    try:
+        inside = file.resolve().is_relative_to(model.folder.resolve())
+        size = file.stat().st_size if file.is_file() else None
+    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
+        raise ModelError(f"its external data cannot be read: {_line(error)}") from None
+    if not inside:
+        raise ModelError(f"its external data {location!r} lies outside its folder")
+    if file.is_symlink():  # which onnx does not read
+        raise ModelError(f"its external data {location!r} is a link; put the file in its place")
+    if size is None:
+        raise ModelError(f"its external data {location!r} is missing")
+    if size < offset + length:
+        raise ModelError(f"its external data {location!r} is truncated")
+
+
+def _check_functions(model: Model) -> None:
+    """Refuse functions that call themselves, or that make too large a graph in full."""
+
+    def called(node: NodeProto) -> tuple[str, str, str]:
+        return node.domain, node.op_type, node.overload
+
+    calls = {
+        (f.domain, f.name, f.overload): Counter(called(node) for _, node in walk(f))
+        for f in model.proto.functions
+    }
+    sizes: dict[tuple[str, str, str], int] = {}
+    try:
+        for key in TopologicalSorter(calls).static_order():
+            within = calls.get(key, {})
+            sizes[key] = 1 + sum(sizes[other] * count for other, count in within.items())
+    except CycleError:
+        raise ModelError("a function in it calls itself") from None
+    total = sum(sizes.get(called(node), 1) for _, node in walk(model.graph)) if calls else 0
+    if total > LARGEST_GRAPH:
+        raise ModelError(f"with its functions written out it has {total:,} nodes")
 
 
 def _read_inner(model: Model) -> None:
-    """Bring the external data of bodies and Constant nodes into the file, in place."""
-    tensors = [tensor for body in _bodies(model.graph) for tensor in body.initializer]
-    tensors += [a.t for _, node in walk(model.graph) for a in node.attribute if a.HasField("t")]
-    for tensor in filter(external_data_helper.uses_external_data, tensors):
-        tensor.CopyFrom(numpy_helper.from_array(model.value(tensor), tensor.name))
+    """Bring external data into the file, in place, but that of the main graph's initializers."""
+    graph, proto = model.graph, model.proto
+    others = *graph.node, *graph.sparse_initializer, *proto.functions, *proto.training_info
+    for tensor in (tensor for message in others for tensor in _tensors(message)):
+        if external_data_helper.uses_external_data(tensor):
+            tensor.CopyFrom(numpy_helper.from_array(model.value(tensor), tensor.name))
 
 
 def check(model: Model, path: str | os.PathLike[str] = "the model") -> None:
@@ -322,16 +421,22 @@ def read_tensor(path: Path) -> Array:
     """A TensorProto file, as the ``test_data_set_*`` folders hold them."""
     tensor = TensorProto()
     try:
-        tensor.ParseFromString(path.read_bytes())
+        tensor.ParseFromString(_read(path, LARGEST_FILE))
+        if external_data_helper.uses_external_data(tensor):
+            raise ModelError(f"{path} holds no values, only the name of another file")
         return numpy_helper.to_array(tensor)
-    except (OSError, DecodeError, ValueError, TypeError) as error:
+    except ModelError:
+        raise
+    except (DecodeError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path} is not an ONNX tensor: {_line(error)}") from None
 
 
 # ------------------------------------------------------------------------------------- walking
 
 
-def walk(graph: onnx.GraphProto, scope: str = "") -> Iterator[tuple[str, NodeProto]]:
+def walk(
+    graph: onnx.GraphProto | onnx.FunctionProto, scope: str = ""
+) -> Iterator[tuple[str, NodeProto]]:
     """Every node with the path of the body it lies in: ``""`` for the main graph."""
     for node in graph.node:
         yield scope, node
@@ -378,6 +483,11 @@ def find_layers(
             layer = _layer(model, name, node)
         except _SkippedError as reason:
             skipped[name] = str(reason)
+            continue
+        except ModelError:
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            skipped[name] = "its weight and its attributes do not belong together"
             continue
         key = (_weight_name(model, node), layer.op_type, *map(str, _view_of(node, layer)))
         layers[name] = _shared(layer, first.setdefault(key, name), layers)
@@ -470,9 +580,11 @@ def _layer(model: Model, name: str, node: NodeProto) -> Layer:
     weight, attributes = model.read(tensor), _attributes(node)
     if not weight.size or not np.isfinite(weight.astype(np.float32)).all():
         raise _SkippedError("its weight is empty or not finite")
+    flat = node.op_type in ("Gemm", "MatMul")
+    if weight.ndim != 2 if flat else weight.ndim < 3:
+        wanted = "2" if flat else "3 or more"
+        raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of {wanted}")
     if node.op_type == "MatMul":
-        if weight.ndim != 2:
-            raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of 2")
         left = tensor == node.input[0] and node.input[1] not in model.constants
         if left:
             return Layer(name, "MatMul", weight, attributes={"left": 1})
@@ -587,6 +699,8 @@ def declared_outputs(model: Model) -> list[Declared]:
 
 def _declared(value: onnx.ValueInfoProto) -> Declared:
     kind = value.type.tensor_type
+    if kind.elem_type and kind.elem_type not in DATA_TYPES:
+        raise ModelError(f"{value.name!r} is of no known type")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else object
     dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
     return value.name, np.dtype(dtype), dims if kind.HasField("shape") else None

@@ -32,6 +32,16 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def printable(text: str) -> str:
+    """Text in which whatever a terminal would obey, or not show, is spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """A line or a cell; names in it come from the model."""
+    return Text(printable(text), style)
+
+
 def write(text: str) -> None:
     """Print text to the standard output as it is."""
     _Console().out(text, highlight=False)
@@ -88,10 +98,10 @@ def show_report(report: Report, place: str, quiet: bool) -> None:
         if report.comparison:
             parts.append(_comparison(report.comparison, "held-out", report.refined))
             if report.refined:
-                parts.append(Text(_training(report.comparison, report.refined)))
+                parts.append(_text(_training(report.comparison, report.refined)))
         if notes := _notes(report):
             parts.append(notes)
-    _print(*parts, Text(_verdict(report, place), "bold red" if report.worse else "bold green"))
+    _print(*parts, _text(_verdict(report, place), "bold red" if report.worse else "bold green"))
 
 
 def _layers(rows: Sequence[Row]) -> Table:
@@ -99,7 +109,7 @@ def _layers(rows: Sequence[Row]) -> Table:
     table.add_column("SNR dB", justify="right")
     for row in rows:
         table.add_row(
-            Text(row.layer),
+            _text(row.layer),
             row.op_type,
             _times(row.shape),
             Text(row.method or "kept"),
@@ -119,7 +129,7 @@ def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Table:
         table.add_column(f"{share:.0%}", justify="right")
     for name, points in curves.items():
         least = [min((e for cost, e in points if cost <= share), default=None) for share in CURVE]
-        table.add_row(Text(name), *("-" if e is None else f"{e:.4f}" for e in least))
+        table.add_row(_text(name), *("-" if e is None else f"{e:.4f}" for e in least))
     return table
 
 
@@ -133,10 +143,10 @@ def _notes(report: Report) -> Text | None:
             ]
     for name, reason in report.skipped.items():
         reasons["skipped", reason].append(name)
-    lines = [Text(f"warning: {warning}", "yellow") for warning in report.warnings]
+    lines = [_text(f"warning: {warning}", "yellow") for warning in report.warnings]
     for (what, reason), names in reasons.items():
         more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
-        lines.append(Text(f"{what}: {', '.join(names[:NAMED])}{more}: {reason}", "dim"))
+        lines.append(_text(f"{what}: {', '.join(names[:NAMED])}{more}: {reason}", "dim"))
     return Text("\n").join(lines) if lines else None
 
 
@@ -190,7 +200,7 @@ def _comparison(comparison: Comparison, which: str, refined: Refinement | None =
 
     def add(what: str, first: str, last: str, note: str, between: str | None = None) -> None:
         middle = [] if refined is None else [last if between is None else between]
-        table.add_row(Text(what), first, *middle, last, note)
+        table.add_row(_text(what), first, *middle, last, note)
 
     add("file, bytes", f"{before.nbytes:,}", f"{after.nbytes:,}", _ratio(comparison.ratio))
     share = f"{after.weights / max(before.weights, 1):.2%} left"
@@ -243,7 +253,7 @@ def show_points(points: Sequence[Point], metric: str) -> None:
     """A trade-off, one target a line."""
     table = _table("target")
     for name in ("ratio", "MMACs", "SNR dB", "agreement", metric):
-        table.add_column(Text(name), justify="right")
+        table.add_column(_text(name), justify="right")
     for point in points:
         table.add_row(
             point.target,
@@ -268,14 +278,14 @@ def show_inspection(facts: Mapping[str, Any]) -> None:
         able = ", ".join(row["methods"])
         reason = row["reason"] and (f"{able} ({row['reason']})" if able else f"no: {row['reason']}")
         table.add_row(
-            Text(row["layer"]),
+            _text(row["layer"]),
             row["type"],
             _times(row["shape"]),
             "" if size is None else f"{size / 1000:,.1f}",
             "" if size is None else f"{size / facts['file']:.1%}",
             "" if macs is None else f"{macs / 1e6:,.2f}",
             "" if macs is None else f"{macs / (work or 1):.1%}",
-            Text(reason or able),
+            _text(reason or able),
             style="" if able else "dim",
         )
     able = [row for row in facts["layers"] if row["methods"]]
@@ -294,7 +304,7 @@ def show_inspection(facts: Mapping[str, Any]) -> None:
             for tensor in facts[way]
         ),
     ]
-    _print(table, Text("\n".join(lines)))
+    _print(table, Text("\n".join(map(printable, lines))))
 
 
 def _tensor(facts: Mapping[str, Any]) -> str:
