@@ -244,6 +244,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
         methods = _methods(given["specs"], given["energy"], target)
         model = graph.load(source)
         _check_output(output, {source, *model.data_files}, given["force"])
+        _check_cache(given["cache"])
         if any(entry.key == VERSION for entry in model.proto.metadata_props):
             _say("note: this model has been compressed before")
         refinement = _refinement(model, given)
@@ -276,7 +277,10 @@ def compress(source: Path, output: Path, **given: Any) -> int:
             result = graph.annotate(result, {FORCED: "; ".join(report.failures)})
         graph.save(result, output.resolve(), external=given["external"])
     code = MISSED if report.worse and not written else DONE
-    _show(report, given, output if written else None, code)
+    try:
+        _show(report, given, output if written else None, code)
+    except KeyboardInterrupt:
+        return INTERRUPTED  # without saying that nothing was written
     return code
 
 
@@ -309,6 +313,7 @@ def sweep(source: Path, **given: Any) -> int:
         model = graph.load(source)
         if given["plot"]:
             _check_output(given["plot"], {source, *model.data_files}, force=False)
+        _check_cache(given["cache"])
         chosen, measured = _chosen(model, given["only"], given["skip"]), _measured(model, given)
         samples = _samples(model, given, "the fits use the weights alone")
         asked = given | {"no_correct": False}
@@ -502,6 +507,11 @@ def _check_output(output: Path, inputs: Collection[Path], force: bool) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise click.UsageError(f"{output} cannot be written: {parent} is not a writable folder")
+
+
+def _check_cache(folder: Path | None) -> None:
+    if folder is not None:
+        _check_output(folder / "entry", (), force=False)
 
 
 def _methods(given: Sequence[str], energy: float | None, target: Target | None) -> list[Method]:

@@ -11,25 +11,31 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import NodeProto, TensorProto, external_data_helper, numpy_helper
 
 from onnxcompress.core import Array, CompressedWeight, Layer
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LARGE = 1024  # entries of a constant from which it is worth compressing
@@ -332,29 +338,53 @@ def check(model: Model, path: str | os.PathLike[str] = "the model") -> None:
 def save(model: Model, path: str | os.PathLike[str], external: bool = False) -> list[Path]:
     """Write the model atomically and return the files written.
 
-    External data of the source is copied beside the model, into one file under a relative name;
-    ``external`` moves all weights there.
+    External data of the source is copied beside the model, into one file under a relative name
+    that depends on what it holds: so the old model keeps its own until the new one takes its
+    place, and the old data is removed after that.  ``external`` moves all weights there.
+
+    Raises:
+        ModelError: it cannot be written; what was there before stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     any_external = any(map(external_data_helper.uses_external_data, model.graph.initializer))
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        files = []
-        if external or any_external:
-            data = Path(scratch) / f"{path.name}.data"
-            model = _externalised(model, data, external)
-            files.append(data)
-        file = Path(scratch) / path.name
-        with file.open("wb") as stream:
-            stream.write(model.proto.SerializeToString(deterministic=True))
-            stream.flush()
-            os.fsync(stream.fileno())
-        files.append(file)
-        mode = 0o666 & ~_umask()
-        for written in files:
-            written.chmod(mode)
-            written.replace(path.parent / written.name)
-    return [path.parent / written.name for written in files]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            files = []
+            if external or any_external:
+                model, data = _externalised(model, Path(scratch, path.name), external)
+                files.append(data)
+            file = Path(scratch, path.name)
+            with file.open("wb") as stream:
+                stream.write(_serialized(model))
+                _to_disk(stream)
+            files.append(file)
+            mode = 0o666 & ~_umask()
+            for written in files:
+                written.chmod(mode)
+            with _alone_in(path.parent):
+                before = _own_data(path)
+                result = [written.replace(path.parent / written.name) for written in files]
+                for old in before.difference(result):
+                    old.unlink(missing_ok=True)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be written: {error}") from None
+    return result
+
+
+def _serialized(model: Model) -> bytes:
+    try:
+        return model.proto.SerializeToString(deterministic=True)
+    except EncodeError:
+        raise ModelError(
+            f"a model of {model.nbytes:,} bytes does not go into one file: "
+            "let its weights lie beside it (--save-as-external-data)"
+        ) from None
+
+
+def _to_disk(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _umask() -> int:
@@ -363,10 +393,43 @@ def _umask() -> int:
     return mask
 
 
-def _externalised(model: Model, data: Path, everything: bool) -> Model:
-    """A copy whose large weights lie in the file ``data``."""
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let one process at a time replace files there; where nothing can be locked, any."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # which unlocks it, as the end of the process does
+
+
+def _own_data(path: Path) -> set[Path]:
+    """The data files of the model that is there, as far as `save` named them."""
+    name = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
+    if not any(name.fullmatch(file) for file in os.listdir(path.parent)):
+        return set()
+    old = Model(onnx.ModelProto(), path.parent)
+    with suppress(DecodeError, ModelError):
+        old.proto.ParseFromString(_read(path, LARGEST_FILE))
+    return {file for file in old.data_files if name.fullmatch(_name(file, path.parent))}
+
+
+def _name(file: Path, folder: Path) -> str:
+    """The name of a file of this folder, else nothing."""
+    return file.name if file.parent == folder else ""
+
+
+def _externalised(model: Model, beside: Path, everything: bool) -> tuple[Model, Path]:
+    """A copy whose large weights lie in a file beside this one, and that file."""
     result = model.copy()
-    with data.open("wb") as stream:
+    moved: list[tuple[TensorProto, int, int]] = []
+    file = beside.with_name("data")
+    with file.open("wb") as stream:
         for tensor in result.graph.initializer:
             outside = external_data_helper.uses_external_data(tensor)
             if not outside and not (everything and tensor.ByteSize() > 1024):
@@ -377,25 +440,24 @@ def _externalised(model: Model, data: Path, everything: bool) -> Model:
                 info = external_data_helper.ExternalDataInfo(tensor)
                 with (model.folder / info.location).open("rb") as source:
                     source.seek(info.offset or 0)
-                    _copy(source, stream, info.length)
+                    _copy(source, stream, _nbytes(tensor))
             else:
                 if not tensor.HasField("raw_data"):
                     tensor.CopyFrom(numpy_helper.from_array(model.value(tensor), tensor.name))
                 stream.write(tensor.raw_data)
-            length = stream.tell() - offset
             tensor.ClearField("raw_data")
-            tensor.ClearField("external_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            pairs = {"location": data.name, "offset": offset, "length": length}
-            for key, value in pairs.items():
-                tensor.external_data.add(key=key, value=str(value))
-    return result
+            moved.append((tensor, offset, stream.tell() - offset))
+        _to_disk(stream)
+    named = file.rename(beside.with_name(f"{beside.name}.{sha256(file)[:16]}.data"))
+    for tensor, offset, length in moved:
+        tensor.ClearField("external_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": named.name, "offset": offset, "length": length}.items():
+            tensor.external_data.add(key=key, value=str(value))
+    return result, named
 
 
-def _copy(source: Any, target: Any, length: int | None) -> None:
-    if length is None:
-        shutil.copyfileobj(source, target)
-        return
+def _copy(source: IO[bytes], target: IO[bytes], length: int) -> None:
     while length:
         piece = source.read(min(length, 1 << 24))
         if not piece:

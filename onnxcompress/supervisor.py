@@ -63,7 +63,7 @@ def _wait(child: int, stops: set[signal.Signals]) -> int:
     if code >= 0:
         return code
     if stopping:
-        return _say("interrupted; nothing was written", INTERRUPTED)
+        return _say("interrupted", INTERRUPTED)
     if -code == signal.SIGKILL:
         return _say("the system ended the process, most likely for want of memory", BAD)
     return _say(f"onnxruntime or other native code crashed: {signal.Signals(-code).name}", BAD)

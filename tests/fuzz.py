@@ -35,7 +35,7 @@ OPERATORS = sorted({schema.name for schema in onnx.defs.get_all_schemas()})
 
 
 def seeds():
-    """Name -> bytes: models of every kind of layer, with bodies and functions; data of all forms."""
+    """Name -> bytes: models of every kind of layer, with bodies or functions, and data."""
     rng = np.random.default_rng(0)
     found = {f"{kind}.onnx": layer_model(kind, rng)[0].proto for kind in KINDS}
     for dtype in ("float16", "bfloat16"):
