@@ -27,7 +27,7 @@ from typing import IO, Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError
 from onnx import NodeProto, TensorProto, external_data_helper, numpy_helper
 
 from onnxcompress.core import Array, CompressedWeight, Layer
@@ -314,25 +314,40 @@ def _read_inner(model: Model) -> None:
 
 
 def check(model: Model, path: str | os.PathLike[str] = "the model") -> None:
-    """Run onnx.checker; weights outside the file count as inputs, `load` has looked at them.
+    """Run onnx.checker; large weights count as inputs, so that none of them is copied.
 
     Raises:
         ModelError: the model is invalid.
     """
-    outside = list(filter(external_data_helper.uses_external_data, model.graph.initializer))
-    proto = model.copy().proto if outside else model.proto
-    if outside:
-        known = {value.name for value in proto.graph.input}
-        _keep(proto.graph.initializer, lambda t: not external_data_helper.uses_external_data(t))
-        proto.graph.input.extend(
-            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            for tensor in outside
-            if tensor.name not in known
-        )
+    proto = _shell(model)
+    known = {value.name for value in proto.graph.input}
+    for tensor in model.graph.initializer:
+        if not _is_heavy(tensor):
+            proto.graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            proto.graph.input.append(value)
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(f"{path} is not a valid ONNX model: {_line(error)}") from None
+
+
+def _is_heavy(tensor: TensorProto) -> bool:
+    outside = external_data_helper.uses_external_data(tensor)
+    return outside or len(tensor.raw_data) >= DETACHED_BYTES
+
+
+def _shell(model: Model) -> onnx.ModelProto:
+    """A copy without the initializers of the main graph."""
+    result = onnx.ModelProto()
+    for descriptor, value in model.proto.ListFields():
+        if descriptor.name != "graph":
+            _assign(result, descriptor.name, value)
+    for descriptor, value in model.graph.ListFields():
+        if descriptor.name != "initializer":
+            _assign(result.graph, descriptor.name, value)
+    return result
 
 
 def save(model: Model, path: str | os.PathLike[str], external: bool = False) -> list[Path]:
@@ -340,13 +355,15 @@ def save(model: Model, path: str | os.PathLike[str], external: bool = False) -> 
 
     External data of the source is copied beside the model, into one file under a relative name
     that depends on what it holds: so the old model keeps its own until the new one takes its
-    place, and the old data is removed after that.  ``external`` moves all weights there.
+    place, and the old data is removed after that.  ``external`` moves all weights there, as does
+    a model too large for one file.
 
     Raises:
         ModelError: it cannot be written; what was there before stays.
     """
     path = Path(path)
     any_external = any(map(external_data_helper.uses_external_data, model.graph.initializer))
+    external = external or model.proto.ByteSize() > LARGEST_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
@@ -356,7 +373,7 @@ def save(model: Model, path: str | os.PathLike[str], external: bool = False) -> 
                 files.append(data)
             file = Path(scratch, path.name)
             with file.open("wb") as stream:
-                stream.write(_serialized(model))
+                stream.write(model.proto.SerializeToString(deterministic=True))
                 _to_disk(stream)
             files.append(file)
             mode = 0o666 & ~_umask()
@@ -370,16 +387,6 @@ def save(model: Model, path: str | os.PathLike[str], external: bool = False) -> 
     except OSError as error:
         raise ModelError(f"{path} cannot be written: {error}") from None
     return result
-
-
-def _serialized(model: Model) -> bytes:
-    try:
-        return model.proto.SerializeToString(deterministic=True)
-    except EncodeError:
-        raise ModelError(
-            f"a model of {model.nbytes:,} bytes does not go into one file: "
-            "let its weights lie beside it (--save-as-external-data)"
-        ) from None
 
 
 def _to_disk(stream: IO[bytes]) -> None:
@@ -1240,15 +1247,9 @@ def expose_shapes(model: Model, tensors: Sequence[str]) -> tuple[Model, dict[str
 
 def detached(model: Model) -> tuple[bytes, dict[str, Array]]:
     """The serialized model without its large weights, and these, as views of the model's memory."""
-    source, result = model.graph, onnx.ModelProto()
-    for descriptor, value in model.proto.ListFields():
-        if descriptor.name != "graph":
-            _assign(result, descriptor.name, value)
-    for descriptor, value in source.ListFields():
-        if descriptor.name != "initializer":
-            _assign(result.graph, descriptor.name, value)
+    result = _shell(model)
     weights: dict[str, Array] = {}
-    for tensor in source.initializer:
+    for tensor in model.graph.initializer:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         packed = len(tensor.raw_data) < prod(tensor.dims) * dtype.itemsize
         if len(tensor.raw_data) < DETACHED_BYTES or packed:

@@ -252,8 +252,9 @@ class _Run:
             self.samples = samples
             fit, held_out = samples.split()
             self.warnings += [*dict.fromkeys((*fit.notes, *held_out.notes))]
-        layers, self.skipped = find_layers(model)
-        for name, layer in list(layers.items()):
+        every, self.skipped = find_layers(model)
+        layers = dict(every)
+        for name, layer in every.items():
             reasons = [method.declined(layer) for method in self.methods]
             if only is not None and not only(name):
                 self.skipped[name] = "it was left out on request"
@@ -262,7 +263,7 @@ class _Run:
             else:
                 continue
             del layers[name]
-        for name, layer in find_constants(model, find_layers(model)[0]).items():
+        for name, layer in find_constants(model, every).items():
             wanted = only is None or only(name)
             if wanted and any(method.declined(layer) is None for method in self.methods):
                 layers[name] = layer
