@@ -1,5 +1,5 @@
 """``python -m onnxcompress``."""
 
-from onnxcompress.cli import main
+from onnxcompress.supervisor import main
 
 main()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -57,22 +58,25 @@ class Cache:
     def keep(self, key: Any, data: bytes, kind: str = "pickle") -> None:
         """Keep bytes under this key, in place of what was there.
 
+        Where that fails, as on a full disk, the next run has to compute them again.
+
         Args:
             kind: ends the file's name, and keeps apart what is stored in different forms.
         """
         if self.folder is None:
             return
         path = self._path(self.folder, key, kind)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, delete=False) as stream:
-            try:
-                stream.write(sha256(data).digest())
-                stream.write(data)
-                stream.flush()
-                os.replace(stream.name, path)
-            except BaseException:
-                os.unlink(stream.name)
-                raise
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile(dir=path.parent, delete=False) as stream:
+                try:
+                    stream.write(sha256(data).digest())
+                    stream.write(data)
+                    stream.flush()
+                    os.replace(stream.name, path)
+                except BaseException:
+                    os.unlink(stream.name)
+                    raise
 
     def _path(self, folder: Path, key: Any, kind: str) -> Path:
         return folder / f"{sha256(repr(key).encode()).hexdigest()}.{kind}"

@@ -271,6 +271,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
         model = graph.load(source, given["extensions"])
         _check_output(output, {source, *model.data_files}, given["force"])
         _check_page(given["page"], {source, output, *model.data_files})
+        _check_cache(given["cache"])
         if any(entry.key == VERSION for entry in model.proto.metadata_props):
             _say("note: this model has been compressed before")
         refinement = _refinement(model, given)
@@ -309,13 +310,16 @@ def compress(source: Path, output: Path, **given: Any) -> int:
     if given["dry_run"]:
         place += " (--dry-run)"
     report = _paged(report, given, files, f"{source.name} → {output.name}", place)
-    if given["as_json"]:
-        facts = {"output": str(output) if written else None, "exit_code": code}
-        _print_json(report.to_dict() | facts)
-    else:
-        tables.show_report(report, place, quiet=given["quiet"])
-    if report.worse:
-        _say(f"{'Warning' if written else 'Error'}: {'; '.join(report.failures)}")
+    try:
+        if given["as_json"]:
+            facts = {"output": str(output) if written else None, "exit_code": code}
+            _print_json(report.to_dict() | facts)
+        else:
+            tables.show_report(report, place, quiet=given["quiet"])
+        if report.worse:
+            _say(f"{'Warning' if written else 'Error'}: {'; '.join(report.failures)}")
+    except KeyboardInterrupt:
+        return INTERRUPTED  # without saying that nothing was written
     return code
 
 
@@ -351,6 +355,7 @@ def sweep(source: Path, **given: Any) -> int:
         if given["plot"]:
             _check_output(given["plot"], {source, *model.data_files}, force=False)
         _check_page(given["page"], {source, *model.data_files})
+        _check_cache(given["cache"])
         chosen, measured = _chosen(model, given["only"], given["skip"]), _measured(model, given)
         samples = _samples(model, given, "the fits use the weights alone")
         asked = given | {"no_correct": False, "rules": None}
@@ -564,6 +569,11 @@ def _check_output(output: Path, inputs: Collection[Path], force: bool) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise click.UsageError(f"{output} cannot be written: {parent} is not a writable folder")
+
+
+def _check_cache(folder: Path | None) -> None:
+    if folder is not None:
+        _check_output(folder / "entry", (), force=False)
 
 
 def _methods(given: Sequence[str], energy: float | None, target: Target | None) -> list[Method]:
@@ -883,7 +893,9 @@ def _finite(value: Any) -> Any:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    from onnxcompress.tables import printable
+
+    click.echo(printable(text), err=True)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -900,6 +912,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         _fail("interrupted; nothing was written", INTERRUPTED)
     except OSError as error:
         _fail(str(error), BAD)
+    except MemoryError as error:
+        _fail(f"not enough memory: {error}", BAD)
     except Exception as error:
         if isinstance(error, ValueError) and type(error).__module__.startswith("onnxcompress."):
             _fail(str(error), MISSED if type(error).__name__ == "BudgetError" else BAD)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,9 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
 BATCH_BYTES = 16 << 20  # of inputs; what a model makes of them is many times larger
 BATCH_SAMPLES = 64
+LARGEST_INPUT = 1 << 31  # values that are made up
+LARGEST_EXPANSION = 100  # times that an array may grow when it is read,
+LARGEST_EXPANDED = 1 << 30  # where it has more bytes than that
 LEAST_BATCHES = 4  # where there are so many samples
 
 
@@ -351,6 +355,11 @@ def _member(name: str, inputs: Sequence[InputSpec], members: list[str]) -> str:
 
 def _read_member(archive: Any, name: str) -> Array:
     with _reading(f"the array {name!r}"):
+        for stored in archive.zip.infolist():
+            times = stored.file_size / max(stored.compress_size, 1)
+            bomb = stored.file_size > LARGEST_EXPANDED and times > LARGEST_EXPANSION
+            if bomb and stored.filename.removesuffix(".npy") == name:
+                raise DataError(f"it grows {times:.0f} times when it is read; save it as an .npy")
         return archive[name]
 
 
@@ -710,6 +719,8 @@ def _default_shape(spec: InputSpec, symbols: dict[str, int]) -> tuple[int, ...]:
 def _random(
     rng: np.random.Generator, spec: InputSpec, shape: Sequence[int], limits: tuple[int, int]
 ) -> Array:
+    if prod(shape) > LARGEST_INPUT:
+        raise DataError(f"the input {spec} has too many values to make them up; give samples")
     if spec.is_float:
         return rng.standard_normal(shape).astype(spec.dtype)
     if spec.dtype.kind in "iu":

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -31,6 +33,11 @@ from google.protobuf.message import DecodeError
 from onnx import NodeProto, TensorProto, external_data_helper, numpy_helper
 
 from onnxcompress.core import Array, CompressedWeight, Layer
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LARGE = 1024  # entries of a constant from which it is worth compressing
@@ -46,7 +53,14 @@ RANDOM = (  # operators whose result is another one every time
 )
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # of operators that everybody knows
 VIEWS = ("Identity", "Transpose", "Cast", "Reshape", "DequantizeLinear")  # of a constant
-PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits of one value
+LARGEST_FILE = (1 << 31) - 1  # bytes: what protobuf can parse
+LARGEST_TENSOR = 1 << 48  # entries
+LARGEST_WEIGHT = 1e15  # magnitude with which float32 can compute errors
+LARGEST_GRAPH = 1_000_000  # nodes, with local functions written out
+MOST_DIMENSIONS = 64  # of a tensor: as in numpy
+DATA_TYPES = {*TensorProto.DataType.values()} - {TensorProto.UNDEFINED}
+PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2,
+          "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}  # bits of one value  # fmt: skip
 
 
 class ModelError(ValueError):
@@ -267,70 +281,159 @@ def load(path: str | os.PathLike[str], extensions: Sequence[str] = ()) -> Model:
         ModelError: the file is missing, no ONNX model, or invalid.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder, not an ONNX file")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
-    if not data:
-        raise ModelError(f"{path} is empty")
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(data)
+        proto.ParseFromString(_read(path, LARGEST_FILE))
     except DecodeError:
         raise ModelError(f"{path} is truncated or not an ONNX model") from None
-    del data
-    if not proto.graph.node and not proto.graph.input:
-        raise ModelError(f"{path} is not an ONNX model: it has no graph")
     model = Model(proto, path.absolute().parent, tuple(map(str, extensions)))
-    _check_external(model, path)
+    try:
+        if not proto.graph.node and not proto.graph.input:
+            raise ModelError("it has no graph")
+        _check_parts(model)
+        _check_functions(model)
+    except ModelError as error:
+        raise ModelError(f"{path} is not a valid ONNX model: {error}") from None
     _read_inner(model)
     check(model, path)
     return model
 
 
-def _check_external(model: Model, path: Path) -> None:
-    for tensor in model.graph.initializer:
-        if not external_data_helper.uses_external_data(tensor):
+def _read(path: Path, most: int) -> bytes:
+    """The bytes of a regular file, which is neither empty nor larger than ``most``."""
+    try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder, not an ONNX file")
+        size = path.stat().st_size
+        if not path.is_file():  # a device or a pipe may never end
+            raise ModelError(f"{path} is not a regular file")
+        if not size:
+            raise ModelError(f"{path} is empty")
+        if size > most:
+            raise ModelError(f"{path} has {size:,} bytes; more than {most:,} need external data")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _parts(message: Any) -> Iterator[Any]:
+    """Every tensor and every string in a protobuf message, wherever it lies."""
+    if isinstance(message, TensorProto):
+        yield message
+        yield message.name
+        return
+    for descriptor, value in message.ListFields():
+        items = value if hasattr(value, "extend") else (value,)
+        if descriptor.type == descriptor.TYPE_STRING:
+            yield from items
+        elif descriptor.message_type is not None:
+            for item in items:
+                yield from _parts(item)
+
+
+def _tensors(message: Any) -> Iterator[TensorProto]:
+    return (part for part in _parts(message) if isinstance(part, TensorProto))
+
+
+def _check_parts(model: Model) -> None:
+    """Refuse names that are no text, and tensors whose type, shape and bytes do not fit together.
+
+    External data has to lie in regular files of the model's folder, links resolved.
+    """
+    for tensor in _parts(model.proto):
+        if isinstance(tensor, bytes):  # which protobuf gives for what is no UTF-8
+            raise ModelError(f"a name in it is no text: {tensor!r}")
+        if isinstance(tensor, str):
             continue
-        info = external_data_helper.ExternalDataInfo(tensor)
-        file = model.folder / info.location
-        if not file.resolve().is_relative_to(model.folder.resolve()):
-            raise ModelError(f"{path}: external data {info.location!r} lies outside its folder")
-        if not file.is_file():
-            raise ModelError(f"{path}: its external data {info.location!r} is missing")
-        if file.stat().st_size < (info.offset or 0) + (info.length or 0):
-            raise ModelError(f"{path}: its external data {info.location!r} is truncated")
+        if tensor.data_type not in DATA_TYPES:
+            raise ModelError(f"the tensor {tensor.name!r} is of no known type")
+        if len(tensor.dims) > MOST_DIMENSIONS or any(size < 0 for size in tensor.dims):
+            raise ModelError(f"the tensor {tensor.name!r} has no possible shape")
+        if prod(max(size, 1) for size in tensor.dims) >= LARGEST_TENSOR:  # zeros do not help
+            raise ModelError(f"the tensor {tensor.name!r} is too large: {list(tensor.dims)}")
+        if external_data_helper.uses_external_data(tensor):
+            _check_external(model, tensor)
+        elif tensor.HasField("raw_data") and len(tensor.raw_data) != _nbytes(tensor):
+            raise ModelError(
+                f"the tensor {tensor.name!r} has {len(tensor.raw_data):,} bytes "
+                f"instead of {_nbytes(tensor):,}"
+            )
+
+
+def _check_external(model: Model, tensor: TensorProto) -> None:
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    location = given.get("location", "")
+    numbers = [given.get("offset", "0"), given.get("length", str(_nbytes(tensor)))]
+    if not all(number.isascii() and number.isdecimal() for number in numbers):
+        raise ModelError(f"the tensor {tensor.name!r} has no possible offset or length")
+    offset, length = map(int, numbers)
+    if length != _nbytes(tensor):
+        raise ModelError(
+            f"the tensor {tensor.name!r} has {length:,} bytes instead of {_nbytes(tensor):,}"
+        )
+    file = model.folder / location.replace("\0", "")  # which no file has in its name
+    try:
+        inside = file.resolve().is_relative_to(model.folder.resolve())
+        size = file.stat().st_size if file.is_file() else None
+    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
+        raise ModelError(f"its external data cannot be read: {_line(error)}") from None
+    if not inside:
+        raise ModelError(f"its external data {location!r} lies outside its folder")
+    if file.is_symlink():  # which onnx does not read
+        raise ModelError(f"its external data {location!r} is a link; put the file in its place")
+    if size is None:
+        raise ModelError(f"its external data {location!r} is missing")
+    if size < offset + length:
+        raise ModelError(f"its external data {location!r} is truncated")
+
+
+def _check_functions(model: Model) -> None:
+    """Refuse functions that call themselves, or that make too large a graph in full."""
+
+    def called(node: NodeProto) -> tuple[str, str, str]:
+        return node.domain, node.op_type, node.overload
+
+    calls = {
+        (f.domain, f.name, f.overload): Counter(called(node) for node in walk(f))
+        for f in model.proto.functions
+    }
+    sizes: dict[tuple[str, str, str], int] = {}
+    try:
+        for key in TopologicalSorter(calls).static_order():
+            within = calls.get(key, {})
+            sizes[key] = 1 + sum(sizes[other] * count for other, count in within.items())
+    except CycleError:
+        raise ModelError("a function in it calls itself") from None
+    total = sum(sizes.get(called(node), 1) for node in walk(model.graph)) if calls else 0
+    if total > LARGEST_GRAPH:
+        raise ModelError(f"with its functions written out it has {total:,} nodes")
 
 
 def _read_inner(model: Model) -> None:
-    """Bring the external data of bodies and Constant nodes into the file, in place."""
-    tensors = [tensor for body in _bodies(model.graph) for tensor in body.initializer]
-    tensors += [a.t for node in walk(model.graph) for a in node.attribute if a.HasField("t")]
-    for tensor in filter(external_data_helper.uses_external_data, tensors):
-        tensor.CopyFrom(numpy_helper.from_array(model.value(tensor), tensor.name))
+    """Bring external data into the file, in place, but that of the main graph's initializers."""
+    graph, proto = model.graph, model.proto
+    others = *graph.node, *graph.sparse_initializer, *proto.functions, *proto.training_info
+    for tensor in (tensor for message in others for tensor in _tensors(message)):
+        if external_data_helper.uses_external_data(tensor):
+            tensor.CopyFrom(numpy_helper.from_array(model.value(tensor), tensor.name))
 
 
 def check(model: Model, path: str | os.PathLike[str] = "the model") -> None:
-    """Run onnx.checker; weights outside the file count as inputs, `load` has looked at them.
+    """Run onnx.checker; large weights count as inputs, so that none of them is copied.
 
     Raises:
         ModelError: the model is invalid.
     """
-    outside = list(filter(external_data_helper.uses_external_data, model.graph.initializer))
-    unranked = [v for v in (*model.graph.input, *model.graph.output) if _is_unranked(v)]
-    proto = model.copy().proto if outside or unranked else model.proto
+    proto = _shell(model)
+    known = {value.name for value in proto.graph.input}
     for value in filter(_is_unranked, (*proto.graph.input, *proto.graph.output)):
         value.type.tensor_type.shape.SetInParent()  # onnx.checker asks for some shape
-    if outside:
-        known = {value.name for value in proto.graph.input}
-        _keep(proto.graph.initializer, lambda t: not external_data_helper.uses_external_data(t))
-        proto.graph.input.extend(
-            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            for tensor in outside
-            if tensor.name not in known
-        )
+    for tensor in model.graph.initializer:
+        if not _is_heavy(tensor):
+            proto.graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            proto.graph.input.append(value)
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as error:
@@ -342,32 +445,65 @@ def _is_unranked(value: onnx.ValueInfoProto) -> bool:
     return value.type.HasField("tensor_type") and not kind.HasField("shape")
 
 
+def _is_heavy(tensor: TensorProto) -> bool:
+    outside = external_data_helper.uses_external_data(tensor)
+    return outside or len(tensor.raw_data) >= DETACHED_BYTES
+
+
+def _shell(model: Model) -> onnx.ModelProto:
+    """A copy without the initializers of the main graph."""
+    result = onnx.ModelProto()
+    for descriptor, value in model.proto.ListFields():
+        if descriptor.name != "graph":
+            _assign(result, descriptor.name, value)
+    for descriptor, value in model.graph.ListFields():
+        if descriptor.name != "initializer":
+            _assign(result.graph, descriptor.name, value)
+    return result
+
+
 def save(model: Model, path: str | os.PathLike[str], external: bool = False) -> list[Path]:
     """Write the model atomically and return the files written.
 
-    External data of the source is copied beside the model, into one file under a relative name;
-    ``external`` moves all weights there.
+    External data of the source is copied beside the model, into one file under a relative name
+    that depends on what it holds: so the old model keeps its own until the new one takes its
+    place, and the old data is removed after that.  ``external`` moves all weights there, as does
+    a model too large for one file.
+
+    Raises:
+        ModelError: it cannot be written; what was there before stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     any_external = any(map(external_data_helper.uses_external_data, model.graph.initializer))
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        files = []
-        if external or any_external:
-            data = Path(scratch) / f"{path.name}.data"
-            model = _externalised(model, data, external)
-            files.append(data)
-        file = Path(scratch) / path.name
-        with file.open("wb") as stream:
-            stream.write(model.proto.SerializeToString(deterministic=True))
-            stream.flush()
-            os.fsync(stream.fileno())
-        files.append(file)
-        mode = 0o666 & ~_umask()
-        for written in files:
-            written.chmod(mode)
-            written.replace(path.parent / written.name)
-    return [path.parent / written.name for written in files]
+    external = external or model.proto.ByteSize() > LARGEST_FILE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            files = []
+            if external or any_external:
+                model, data = _externalised(model, Path(scratch, path.name), external)
+                files.append(data)
+            file = Path(scratch, path.name)
+            with file.open("wb") as stream:
+                stream.write(model.proto.SerializeToString(deterministic=True))
+                _to_disk(stream)
+            files.append(file)
+            mode = 0o666 & ~_umask()
+            for written in files:
+                written.chmod(mode)
+            with _alone_in(path.parent):
+                before = _own_data(path)
+                result = [written.replace(path.parent / written.name) for written in files]
+                for old in before.difference(result):
+                    old.unlink(missing_ok=True)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be written: {error}") from None
+    return result
+
+
+def _to_disk(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _umask() -> int:
@@ -376,10 +512,43 @@ def _umask() -> int:
     return mask
 
 
-def _externalised(model: Model, data: Path, everything: bool) -> Model:
-    """A copy whose large weights lie in the file ``data``."""
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let one process at a time replace files there; where nothing can be locked, any."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # which unlocks it, as the end of the process does
+
+
+def _own_data(path: Path) -> set[Path]:
+    """The data files of the model that is there, as far as `save` named them."""
+    name = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
+    if not any(name.fullmatch(file) for file in os.listdir(path.parent)):
+        return set()
+    old = Model(onnx.ModelProto(), path.parent)
+    with suppress(DecodeError, ModelError):
+        old.proto.ParseFromString(_read(path, LARGEST_FILE))
+    return {file for file in old.data_files if name.fullmatch(_name(file, path.parent))}
+
+
+def _name(file: Path, folder: Path) -> str:
+    """The name of a file of this folder, else nothing."""
+    return file.name if file.parent == folder else ""
+
+
+def _externalised(model: Model, beside: Path, everything: bool) -> tuple[Model, Path]:
+    """A copy whose large weights lie in a file beside this one, and that file."""
     result = model.copy()
-    with data.open("wb") as stream:
+    moved: list[tuple[TensorProto, int, int]] = []
+    file = beside.with_name("data")
+    with file.open("wb") as stream:
         for tensor in result.graph.initializer:
             outside = external_data_helper.uses_external_data(tensor)
             if not outside and not (everything and tensor.ByteSize() > 1024):
@@ -390,25 +559,24 @@ def _externalised(model: Model, data: Path, everything: bool) -> Model:
                 info = external_data_helper.ExternalDataInfo(tensor)
                 with (model.folder / info.location).open("rb") as source:
                     source.seek(info.offset or 0)
-                    _copy(source, stream, info.length)
+                    _copy(source, stream, _nbytes(tensor))
             else:
                 if not tensor.HasField("raw_data"):
                     tensor.CopyFrom(numpy_helper.from_array(model.value(tensor), tensor.name))
                 stream.write(tensor.raw_data)
-            length = stream.tell() - offset
             tensor.ClearField("raw_data")
-            tensor.ClearField("external_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            pairs = {"location": data.name, "offset": offset, "length": length}
-            for key, value in pairs.items():
-                tensor.external_data.add(key=key, value=str(value))
-    return result
+            moved.append((tensor, offset, stream.tell() - offset))
+        _to_disk(stream)
+    named = file.rename(beside.with_name(f"{beside.name}.{sha256(file)[:16]}.data"))
+    for tensor, offset, length in moved:
+        tensor.ClearField("external_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": named.name, "offset": offset, "length": length}.items():
+            tensor.external_data.add(key=key, value=str(value))
+    return result, named
 
 
-def _copy(source: Any, target: Any, length: int | None) -> None:
-    if length is None:
-        shutil.copyfileobj(source, target)
-        return
+def _copy(source: IO[bytes], target: IO[bytes], length: int) -> None:
     while length:
         piece = source.read(min(length, 1 << 24))
         if not piece:
@@ -434,9 +602,13 @@ def read_tensor(path: Path) -> Array:
     """A TensorProto file, as the ``test_data_set_*`` folders hold them."""
     tensor = TensorProto()
     try:
-        tensor.ParseFromString(path.read_bytes())
+        tensor.ParseFromString(_read(path, LARGEST_FILE))
+        if external_data_helper.uses_external_data(tensor):
+            raise ModelError(f"{path} holds no values, only the name of another file")
         return numpy_helper.to_array(tensor)
-    except (OSError, DecodeError, ValueError, TypeError) as error:
+    except ModelError:
+        raise
+    except (DecodeError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path} is not an ONNX tensor: {_line(error)}") from None
 
 
@@ -512,6 +684,11 @@ def find_layers(
             layer = _layer(model, key, scope, node)
         except _SkippedError as reason:
             skipped[key] = str(reason)
+            continue
+        except ModelError:
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            skipped[key] = "its weight and its attributes do not belong together"
             continue
         found = alike.setdefault(_likeness(layer), [])
         first = next((n for n in found if np.array_equal(layers[n].weight, layer.weight)), key)
@@ -660,12 +837,16 @@ def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
         raise _SkippedError(f"its weight is of type {weight.dtype.name}")
     if not weight.size or not np.isfinite(weight.astype(np.float32)).all():
         raise _SkippedError("its weight is empty or not finite")
+    if np.abs(weight).max() > LARGEST_WEIGHT:
+        raise _SkippedError("its weight is so large that squares of it overflow")
     if root in model.tied:
         raise _SkippedError(f"other nodes read its weight too: see the constant {root}")
+    flat = node.op_type in ("Gemm", "MatMul")
+    if weight.ndim != 2 if flat else weight.ndim < 3:
+        wanted = "2" if flat else "3 or more"
+        raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of {wanted}")
     stored = min(weight.nbytes, _nbytes(model.constants[root]))
     if node.op_type == "MatMul":
-        if weight.ndim != 2:
-            raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of 2")
         if tensor == scope.key(node.input[0]) and not model.fixed(scope.key(node.input[1])):
             return Layer(key, "MatMul", weight, attributes={"left": 1}, stored=stored)
         return Layer(key, "MatMul", np.ascontiguousarray(weight.T), stored=stored)
@@ -839,6 +1020,8 @@ def _tensor_type(kind: onnx.TypeProto) -> onnx.TypeProto.Tensor:
 
 def _declared(value: onnx.ValueInfoProto) -> Declared:
     kind = _tensor_type(value.type)
+    if kind.elem_type and kind.elem_type not in DATA_TYPES:
+        raise ModelError(f"{value.name!r} is of no known type")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else object
     dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
     return value.name, np.dtype(dtype), dims if kind.HasField("shape") else None
@@ -1467,15 +1650,9 @@ def expose_shapes(model: Model, tensors: Sequence[str]) -> tuple[Model, dict[str
 
 def detached(model: Model) -> tuple[bytes, dict[str, Array]]:
     """The serialized model without its large weights, and these, as views of the model's memory."""
-    source, result = model.graph, onnx.ModelProto()
-    for descriptor, value in model.proto.ListFields():
-        if descriptor.name != "graph":
-            _assign(result, descriptor.name, value)
-    for descriptor, value in source.ListFields():
-        if descriptor.name != "initializer":
-            _assign(result.graph, descriptor.name, value)
+    result = _shell(model)
     weights: dict[str, Array] = {}
-    for tensor in source.initializer:
+    for tensor in model.graph.initializer:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         packed = len(tensor.raw_data) < prod(tensor.dims) * dtype.itemsize
         if len(tensor.raw_data) < DETACHED_BYTES or packed:

@@ -119,7 +119,7 @@ def _estimates(model: Model) -> list[dict[str, Any]]:
     """
     layers = sorted(find_layers(model)[0].values(), key=lambda layer: layer.weight.size)
     ends = np.cumsum([layer.weight.size for layer in layers])
-    wanted = (np.arange(LOOKED_AT) + 0.5) / LOOKED_AT * (ends[-1] if layers else 0)
+    wanted = (np.arange(LOOKED_AT) + 0.5) / LOOKED_AT * ends[-1] if layers else []
     typical = [_part(layers[i]) for i in sorted({*map(int, np.searchsorted(ends, wanted))})]
     found = []
     for name, method in METHODS.items():

@@ -38,6 +38,7 @@ WEIGH_WORK = 10**12  # multiplications spent on measuring sensitivities
 WEIGH_SAMPLES = 64
 TIMED = 10  # candidates of a layer whose latency is measured,
 TIMING_SECONDS = 0.1  # each for so long
+FIRST_RUN = 600.0  # seconds that the first run of a model may take, on one sample
 PROVIDERS = ("CPUExecutionProvider",)
 WEIGH_ERROR = 0.05  # error of the setting with which a layer's sensitivity is measured
 
@@ -103,7 +104,7 @@ def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...
     if asked:
         exposed, names = expose_shapes(model, asked)
         session = Session(exposed, optimize=False)
-        found = dict(zip(session.outputs, session.run(sample), strict=True))
+        found = dict(zip(session.outputs, session.run(sample, FIRST_RUN), strict=True))
         known |= {name: tuple(int(n) for n in found[names[name]]) for name in asked}
     known |= inner_shapes(model, {n: x.shape for n, x in sample.items() if hasattr(x, "shape")})
     shapes, macs = {}, {}

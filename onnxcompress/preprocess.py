@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+LARGEST_YAML = 1 << 16  # bytes
 Size = tuple[int, int]  # height, width
 Layout = Literal["NCHW", "NHWC"]
 
@@ -235,9 +237,11 @@ def load_preprocessing(source: str | Path | Preprocessing) -> Preprocessing:
         raise DataError(
             f"no preprocessing is called {str(source)!r}{nearest(str(source), PRESETS)}"
         )
+    if path.stat().st_size > LARGEST_YAML:
+        raise DataError(f"{path} is too large for a preprocessing file")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise DataError(f"{path} is no readable YAML: {one_line(error)}") from error
     if not isinstance(settings, dict):
         raise DataError(f"{path} must hold settings such as 'scale: 255'")
@@ -254,7 +258,7 @@ def _validated(path: Path, settings: dict[Any, Any]) -> Preprocessing:
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
         raise DataError(
-            f"{path}: {key!r} must be {fields[key].description}, not {settings[key]!r}"
+            f"{path}: {key!r} must be {fields[key].description}, not {reprlib.repr(settings[key])}"
         ) from error
 
 

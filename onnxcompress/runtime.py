@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,12 @@ class Session:
         self._inputs = {value.name: value.type for value in self._session.get_inputs()}
         self.outputs = [value.name for value in self._session.get_outputs()]
 
-    def run(self, sample: Sample) -> Sequence[Any]:
-        """The outputs for one batch, in the model's order."""
+    def run(self, sample: Sample, seconds: float | None = None) -> Sequence[Any]:
+        """The outputs for one batch, in the model's order.
+
+        Args:
+            seconds: after which it is given up: a model may contain an endless loop.
+        """
         feeds = {
             name: value.astype(np.float32)
             if self._inputs.get(name) == "tensor(float)" and value.dtype != np.float32
@@ -68,10 +73,18 @@ class Session:
             for name, value in sample.items()
             if name in self._inputs
         }
+        options = ort.RunOptions()
+        timer = Timer(seconds or 0, setattr, (options, "terminate", True))
+        if seconds is not None:
+            timer.start()
         try:
-            return self._session.run(None, feeds)
+            return self._session.run(None, feeds, options)
         except Exception as error:
+            if options.terminate:
+                raise ModelError(f"one run of the model takes more than {seconds:g} s") from None
             raise ModelError(f"onnxruntime cannot run the model: {line(error)}") from None
+        finally:
+            timer.cancel()
 
 
 def _options(model: Model, threads: int, optimize: bool) -> ort.SessionOptions:

@@ -33,6 +33,16 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def printable(text: str) -> str:
+    """Text in which whatever a terminal would obey, or not show, is spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """A line or a cell; names in it come from the model."""
+    return Text(printable(text), style)
+
+
 def write(text: str) -> None:
     """Print text to the standard output as it is."""
     _Console().out(text, highlight=False)
@@ -89,11 +99,11 @@ def show_report(report: Report, place: str, quiet: bool) -> None:
         if report.comparison:
             parts.append(_comparison(report.comparison, "held-out", report.refined))
             if report.refined:
-                parts.append(Text(training(report.comparison, report.refined)))
+                parts.append(_text(training(report.comparison, report.refined)))
         if notes := _notes(report):
             parts.append(notes)
     verdict = f"{reached(report)}; {place}"
-    _print(*parts, Text(verdict, "bold red" if report.worse else "bold green"))
+    _print(*parts, _text(verdict, "bold red" if report.worse else "bold green"))
 
 
 def _layers(rows: Sequence[Row]) -> Table:
@@ -101,7 +111,7 @@ def _layers(rows: Sequence[Row]) -> Table:
     table.add_column("SNR dB", justify="right")
     for row in rows:
         table.add_row(
-            Text(row.layer),
+            _text(row.layer),
             row.op_type,
             times(row.shape),
             Text(row.method or "kept"),
@@ -121,16 +131,16 @@ def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Table:
         table.add_column(f"{share:.0%}", justify="right")
     for name, curve in curves.items():
         least = [min((e for cost, e in curve if cost <= share), default=None) for share in CURVE]
-        table.add_row(Text(name), *("-" if e is None else f"{e:.4f}" for e in least))
+        table.add_row(_text(name), *("-" if e is None else f"{e:.4f}" for e in least))
     return table
 
 
 def _notes(report: Report) -> Text | None:
     """Warnings, and why layers are as they were: those with the same reason in one line."""
-    lines = [Text(f"warning: {warning}", "yellow") for warning in report.warnings]
+    lines = [_text(f"warning: {warning}", "yellow") for warning in report.warnings]
     for (what, reason), names in reasons(report).items():
         more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
-        lines.append(Text(f"{what}: {', '.join(names[:NAMED])}{more}: {reason}", "dim"))
+        lines.append(_text(f"{what}: {', '.join(names[:NAMED])}{more}: {reason}", "dim"))
     return Text("\n").join(lines) if lines else None
 
 
@@ -149,7 +159,7 @@ def _comparison(comparison: Comparison, which: str, refined: Refinement | None =
     table.add_column("", overflow="fold")
     for fact in facts(comparison, which, refined):
         middle = [] if refined is None else [fact.between]
-        table.add_row(Text(fact.what), fact.before, *middle, fact.after, fact.note)
+        table.add_row(_text(fact.what), fact.before, *middle, fact.after, fact.note)
     if not comparison.finite:
         wrong = Text("the outputs differ in shape, or hold NaN", "bold red")
         table.add_row("", *("" for _ in columns), wrong)
@@ -161,7 +171,7 @@ def show_points(found: Sequence[Point], metric: str) -> None:
     [first, *names], *rows = points(found, metric)
     table = _table(first)
     for name in names:
-        table.add_column(Text(name), justify="right")
+        table.add_column(_text(name), justify="right")
     for row in rows:
         table.add_row(*row)
     _print(table)
@@ -181,7 +191,7 @@ def show_inspection(facts: Mapping[str, Any]) -> None:
         able = ", ".join(row["methods"])
         reason = row["reason"] and (f"{able} ({row['reason']})" if able else f"no: {row['reason']}")
         table.add_row(
-            Text(row["layer"]),
+            _text(row["layer"]),
             row["type"],
             times(row["shape"]),
             "" if size is None else f"{size / 1000:,.1f}",
@@ -189,7 +199,7 @@ def show_inspection(facts: Mapping[str, Any]) -> None:
             "█" * round(BAR * (size or 0) / (most or 1)),
             "" if macs is None else f"{macs / 1e6:,.2f}",
             "" if macs is None else f"{macs / (work or 1):.1%}",
-            Text(reason or able),
+            _text(reason or able),
             style="" if able else "dim",
         )
     parts: list[RenderableType] = [table]

@@ -105,13 +105,15 @@ class Validation:
     def compare(self, model: Model, macs: tuple[int | None, int | None]) -> Comparison:
         """Everything that the report says about the two models; macs before and after."""
         fidelity = self.fidelity(model)
+        baseline, after = self.baseline, self.metric_of(model)
+        self.__dict__.pop("_reference", None)  # the clock loads both models, which may be large
         one = next(iter(self.samples.batches(1)))
         timed: Latency | None = latency(
             runnable(self.original), runnable(model), one, self._providers
         )
         return Comparison(
-            before=Size(self.original.nbytes, self.original.weight_bytes, macs[0], self.baseline),
-            after=Size(model.nbytes, model.weight_bytes, macs[1], self.metric_of(model)),
+            before=Size(self.original.nbytes, self.original.weight_bytes, macs[0], baseline),
+            after=Size(model.nbytes, model.weight_bytes, macs[1], after),
             samples=len(self.samples),
             real=self.real,
             snr=fidelity.snr,

@@ -1,5 +1,6 @@
 """The graph surgery: what is not compressed stays as it is, byte for byte."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -410,6 +411,16 @@ def test_empty_and_not_finite_weights_are_skipped(rng):
     assert skipped == {"a": "its weight is empty or not finite"}
 
 
+def test_weights_whose_squares_overflow_are_skipped(rng):
+    proto = two_convs(rng).proto
+    proto.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.full((8, 4, 3, 3), 1e30, np.float32), "wa")
+    )
+    assert find_layers(Model(proto))[1] == {
+        "a": "its weight is so large that squares of it overflow"
+    }
+
+
 def test_layers_in_bodies_are_found_and_in_local_functions_once_these_are_inlined(rng):
     proto = two_convs(rng).proto
 
@@ -607,7 +618,8 @@ def test_external_data_is_saved_as_one_file_with_a_relative_name(rng, tmp_path):
     target = tmp_path / "deep" / "out"
     written = save(result, target / "small.onnx")
     assert sorted(written) == sorted(target.iterdir())
-    assert {path.name for path in written} == {"small.onnx", "small.onnx.data"}
+    data, file = written
+    assert file.name == "small.onnx" and re.fullmatch(r"small\.onnx\.[0-9a-f]{16}\.data", data.name)
     (tmp_path / "weights.bin").unlink()
     reloaded = load(target / "small.onnx")
     outside = [
@@ -615,7 +627,7 @@ def test_external_data_is_saved_as_one_file_with_a_relative_name(rng, tmp_path):
         for tensor in reloaded.graph.initializer
         if external_data_helper.uses_external_data(tensor)
     ]
-    assert {info.location for info in outside} == {"small.onnx.data"}
+    assert {info.location for info in outside} == {data.name}
     moved = tmp_path / "moved"
     target.rename(moved)
     x = rng.standard_normal((2, 4, 6, 6), np.float32)
@@ -735,7 +747,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_file_and_nothing_else(
     save(two_convs(rng), path, external=outside)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     monkeypatch.setattr(graph.os, step, fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ModelError, match="cannot be written: disk full"):
         save(compressed(load(path), rank=2), path, external=outside)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
