@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import warnings
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -42,6 +43,7 @@ except ImportError:  # Windows
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LARGE = 1024  # entries of a constant from which it is worth compressing
 LARGEST = 1e4  # magnitude of a constant that is likely to be a weight
+MOST_NODES = 200_000  # that inlining may lead to
 ROW = 16  # entries of a constant that make a row, where its last axis is shorter
 SMALL = 64  # entries of a constant up to which several layers are likely to share it
 HEADER = 16  # bytes of a tensor besides its name and its values, about
@@ -156,12 +158,12 @@ class Model:
     @cached_property
     def scopes(self) -> list[Scope]:
         """The main graph and all bodies, each after the one that it lies in."""
-        taken = {node.name for node in self.graph.node}
+        taken, names = {node.name for node in self.graph.node}, sorted(self.names)
         found = [Scope("", self.graph, _node_keys("", self.graph, taken))]
         for scope in found:
             for key, node in zip(scope.node_keys, scope.graph.node, strict=True):
                 for name, body in _own_bodies(node):
-                    path = _path(f"{key}/{name}/", self.names)
+                    path = _path(f"{key}/{name}/", names)
                     found.append(Scope(path, body, _node_keys(path, body, taken), scope))
         return found
 
@@ -203,10 +205,9 @@ class Model:
         """What comes out of a DequantizeLinear, perhaps through other `VIEWS`."""
         found: set[str] = set()
         for scope, node in self.nodes.values():
-            if node.op_type == "DequantizeLinear" or (
-                node.op_type in VIEWS and scope.key(node.input[0]) in found
-            ):
-                found.add(scope.path + node.output[0])
+            through = node.op_type in VIEWS and any(scope.key(n) in found for n in node.input[:1])
+            if node.op_type == "DequantizeLinear" or through:
+                found.update(scope.path + name for name in node.output)
         return found
 
     @cached_property
@@ -252,10 +253,14 @@ class Model:
 
     def read(self, key: str) -> Array:
         """The value of such a tensor."""
-        if key in self.constants:
-            return self.value(self.constants[key])
-        scope, node = self.views[key]
-        return _viewed(node, [self.read(source) for source in scope.keys(node)])
+        chain = []
+        while key in self.views:
+            chain.append(self.views[key])
+            key = chain[-1][0].key(chain[-1][1].input[0])
+        value = self.value(self.constants[key])
+        for scope, node in reversed(chain):
+            value = _viewed(node, [value, *map(self.read, scope.keys(node)[1:])])
+        return value
 
     def value(self, tensor: TensorProto) -> Array:
         try:
@@ -648,9 +653,9 @@ def _node_keys(path: str, graph: onnx.GraphProto, taken: set[str]) -> list[str]:
     return keys
 
 
-def _path(base: str, names: set[str]) -> str:
-    """A path that no name begins with."""
-    while any(name.startswith(base) for name in names):
+def _path(base: str, names: Sequence[str]) -> str:
+    """A path that none of the names, which are sorted, begins with."""
+    while names[(place := bisect_left(names, base)) : place + 1] and names[place].startswith(base):
         base = f"{base}~"
     return base
 
@@ -823,15 +828,13 @@ def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
     tensor, root = _weight(model, scope, node), _weight_root(model, scope, node)
     if not model.fixed(tensor):
         raise _SkippedError("its weight is computed while the model runs")
-    if scope.key(layer_input(node, Layer(key, "", np.empty(0)))) in model.quantized and (
-        tensor in model.quantized
-    ):
+    if {*map(scope.key, node.input[:2])} <= model.quantized:
         raise _SkippedError("it computes in 8 bits: its input and its weight are quantized")
     try:
         weight, attributes = model.read(tensor), _attributes(node)
+    except ModelError:
+        raise
     except (ValueError, TypeError, IndexError, KeyError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise _SkippedError(f"its weight cannot be computed: {_line(error)}") from None
     if onnx.helper.np_dtype_to_tensor_dtype(weight.dtype) not in FLOATS:
         raise _SkippedError(f"its weight is of type {weight.dtype.name}")
@@ -878,9 +881,8 @@ def _viewed(node: NodeProto, inputs: Sequence[Array]) -> Array:
         keep = not attributes.get("allowzero")
         return x.reshape([x.shape[i] if keep and not n else n for i, n in enumerate(rest[0])])
     if node.op_type == "DequantizeLinear":
-        scale, *zero = rest
         kind = attributes.get("output_dtype")
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind) if kind else scale.dtype
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind) if kind else rest[0].dtype
         axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
         scale, *zero = (_along(part.astype(np.float32), x, axis, block) for part in rest)
         return ((x.astype(np.float32) - (zero[0] if zero else 0)) * scale).astype(dtype)
@@ -1070,7 +1072,10 @@ def inner_shapes(model: Model, inputs: Mapping[str, Sequence[int]]) -> dict[str,
         if value.name in inputs:
             kind = value.type.tensor_type.elem_type
             value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, inputs[value.name]))
-    inferred = Model(onnx.shape_inference.infer_shapes(stub, data_prop=True))
+    try:
+        inferred = Model(onnx.shape_inference.infer_shapes(stub, data_prop=True))
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        return {}
     shapes = {key: tuple(tensor.dims) for key, tensor in model.constants.items()}
     for scope in inferred.scopes:
         for value in (*scope.graph.input, *scope.graph.value_info, *scope.graph.output):
@@ -1116,15 +1121,26 @@ def inline_functions(model: Model) -> Model:
 
 
 def _functions_with_layers(model: Model) -> list[tuple[str, str]]:
-    """Domains and names of local functions with linear nodes, in what they call too."""
+    """Domains and names of local functions with linear nodes, in what they call too.
+
+    None of them where they call themselves, or where inlining them would give too many nodes.
+    """
+    every = {(f.domain, f.name): [*walk(f)] for f in model.proto.functions}
     found: set[tuple[str, str]] = set()
-    while True:
-        known = len(found)
-        for function in model.proto.functions:
-            if any(_is_linear(n) or (n.domain, n.op_type) in found for n in walk(function)):
-                found.add((function.domain, function.name))
-        if len(found) == known:
+    sizes: dict[tuple[str, str], int] = {}
+    for _ in range(len(every) + 2):
+        known = set(found), dict(sizes)
+        for key, nodes in every.items():
+            calls = [(node.domain, node.op_type) for node in nodes]
+            sizes[key] = sum(sizes.get(call, 1) for call in calls)
+            if any(map(_is_linear, nodes)) or found.intersection(calls):
+                found.add(key)
+        whole = sum(sizes.get((node.domain, node.op_type), 1) for node in walk(model.graph))
+        if whole > MOST_NODES:
+            return []
+        if (found, sizes) == known:
             return sorted(found)
+    return []
 
 
 def name_nodes(model: Model) -> Model:

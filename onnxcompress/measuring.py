@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any, TypeVar
 
@@ -71,10 +72,11 @@ class Job:
     jobs: int
     track: Track[Any]
 
-    @property
+    @cached_property
     def calibrated(self) -> dict[str, Layer]:
         """The layers whose inputs can be read out: those of the main graph."""
-        return {name: layer for name, layer in self.layers.items() if name in self.model.keys}
+        outer = set(self.model.keys)
+        return {name: layer for name, layer in self.layers.items() if name in outer}
 
     @property
     def leaders(self) -> dict[str, Layer]:

@@ -1,6 +1,7 @@
 """Models in every form: compressed as the plain one is, and the same by onnxruntime."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import kinds
 import numpy as np
@@ -171,6 +172,29 @@ def test_a_function_whose_layers_are_left_alone_stays_byte_for_byte(rng):
     made = KINDS["local functions, nested, given weights"]()
     result, _ = oc.compress(made, methods=DECODED, only=lambda name: name in ("hidden", "head"))
     assert result.proto.functions == made.proto.functions
+
+
+@pytest.mark.parametrize("calls", [1, 30])
+def test_functions_that_call_themselves_or_grow_without_bound_are_not_inlined(calls):
+    net = kinds.network()
+    names = ["F", "F"] if calls == 1 else [f"F{i}" for i in range(8)]
+    weights = [n for n in net.weights if n.startswith("conv2")]
+    functions = []
+    for outer, inner in pairwise(names):
+        nodes = [node(inner, ["x"], [f"t{i}"], domain="local") for i in range(calls)]
+        nodes.append(node("Add", ["t0", f"t{calls - 1}"], ["y"]))
+        functions.append(kinds.function(outer, ["x"], nodes, "y"))
+    same = {"pads": [1, 1, 1, 1]}
+    last = [*(kinds.constant(n, net.weights[n]) for n in weights)]
+    last.append(node("Conv", ["x", *weights], ["y"], "conv", **same))
+    if calls > 1:
+        functions.append(kinds.function(names[-1], ["x"], last, "y"))
+    else:
+        functions[0].node.extend([*last[:-1], node("Conv", ["x", *weights], ["z"], **same)])
+    made = kinds.model(
+        [node(names[0], ["x"], ["y"], domain="local")], {}, domains=["local"], functions=functions
+    )
+    assert inline_functions(made) is made
 
 
 # ------------------------------------------------------------------------------- other constants
