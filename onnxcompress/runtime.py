@@ -73,18 +73,20 @@ class Session:
             for name, value in sample.items()
             if name in self._inputs
         }
-        options = ort.RunOptions()
-        timer = Timer(seconds or 0, setattr, (options, "terminate", True))
+        options = timer = None
         if seconds is not None:
+            options = ort.RunOptions()
+            timer = Timer(seconds, setattr, (options, "terminate", True))
             timer.start()
         try:
             return self._session.run(None, feeds, options)
         except Exception as error:
-            if options.terminate:
+            if options is not None and options.terminate:
                 raise ModelError(f"one run of the model takes more than {seconds:g} s") from None
             raise ModelError(f"onnxruntime cannot run the model: {line(error)}") from None
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
 
 
 def _options(model: Model, threads: int, optimize: bool) -> ort.SessionOptions:
