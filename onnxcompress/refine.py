@@ -67,7 +67,7 @@ ALONE = 0.5  # of the epochs, in which codes stay as they are
 TRAVEL = 0.5  # half-distances between rows that a latent goes, at most, in those that follow,
 LEAP = 0.1  # and in one step
 CLIP = 1.0  # largest norm of the gradient
-PATIENCE = 3  # epochs without a better model after which it is over, or a third of all
+PATIENCE = 3  # epochs no better than one before after which it is over, or a third of all
 LARGEST = 1e4  # magnitude of a constant that is trained; greater ones are masks
 AGREES = 0.02  # largest difference of torch from onnxruntime, relative to the outputs
 HINT_BYTES = 1 << 30  # of the teacher's activations that are kept in memory
@@ -602,8 +602,11 @@ class _Run:
 
 
 def _settled(rows: Sequence[Epoch], epochs: int) -> bool:
-    """Whether the last epochs brought nothing better."""
-    best = min(rows, key=lambda row: row.held_out)
+    """Whether the last epochs brought nothing better than others before them.
+
+    The given model does not count: it is overtaken only when steps have become short.
+    """
+    best = min(rows[1:], key=lambda row: row.held_out, default=rows[0])
     return len(rows) - 1 - best.epoch >= max(PATIENCE, -(-epochs // 3))
 
 
