@@ -472,7 +472,11 @@ def test_labels_that_are_no_class_numbers_are_refused(torch, rng):
         refine(compressed(model), model, samples, epochs=1, labelled=samples)
 
 
-def test_it_ends_when_nothing_gets_better(torch, rng):
+def test_it_ends_when_nothing_gets_better_but_not_before_it_overtook_the_given_model(
+    torch, rng, monkeypatch
+):
     model, samples = network(rng), samples_of(rng, 32)
+    held_out = iter([0.1, 0.3, 0.2, *[0.25] * 10])
+    monkeypatch.setattr("onnxcompress.refine._Run._judged", lambda *_: next(held_out))
     _, rows = refine(model, model, samples, epochs=12, rate=1e-3, jobs=1)
-    assert [row.epoch for row in rows] == [0, 1, 2, 3, 4]  # a third of twelve
+    assert [row.epoch for row in rows] == list(range(7))  # the best of them, and a third of twelve
