@@ -840,7 +840,7 @@ def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
         raise _SkippedError(f"its weight is of type {weight.dtype.name}")
     if not weight.size or not np.isfinite(weight.astype(np.float32)).all():
         raise _SkippedError("its weight is empty or not finite")
-    if np.abs(weight).max() > LARGEST_WEIGHT:
+    if float(np.abs(weight).max()) > LARGEST_WEIGHT:  # which float16 does not hold
         raise _SkippedError("its weight is so large that squares of it overflow")
     if root in model.tied:
         raise _SkippedError(f"other nodes read its weight too: see the constant {root}")
