@@ -23,7 +23,7 @@ import numpy as np
 
 Array = np.ndarray
 Shape = tuple[int, ...]
-Value = Any  # a tensor of the graph being built; only graph.py looks inside
+Value = Any  # a tensor of the graph being built; only graph looks inside
 
 RIDGE = 0.003  # share of the mean input variance that is added in every direction
 SKETCH_ABOVE = 8192  # fan-in from which a second moment is kept as a sketch

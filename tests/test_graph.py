@@ -746,7 +746,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_file_and_nothing_else(
     path = tmp_path / "model.onnx"
     save(two_convs(rng), path, external=outside)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    monkeypatch.setattr(graph.os, step, fail)
+    monkeypatch.setattr(f"os.{step}", fail)
     with pytest.raises(ModelError, match="cannot be written: disk full"):
         save(compressed(load(path), rank=2), path, external=outside)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -1,0 +1,289 @@
+"""What can be compressed: the layers of a model, and its large constants."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto
+
+from onnxcompress.core import Array, Layer
+from onnxcompress.graph.files import detached
+from onnxcompress.graph.model import (
+    FLOATS,
+    Model,
+    ModelError,
+    Scope,
+    attributes_of,
+    is_linear,
+    one_line,
+    reads,
+    tensor_bytes,
+    weight_of,
+    weight_root,
+)
+
+LARGE = 1024  # entries of a constant from which it is worth compressing
+LARGEST = 1e4  # magnitude of a constant that is likely to be a weight
+ROW = 16  # entries of a constant that make a row, where its last axis is shorter
+SMALL = 64  # entries of a constant up to which several layers are likely to share it
+LARGEST_WEIGHT = 1e15  # magnitude with which float32 can compute errors
+
+
+def find_layers(
+    model: Model, only: Container[str] | None = None
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The layers that can be compressed, and for every other linear node the reason why not.
+
+    Args:
+        only: look at these nodes alone.
+    """
+    layers: dict[str, Layer] = {}
+    skipped: dict[str, str] = {}
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for key, (scope, node) in model.nodes.items():
+        if not is_linear(node) or (only is not None and key not in only):
+            continue
+        try:
+            layer = _layer(model, key, scope, node)
+        except _SkippedError as reason:
+            skipped[key] = str(reason)
+            continue
+        except ModelError:
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            skipped[key] = "its weight and its attributes do not belong together"
+            continue
+        found = alike.setdefault(_likeness(layer), [])
+        first = next((n for n in found if np.array_equal(layers[n].weight, layer.weight)), key)
+        found += [key] if first == key else []
+        layers[key] = replace(layer, weight=layers.get(first, layer).weight, shared=first)
+    for function in model.proto.functions:
+        for node in filter(is_linear, function.node):
+            key = f"{function.name}/{node.name or node.output[0]}"
+            skipped[key] = "it lies in a local function"
+    return layers, skipped
+
+
+def _likeness(layer: Layer) -> tuple[Any, ...]:
+    """What layers have in common that may share a weight."""
+    weight, left = layer.weight, layer.attributes.get("left")
+    sample = weight.ravel()[:: max(1, weight.size // SMALL)]
+    return layer.groups, left, weight.shape, weight.dtype, sample.tobytes()
+
+
+def find_constants(model: Model, layers: Mapping[str, Layer]) -> dict[str, Layer]:
+    """Large constants that are no layer's weight, by name: embeddings, recurrent weights, ...
+
+    They are seen as weights whose rows are their last axis, or a few of the last ones.
+    """
+    used = {weight_root(model, *model.nodes[name]) for name in layers}
+    used |= {scope.key(o.name) for scope in model.scopes for o in scope.graph.output}
+    taken = {*model.nodes, *layers}
+    found = {}
+    for key, tensor in model.constants.items():
+        size, rank = prod(tensor.dims), len(tensor.dims)
+        if key in used or key in taken or rank < 2 or size < LARGE or not model.consumers[key]:
+            continue
+        if tensor.data_type not in FLOATS:
+            continue
+        value = model.read(key)
+        flat = _rows(value)
+        largest = np.abs(value.astype(np.float32)).max()
+        if min(flat.shape) < 2 or not largest < LARGEST:
+            continue  # infinities and their like are masks
+        found[key] = Layer(key, "Constant", flat, None, {"shape": value.shape}, key)
+    return found
+
+
+def _rows(value: Array) -> Array:
+    """A matrix whose rows are the last axis, or so many of the last ones as make a row long."""
+    axis = value.ndim - 1
+    while axis > 1 and prod(value.shape[axis:]) < ROW:
+        axis -= 1
+    return np.ascontiguousarray(value.reshape(prod(value.shape[:axis]), -1))
+
+
+class _SkippedError(Exception):
+    """Completes the sentence "layer X was skipped: ..."."""
+
+
+def layer_input(node: NodeProto, layer: Layer) -> str:
+    """The name of the tensor that a layer multiplies with its weight."""
+    return node.input[1 if layer.attributes.get("left") else 0]
+
+
+def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
+    tensor, root = weight_of(model, scope, node), weight_root(model, scope, node)
+    if not model.fixed(tensor):
+        raise _SkippedError("its weight is computed while the model runs")
+    if {*map(scope.key, node.input[:2])} <= model.quantized:
+        raise _SkippedError("it computes in 8 bits: its input and its weight are quantized")
+    try:
+        weight, attributes = model.read(tensor), attributes_of(node)
+    except ModelError:
+        raise
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        raise _SkippedError(f"its weight cannot be computed: {one_line(error)}") from None
+    if onnx.helper.np_dtype_to_tensor_dtype(weight.dtype) not in FLOATS:
+        raise _SkippedError(f"its weight is of type {weight.dtype.name}")
+    if not weight.size or not np.isfinite(weight.astype(np.float32)).all():
+        raise _SkippedError("its weight is empty or not finite")
+    if float(np.abs(weight).max()) > LARGEST_WEIGHT:  # which float16 does not hold
+        raise _SkippedError("its weight is so large that squares of it overflow")
+    if root in model.tied:
+        raise _SkippedError(f"other nodes read its weight too: see the constant {root}")
+    flat = node.op_type in ("Gemm", "MatMul")
+    if weight.ndim != 2 if flat else weight.ndim < 3:
+        wanted = "2" if flat else "3 or more"
+        raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of {wanted}")
+    stored = min(weight.nbytes, tensor_bytes(model.constants[root]))
+    if node.op_type == "MatMul":
+        if tensor == scope.key(node.input[0]) and not model.fixed(scope.key(node.input[1])):
+            return Layer(key, "MatMul", weight, attributes={"left": 1}, stored=stored)
+        return Layer(key, "MatMul", np.ascontiguousarray(weight.T), stored=stored)
+    bias = bias_of(model, scope, node, weight)
+    if node.op_type == "Gemm":
+        weight = weight if attributes.get("transB") else weight.T
+        alpha = attributes.get("alpha", 1.0)
+        weight = np.ascontiguousarray(weight * np.asarray(alpha, weight.dtype))
+        kept = {"transA": attributes.get("transA", 0), "beta": attributes.get("beta", 1.0)}
+        return Layer(key, "Gemm", weight, bias, kept, stored=stored)
+    if node.op_type == "ConvTranspose":
+        groups = attributes.get("group", 1)
+        inputs, out, *kernel = weight.shape
+        split = weight.reshape(groups, inputs // groups, out, *kernel).swapaxes(1, 2)
+        weight = np.ascontiguousarray(split.reshape(-1, inputs // groups, *kernel))
+    kept = {name: value for name, value in attributes.items() if name != "kernel_shape"}
+    return Layer(key, node.op_type, weight, bias, kept, stored=stored)
+
+
+def is_overridable(model: Model, key: str) -> bool:
+    """Whether a caller may give a tensor instead of the initializer."""
+    given = any(key == value.name for value in model.graph.input)
+    return given and model.proto.ir_version >= 4
+
+
+def emptied_inputs(before: Model, after: Model) -> list[str]:
+    """Inputs with a default in the one model that nothing reads any more in the other."""
+    empty = {name for name, tensor in after.initializers.items() if not prod(tensor.dims)}
+    given = [value.name for value in before.graph.input]
+    return [name for name in given if name in empty and prod(before.initializers[name].dims)]
+
+
+def bias_of(model: Model, scope: Scope, node: NodeProto, weight: Array) -> Any:
+    """The constant bias as ``(out,)``, the name of one that is no constant, or None.
+
+    One that a caller may override is none, unless the weight is such a one too.
+    """
+    if len(node.input) < 3 or not node.input[2]:
+        return None
+    key, attributes = scope.key(node.input[2]), attributes_of(node)
+    free = is_overridable(model, key) and not is_overridable(model, weight_root(model, scope, node))
+    if not model.fixed(key) or free:
+        return node.input[2]
+    bias = model.read(key)
+    if node.op_type != "Gemm":
+        return bias
+    out = weight.shape[0 if attributes.get("transB") else 1]
+    if bias.shape not in ((), (1,), (out,), (1, 1), (1, out)):
+        return node.input[2]
+    beta = np.asarray(attributes.get("beta", 1.0), bias.dtype)
+    return np.ascontiguousarray(np.broadcast_to(bias.reshape(-1) * beta, (out,)))
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """A node in plain Python.
+
+    Attributes:
+        op_type: with the domain before it where that is not ONNX's own.
+        inputs: names; an empty one stands for an input that is left out.
+        attributes: tensors as arrays, types as numpy names them; bodies are left out.
+    """
+
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+
+
+def operations(model: Model) -> list[Operation]:
+    """The nodes of the main graph, in order."""
+    return [
+        Operation(
+            node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
+            tuple(node.input),
+            tuple(node.output),
+            {key: _plain(model, key, value) for key, value in attributes_of(node).items()},
+        )
+        for node in model.graph.node
+    ]
+
+
+def _plain(model: Model, key: str, value: Any) -> Any:
+    if key == "to":
+        return onnx.helper.tensor_dtype_to_np_dtype(value).name
+    if isinstance(value, TensorProto):
+        return model.value(value)
+    return None if isinstance(value, onnx.GraphProto) else value
+
+
+def linear_inputs(model: Model, key: str) -> list[str]:
+    """The names of what a linear node reads and no constant gives."""
+    scope, node = model.nodes[key]
+    return [name for name in node.input if name and not model.fixed(scope.key(name))]
+
+
+def linear_nodes(model: Model) -> dict[str, NodeProto]:
+    """The Conv, ConvTranspose, Gemm and MatMul nodes of the main graph that run every time.
+
+    Those that compute with nothing but constants run once, when the model is loaded.
+    """
+    found, folded = {}, set(model.constants)
+    for key, node in zip(model.keys, model.graph.node, strict=True):
+        if node.domain in ("", "ai.onnx") and reads(node) and reads(node) <= folded:
+            folded.update(node.output)
+        elif is_linear(node):
+            found[key] = node
+    return found
+
+
+def inner_nodes(model: Model) -> dict[str, tuple[NodeProto, list[str]]]:
+    """The same of the bodies of nodes, each with the keys of what it reads and makes."""
+    return {
+        key: (node, [*map(scope.key, (*node.input[:2], node.output[0]))])
+        for key, (scope, node) in model.nodes.items()
+        if scope.outer is not None and is_linear(node)
+    }
+
+
+def inner_shapes(model: Model, inputs: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors in the bodies of nodes, by key, as far as onnx can infer them.
+
+    Args:
+        inputs: name -> shape.
+    """
+    if len(model.scopes) == 1:
+        return {}
+    stub = onnx.ModelProto()
+    stub.ParseFromString(detached(model)[0])
+    for value in stub.graph.input:
+        if value.name in inputs:
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, inputs[value.name]))
+    try:
+        inferred = Model(onnx.shape_inference.infer_shapes(stub, data_prop=True))
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        return {}
+    shapes = {key: tuple(tensor.dims) for key, tensor in model.constants.items()}
+    for scope in inferred.scopes:
+        for value in (*scope.graph.input, *scope.graph.value_info, *scope.graph.output):
+            dims = value.type.tensor_type.shape.dim
+            if value.type.tensor_type.HasField("shape") and all(d.dim_value for d in dims):
+                shapes[scope.path + value.name] = tuple(d.dim_value for d in dims)
+    return shapes

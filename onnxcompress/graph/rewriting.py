@@ -1,0 +1,295 @@
+"""Compressed weights in place of layers.
+
+The ModelProto is the truth: nodes are replaced or inserted in a copy of it, and every other byte
+stays.  onnx-graphsurgeon builds the fragments; its round trip loses metadata, so it never becomes
+the output.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import NodeProto
+
+from onnxcompress.core import Array, CompressedWeight, Layer
+from onnxcompress.graph.layers import SMALL, find_constants, find_layers
+from onnxcompress.graph.model import (
+    Model,
+    Scope,
+    add_constant,
+    drop_nodes,
+    keep_only,
+    one_line,
+    unique_name,
+    walk,
+    weight_root,
+)
+
+HEADER = 16  # bytes of a tensor besides its name and its values, about
+
+
+def rewrite(
+    model: Model,
+    weights: Mapping[str, CompressedWeight],
+    biases: Mapping[str, Array] | None = None,
+    failed: dict[str, str] | None = None,
+) -> Model:
+    """A copy in which every named layer is replaced by the subgraph of its compressed weight.
+
+    Args:
+        weights: layer name -> what to emit; layers that share a weight share the stored arrays.
+        biases: layer name -> a new bias ``(out,)``.
+        failed: filled with layer -> reason for layers that could not be replaced and stay as
+            they are; without it the first failure is raised.
+    """
+    layers, _ = find_layers(model, weights)
+    constants = {n: w for n, w in weights.items() if n in model.constants and n not in layers}
+    _check_names(model, set(weights) - set(constants))
+    result = model.copy()
+    store = _Constants(result)
+    decoders = _restored(result, constants, store, failed)
+    fragments: dict[str, list[NodeProto]] = {}
+    freed = set(store.replaced)
+    for key, layer in layers.items():
+        scope, node = model.nodes[key]
+        bias = (biases or {}).get(key, layer.bias)
+        if isinstance(bias, Array):
+            bias = bias.astype(layer.weight.dtype)
+        try:
+            made = _fragment(
+                node, _prefix(scope, key), replace(layer, bias=bias), weights[key], store
+            )
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[key] = f"it could not be rewritten: {one_line(error)}"
+            continue
+        if scope.outer is not None:  # what decodes the weight runs once, outside
+            outside, made = _split(made, store)
+            decoders += outside
+        fragments[key] = made
+        freed.update(map(scope.key, node.input))
+    store.commit([*decoders, *(node for made in fragments.values() for node in made)])
+    _insert(replace(result), fragments, decoders)
+    drop_nodes(replace(result), freed, store.replaced)
+    return replace(result)
+
+
+def _insert(
+    model: Model, fragments: Mapping[str, list[NodeProto]], first: Sequence[NodeProto]
+) -> None:
+    """Put nodes in the place of others, and some before all of the main graph, in place."""
+    changed = {id(model.nodes[key][0].graph) for key in fragments}
+    for scope in reversed(model.scopes):  # a body before the graph that it lies in
+        nodes = [] if scope.outer else [*first]
+        if id(scope.graph) not in changed and not nodes:
+            continue
+        for key, node in zip(scope.node_keys, scope.graph.node, strict=True):
+            nodes += fragments.get(key, [node])
+        copies = [_copied(node) for node in nodes]
+        del scope.graph.node[:]
+        scope.graph.node.extend(copies)
+
+
+def _prefix(scope: Scope, key: str) -> str:
+    """What new names begin with; none is mistaken for a key of something in a body."""
+    return key.replace("/", ".") if scope.outer else key
+
+
+def _split(
+    nodes: Sequence[NodeProto], store: _Constants
+) -> tuple[list[NodeProto], list[NodeProto]]:
+    """Those that compute with nothing but constants, and the others."""
+    known, constant, others = set(store.arrays), [], []
+    for node in nodes:
+        if known.issuperset(node.input):
+            known.update(node.output)
+            constant.append(node)
+        else:
+            others.append(node)
+    return constant, others
+
+
+def _restored(
+    model: Model,
+    weights: Mapping[str, CompressedWeight],
+    store: _Constants,
+    failed: dict[str, str] | None,
+) -> list[NodeProto]:
+    """Nodes of the main graph that compute the named constants instead."""
+    nodes: list[NodeProto] = []
+    found = find_constants(model, {}) if weights else {}
+    for key, weight in weights.items():
+        scope = next(s for s in reversed(model.scopes) if key in map(s.path.__add__, s.names))
+        name = key.removeprefix(scope.path)
+        output = store.unique(name) if scope.outer else name
+        try:
+            made = _fragment(NodeProto(output=[output]), key, found[key], weight, store)
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[key] = f"it could not be rewritten: {one_line(error)}"
+            continue
+        if output != name:
+            for node in walk(scope.graph):
+                node.input[:] = [output if read == name else read for read in node.input]
+        nodes += made
+        store.replaced.add(key)
+    return nodes
+
+
+def _is_wide(array: Array) -> bool:
+    """Whether an array is of a type for which float32 twins exist."""
+    return array.dtype == np.float64 or array.dtype.name == "bfloat16"
+
+
+def _check_names(model: Model, names: Iterable[str]) -> None:
+    unknown = set(names) - model.nodes.keys()
+    if unknown:
+        raise KeyError(f"the model has no layer {min(unknown)!r}")
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    copied = NodeProto()
+    copied.CopyFrom(node)
+    return copied
+
+
+def _fragment(
+    node: NodeProto, key: str, layer: Layer, weight: CompressedWeight, store: _Constants
+) -> list[NodeProto]:
+    """The nodes that replace a node; the last one keeps its name, output and metadata."""
+    if layer.weight.dtype == np.float32 and any(map(_is_wide, weight.arrays())):
+        weight = weight.astype(np.float32)  # the model is a twin of one in that type
+    op = Emitter(key, store)
+    left = layer.op_type == "MatMul" and layer.attributes.get("left")
+    x = gs.Variable(node.input[1 if left else 0]) if node.input else None
+    y = weight.emit(op, x, layer)
+    y.name = node.output[0]
+    graph = gs.Graph(nodes=op.nodes, inputs=[x] if x else [], outputs=[y], opset=store.opset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nodes = list(gs.export_onnx(graph, do_type_check=False).graph.node)
+    for made in nodes:
+        if made.op_type == "Gemm" and len(made.input) == 2 and store.opset < 11:
+            made.input.append(store.add(np.zeros(1, layer.weight.dtype), ""))  # not optional there
+        if made.op_type == "Slice" and store.opset < 10:  # its ranges are attributes there
+            _attribute_slice(made, store)
+    last = nodes[-1]
+    last.name = node.name
+    last.doc_string = node.doc_string
+    last.metadata_props.extend(node.metadata_props)
+    for configuration in getattr(node, "device_configurations", ()):  # since onnx 1.18
+        last.device_configurations.append(configuration)
+        known = (*last.input, *last.output)
+        specs = last.device_configurations[-1].sharding_spec
+        keep_only(specs, lambda spec, known=known: spec.tensor_name in known)
+    return nodes
+
+
+def _attribute_slice(node: NodeProto, store: _Constants) -> None:
+    """A Slice of constant ranges as it was before opset 10."""
+    for key, name in zip(("starts", "ends", "axes"), node.input[1:], strict=False):
+        node.attribute.append(onnx.helper.make_attribute(key, store.arrays[name].tolist()))
+    del node.input[1:]
+
+
+def overhead(model: Model, layer: Layer, weight: CompressedWeight) -> int:
+    """Bytes of nodes and headers by which the file grows for a layer, stored arrays apart."""
+    place = model.nodes.get(layer.name)
+    node = place[1] if place else NodeProto(output=[layer.name])
+    store = _Constants(model)
+    prefix = _prefix(place[0], layer.name) if place else layer.name
+    made = _fragment(node, prefix, layer, weight, store)
+    given = sum(HEADER + len(name) for name, a in store.arrays.items() if a.size > SMALL)
+    tensor = weight_root(model, *place) if place else layer.name
+    freed = HEADER + len(tensor) + node.ByteSize()
+    return sum(n.ByteSize() + 3 for n in made) + given - freed
+
+
+class Emitter:
+    """Adds nodes to a fragment; every ONNX operator is a method: ``y = op.Conv(x, weight)``.
+
+    Arrays become initializers, shared by value: an array emitted twice is stored once.
+    """
+
+    def __init__(self, prefix: str, store: _Constants) -> None:
+        self.nodes: list[gs.Node] = []
+        self._constant: dict[str, gs.Variable] = {}
+        self._prefix = prefix
+        self._store = store
+
+    def __getattr__(self, op_type: str) -> Callable[..., gs.Variable]:
+        def emit(*inputs: gs.Tensor | Array | str, **attributes: object) -> gs.Variable:
+            constant = all(isinstance(x, Array) or self._folds(x) for x in inputs)
+            tensors: list[Any] = [self._tensor(x, constant) for x in inputs]
+            name = self._store.unique("" if constant else f"{self._prefix}/{op_type}")
+            output = gs.Variable(name if constant else f"{name}_out")
+            if constant:  # it folds away when the model is loaded: no name needs to be read
+                self._constant[output.name] = output
+                name = ""
+            kind: Any = attributes.get("to", 0)
+            if not isinstance(kind, int):  # a type as numpy names it
+                attributes["to"] = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+            self.nodes.append(gs.Node(op_type, name, attributes, tensors, [output]))
+            return output
+
+        return emit
+
+    def _folds(self, x: Any) -> bool:
+        return not isinstance(x, str) and x.name in self._constant
+
+    def _tensor(self, x: gs.Tensor | Array | str, folds: bool) -> gs.Tensor:
+        if isinstance(x, gs.Tensor):
+            return x
+        if isinstance(x, str):
+            return gs.Variable(x)
+        name = self._store.add(x, "" if folds else f"{self._prefix}/weight")
+        return self._constant.setdefault(name, gs.Variable(name))
+
+
+class _Constants:
+    """New initializers of a model, each array once, under names that nothing else has."""
+
+    def __init__(self, model: Model) -> None:
+        self.opset = model.opset
+        self._model = model
+        self._taken = set(model.names)
+        self._known: dict[tuple[Any, ...], list[str]] = {}
+        self.arrays: dict[str, Array] = {}
+        self.replaced: set[str] = set()  # keys of constants that nodes compute instead
+        self._count = 0
+
+    def unique(self, base: str) -> str:
+        """A name that nothing else has: a short one where nothing is to be said."""
+        while not base:
+            self._count += 1
+            if f"~{self._count:x}" not in self._taken:
+                base = f"~{self._count:x}"
+        name = unique_name(base, self._taken)
+        self._taken.add(name)
+        return name
+
+    def add(self, array: Array, base: str) -> str:
+        small = array.size <= SMALL
+        alike = (array.flat[:64].tobytes(), array.dtype, array.shape)
+        known = self._known.setdefault(alike, [])
+        for name in known:
+            if small or np.array_equal(self.arrays[name], array):
+                return name
+        known.append(self.unique("" if small else base))
+        self.arrays[known[-1]] = array
+        return known[-1]
+
+    def commit(self, nodes: Iterable[NodeProto]) -> None:
+        """Store what these nodes read; a fragment that failed half way leaves nothing."""
+        used = {name for node in nodes for name in node.input}
+        for name, array in self.arrays.items():
+            if name in used:
+                add_constant(self._model, name, array)
