@@ -11,8 +11,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, copy_context
+from threading import Lock
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -86,8 +87,28 @@ def helped(jobs: int) -> Iterator[None]:
             _pool.reset(before)
 
 
-@contextmanager
-def one_thread_each() -> Iterator[None]:
+class _Limit:
+    """BLAS on one thread for as long as anybody needs it: runs in several threads may overlap."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._limits = Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._limits = self._limits or threadpool_limits(1)
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users and self._limits:
+                self._limits.restore_original_limits()
+                self._limits = None
+
+
+_limit = _Limit()
+
+
+def one_thread_each() -> AbstractContextManager[None]:
     """Keep BLAS to one thread a task, so that results do not depend on the machine's cores."""
-    with threadpool_limits(1):
-        yield
+    return _limit
