@@ -54,6 +54,8 @@ def load(path: str | os.PathLike[str], extensions: Sequence[str] = ()) -> Model:
         proto.ParseFromString(_read(path, LARGEST_FILE))
     except DecodeError:
         raise ModelError(f"{path} is truncated or not an ONNX model") from None
+    except UnicodeDecodeError:  # by protobuf's Python implementation; others give bytes
+        raise ModelError(f"{path} is not a valid ONNX model: a name in it is no text") from None
     model = Model(proto, path.absolute().parent, tuple(map(str, extensions)))
     try:
         if not proto.graph.node and not proto.graph.input:
@@ -301,7 +303,7 @@ def _own_data(path: Path) -> set[Path]:
     if not any(name.fullmatch(file) for file in os.listdir(path.parent)):
         return set()
     old = Model(onnx.ModelProto(), path.parent)
-    with suppress(DecodeError, ModelError):
+    with suppress(DecodeError, UnicodeDecodeError, ModelError):
         old.proto.ParseFromString(_read(path, LARGEST_FILE))
     return {file for file in old.data_files if name.fullmatch(_name(file, path.parent))}
 
