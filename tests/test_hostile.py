@@ -136,8 +136,11 @@ def test_more_memory_than_the_machine_has_is_one_line(folder):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_whatever_tells_it_to_stop_stops_both_processes(folder, number):
-    restored = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}
-    child = started(folder, ANNOUNCED, **restored)
+    def restore():  # what a shell ignores in its background
+        for each in (signal.SIGINT, number):
+            signal.signal(each, signal.SIG_DFL)
+
+    child = started(folder, ANNOUNCED, preexec_fn=restore)
     worker = int(child.stderr.readline().split()[1])
     child.send_signal(number)
     _, err = child.communicate(timeout=30)
