@@ -616,13 +616,10 @@ def _offered(
     model: Model, default: list[Method], rules: Rules | None, target: Target | None
 ) -> list[Method] | Callable[[Layer], Sequence[Method]]:
     """The methods for all layers, or for each one by the rules of a configuration."""
-    from onnxcompress.graph import find_constants, find_layers
-
     if rules is None or not (rules.layers or rules.op_types):
         return default
     _check_patterns(model, [*rules.layers])
-    layers, _ = find_layers(model)
-    kinds = {layer.op_type for layer in (layers | find_constants(model, layers)).values()}
+    kinds = {layer.op_type for layer in _every_layer(model)[0].values()}
     for op_type in rules.op_types.keys() - kinds:
         raise click.UsageError(f"no layer is a {op_type}; there are {_some(sorted(kinds))}")
     every = (*rules.layers.values(), *rules.op_types.values())
@@ -663,16 +660,22 @@ def _chosen(model: Model, only: Sequence[str], skip: Sequence[str]) -> Callable[
 def _check_patterns(model: Model, patterns: Sequence[str]) -> None:
     """A pattern that matches no layer is an error."""
     from onnxcompress.config import matches
-    from onnxcompress.graph import find_constants, find_layers, inline_functions
 
-    model = inline_functions(model)
-    layers, skipped = find_layers(model)
-    names = [*layers, *skipped, *find_constants(model, layers)]
+    names = [name for found in _every_layer(model) for name in found]
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
             near = get_close_matches(pattern, names, 3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_some(names)}"
             raise click.UsageError(f"no layer matches {pattern!r}; {hint}")
+
+
+def _every_layer(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Layers and constants, those in local functions too, and why others are skipped."""
+    from onnxcompress.graph import find_constants, find_layers, inline_functions
+
+    model = inline_functions(model)
+    layers, skipped = find_layers(model)
+    return layers | find_constants(model, layers), skipped
 
 
 def _some(names: Sequence[str]) -> str:

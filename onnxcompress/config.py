@@ -21,10 +21,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from onnxcompress.preprocess import nearest
+from onnxcompress.preprocess import nearest, read_yaml
 
 
 class ConfigError(ValueError):
@@ -70,14 +69,10 @@ def read(path: Path, known: Iterable[str]) -> tuple[dict[str, Any], Rules]:
         known: names of options.
 
     Raises:
-        ConfigError: no such file, no YAML, an unknown key, or a rule that is none.
+        DataError: no such file, or no YAML.
+        ConfigError: an unknown key, or a rule that is none.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} must hold options such as 'ratio: 8'")
+    found = read_yaml(path, "a configuration", "options such as 'ratio: 8'")
     known = list(known)
     options = {str(key): value for key, value in found.items() if key not in Rules.model_fields}
     for key in options:

@@ -237,15 +237,34 @@ def load_preprocessing(source: str | Path | Preprocessing) -> Preprocessing:
         raise DataError(
             f"no preprocessing is called {str(source)!r}{nearest(str(source), PRESETS)}"
         )
+    settings = read_yaml(path, "a preprocessing file", "settings such as 'scale: 255'")
+    return _validated(path, settings)
+
+
+def read_yaml(path: Path, what: str, content: str) -> dict[Any, Any]:
+    """What a small file of YAML holds.
+
+    Parameters
+    ----------
+    what, content : str
+        What the file is to be, and what it is to hold, for the messages.
+
+    Raises
+    ------
+    DataError
+        No such file, too large a one, no valid YAML, or nothing with keys.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is no file, so it cannot be {what}")
     if path.stat().st_size > LARGEST_YAML:
-        raise DataError(f"{path} is too large for a preprocessing file")
+        raise DataError(f"{path} is too large for {what}")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise DataError(f"{path} is no readable YAML: {one_line(error)}") from error
-    if not isinstance(settings, dict):
-        raise DataError(f"{path} must hold settings such as 'scale: 255'")
-    return _validated(path, settings)
+    if not isinstance(found, dict):
+        raise DataError(f"{path} must hold {content}")
+    return found
 
 
 def _validated(path: Path, settings: dict[Any, Any]) -> Preprocessing:

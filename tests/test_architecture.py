@@ -17,7 +17,7 @@ OWNERS = {  # library -> the modules that know it; numpy is everywhere
     "rich": {"tables"},
     "jinja2": {"page"},
     "PIL": {"preprocess", "data"},
-    "yaml": {"config", "preprocess"},
+    "yaml": {"preprocess"},
     "pydantic": {"config", "preprocess"},
     "threadpoolctl": {"parallel"},
     "scipy": {"methods", "refit", "rounding"},

@@ -647,6 +647,8 @@ def test_a_configuration_has_options_and_rules_and_the_command_line_goes_before_
         ("- ratio", "must hold options"),
         ("a: [", "config.yaml"),
         ("a: !!python/object:os.system {}", "config.yaml"),
+        ("[" * 100_000, "config.yaml"),
+        ("#" * (1 << 21), "too large"),
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_refused_in_one_line(run, text, said):
@@ -663,3 +665,9 @@ def test_a_model_without_layers_can_be_inspected(run):
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), "none.onnx")
     code, out, _ = run("inspect none.onnx --json")
     assert code == 0 and json.loads(out)["layers"] == [] == json.loads(out)["estimates"]
+
+
+@pytest.mark.parametrize("path", [".", "/dev/zero", "absent.yaml"])
+def test_a_configuration_that_is_no_file_is_refused_at_once(run, path):
+    code, out, error = run(f"compress {{data}}/net.onnx out.onnx --config {path}")
+    assert code == 2 and not out and error.count("\n") == 1 and "is no file" in error
