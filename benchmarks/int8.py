@@ -19,8 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from rich.console import Console
 from rich.table import Table
 from zoo_data import brain, cifar10, imagenet_caffe, imagenet_lite
@@ -39,30 +37,11 @@ MODELS: dict[str, Given] = {  # samples, judge, ratio of `auto`
     "efficientnet_lite0": (imagenet_lite, (*IMAGENET, "lite224"), 4.8),
     "vgg16_brain_mri": (brain, BRAIN, 8.0),
 }
-CALIBRATED = 128  # samples for onnxruntime
 
 
-class Reader(CalibrationDataReader):
-    """Samples one by one, as onnxruntime wants them."""
-
-    def __init__(self, name: str, samples: np.ndarray) -> None:
-        self._batches: Iterator[dict[str, np.ndarray]] = (
-            {name: sample[None]} for sample in samples[:CALIBRATED]
-        )
-
-    def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return next(self._batches, None)
-
-
-def quantized(source: Path, target: Path, samples: np.ndarray) -> None:
-    prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    [value] = oc.load(source).graph.input
-    reader = Reader(value.name, samples)
-    quantize_static(
-        str(prepared), str(target), reader, quant_format=QuantFormat.QDQ, per_channel=True,
-        weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
-    )  # fmt: skip
+def quantized(source: Path, target: Path, calibration: Path) -> None:
+    script = Path(__file__).parent / "peers/ort_static.py"
+    subprocess.run([sys.executable, script, source, target, calibration], check=True)
 
 
 def compressed(source: Path, target: Path, calibration: Path, arguments: str) -> None:
@@ -85,8 +64,8 @@ def rows(zoo: Path, source: Path, given: Given, folder: Path) -> Iterator[Sequen
     files = {key: folder / f"{key}.onnx" for key in ("basis", "int8", "both", "auto")}
     makers = {
         "basis": lambda: compressed(source, files["basis"], calibration, "--macs 0.6"),
-        "int8": lambda: quantized(source, files["int8"], samples),
-        "both": lambda: quantized(files["basis"], files["both"], samples),
+        "int8": lambda: quantized(source, files["int8"], calibration),
+        "both": lambda: quantized(files["basis"], files["both"], calibration),
         "auto": lambda: compressed(source, files["auto"], calibration, f"--ratio {ratio}"),
     }
     titles = {

@@ -40,8 +40,8 @@ class Curves:
         options = {name: list(self._offered(name, c)) for name, c in self.candidates.items()}
         whole = {name: float(self._whole(name)) for name in options}
         if self.cost == "latency":
-            spent, timed = time_layers(self.job, self.candidates)
-            whole = dict.fromkeys(options, 0.0) | spent
+            before, timed = time_layers(self.job, self.candidates)
+            whole = dict.fromkeys(options, 0.0) | before
             options = {
                 name: [Option(t, self.weights[name] * c.error, c) for c, t in timed.get(name, [])]
                 for name in options
@@ -97,6 +97,11 @@ class Curves:
         """The least multiplications of the model that the options allow."""
         return self.outside + sum(min(o.work for o in found) for found in self.options.values())
 
+    def snr(self, chosen: Mapping[str, Candidate]) -> float:
+        """Of the outputs, in dB, if the errors of the layers, each measured alone, add up."""
+        errors = [self.weights[name] ** 2 * c.error for name, c in chosen.items()]
+        return decibel(1.0, float(sum(errors)))
+
     def trade_off(self, chosen: Mapping[str, Candidate]) -> TradeOff | None:
         """What all candidates allowed beside what was chosen; None where no data tells errors."""
         if self.job.fit is None:
@@ -105,8 +110,7 @@ class Curves:
         outside = whole - sum(self.whole.values())
 
         def pair(choice: Mapping[str, Option]) -> tuple[float, float]:
-            errors = [self.weights[name] ** 2 * o.candidate.error for name, o in choice.items()]
-            return outside + spent(choice), decibel(1.0, sum(errors))
+            return outside + spent(choice), self.snr({n: o.candidate for n, o in choice.items()})
 
         taken = {n: next(o for o in self.options[n] if o.candidate is c) for n, c in chosen.items()}
         fours = {

@@ -45,7 +45,6 @@ from onnxcompress.measuring import (
     untracked,
     weigh,
 )
-from onnxcompress.metrics import decibel
 from onnxcompress.parallel import cores, each, helped, one_thread_each
 from onnxcompress.refit import Fitted, refit
 from onnxcompress.report import Comparison, Epoch, Point, Refinement, Report, Row
@@ -669,11 +668,8 @@ class _Run:
         return best
 
     def _predicted(self, chosen: Mapping[str, Candidate]) -> float | None:
-        """Output SNR in dB if the errors of the layers, each measured alone, add up."""
-        if self.job.fit is None:
-            return None
-        errors = [self.curves.weights[name] ** 2 * c.error for name, c in chosen.items()]
-        return decibel(1.0, float(sum(errors)))
+        """Output SNR in dB; None without data."""
+        return None if self.job.fit is None else self.curves.snr(chosen)
 
     def _finished(self, chosen: Mapping[str, Candidate]) -> tuple[Model, Report]:
         self.predicted = self._predicted(chosen)

@@ -67,7 +67,7 @@ BELOW = {  # module -> the modules of ours that it may import
         *{"report", "runtime", "targets"},
     },
     "pipeline": {
-        *{"budget", "cache", "core", "curves", "data", "graph", "measuring", "metrics", "parallel"},
+        *{"budget", "cache", "core", "curves", "data", "graph", "measuring", "parallel"},
         *{"refit", "report", "runtime", "specs", "targets", "validation"},
     },
 }
