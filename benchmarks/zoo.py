@@ -35,6 +35,7 @@ from zoo_data import (
     imagenet_caffe,
     imagenet_lite,
     noisy,
+    noisy_patches,
 )
 
 sys.path.insert(0, str(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))
@@ -69,6 +70,11 @@ DENOISE = ("denoise", "data/set12", "--sigma", "25")
 def cifar(name: str, net: str, arguments: str, bar: str) -> Row:
     method = "" if "--method" in arguments or "--ratio" in arguments else "--method basis "
     return Row(name, f"cifar10_{net}", method + arguments, cifar10, CIFAR, bar)
+
+
+def refined(name: str, net: str, arguments: str, epochs: int, bar: str) -> Row:
+    arguments += f" --samples 5000 --refine {epochs} --augment flip,crop,mix"
+    return Row(name, f"cifar10_{net}", arguments, cifar10_all, CIFAR, bar)
 
 
 ROWS = (
@@ -142,13 +148,21 @@ ROWS = (
         BRAIN,
         "300 s, 4 GB",
     ),
+    refined("resnet20-refined", "resnet20", "--method basis --macs 0.5", 10, "90.8 %, goal 91.3"),
+    refined(
+        "resnet56-refined", "resnet56", "--method basis --macs 0.36 --ratio 2.63", 10, "92.6 %"
+    ),
+    refined("resnet56-12x-refined", "resnet56", "--ratio 12", 5, "92.4 %, goal 93.3"),
+    refined("resnet56-16x-refined", "resnet56", "--ratio 16", 5, "91.2 %, goal 92.8"),
+    refined("resnet56-binary-refined", "resnet56", "--method binary:stacks=1", 10, "89.9 %"),
+    refined("resnet56-hashed-refined", "resnet56", "--method hashed:share=16", 40, "85.4 %"),
     Row(
-        "resnet20-refined",
-        "cifar10_resnet20",
-        "--method basis --macs 0.5 --samples 5000 --refine 10 --augment flip,crop",
-        cifar10_all,
-        CIFAR,
-        "90.8 %, goal 91.3",
+        "dncnn-refined",
+        "dncnn_s25",
+        "--method basis --macs 0.4 --samples 960 --refine 10",
+        noisy_patches,
+        DENOISE,
+        "-0.15 dB",
     ),
     Row("resnet50-8x", "resnet50", "--ratio 8 --samples 64", None, (), "300 s, 4 GB"),
     Row("resnet50-0.6", "resnet50", "--method basis --macs 0.6", None, (), "90 s, 2.5 GB"),

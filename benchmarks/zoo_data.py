@@ -43,6 +43,12 @@ def noisy(zoo: Path) -> Array:
     return ((clean + noise) / 255).astype(np.float32)[:, None]
 
 
+def noisy_patches(zoo: Path) -> Array:
+    """The same in 960 pieces of 45 x 45."""
+    images = noisy(zoo)
+    return images.reshape(-1, 1, 4, 45, 4, 45).swapaxes(3, 4).reshape(-1, 1, 45, 45)
+
+
 def brain(zoo: Path) -> Array:
     """256 training scans, channels last."""
     files = sorted((zoo / "data/brain-mri/training").glob("*.jpg"))

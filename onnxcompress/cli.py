@@ -180,7 +180,9 @@ REFINE = options(
                  "It may end early where nothing gets better."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]),
                  help="Where torch computes.  [default: auto, a GPU where there is one]"),
-    click.option("--augment", metavar="flip,crop", help="Mirrored and shifted images too."),
+    click.option(
+        "--augment", metavar="flip,crop,mix", help="Images mirrored, shifted, and two in one too."
+    ),
     click.option("--train", metavar="PATH", type=PLACE, help="Labelled samples to learn from as "
                  "well, in the forms of --eval."),
 )  # fmt: skip

@@ -20,7 +20,9 @@ from onnxcompress.parallel import each
 from onnxcompress.preprocess import DataError
 from onnxcompress.runtime import Sample, Session
 
+TEMPERATURE = 4.0  # of class probabilities: at 1, those that matter are too few to learn from
 SHIFT = 4  # pixels that an image is moved by, at most
+MIXED = 0.2  # parameter of the beta distribution of an image's share in a mixture
 KEPT_BYTES = 2 << 30  # inputs up to which they are kept in memory
 
 # --------------------------------------------------------------------------------------- samples
@@ -173,18 +175,16 @@ Loss = Callable[[Sequence[Any], Sequence[Any]], Any]  # (outputs, the teacher's)
 def loss_for(reference: Sequence[Sequence[Array]]) -> Loss:
     """The loss that fits the teacher's outputs, given batch by batch.
 
-    Class scores: Kullback-Leibler divergence of the class probabilities, plus the squared error
-    of the centred logits relative to their variance.  Others: squared error relative to the
+    Class scores: T^2 times the Kullback-Leibler divergence of the class probabilities at the
+    temperature T (Hinton, Vinyals, Dean 2015, section 2).  Others: squared error relative to the
     variance.  The mean over the outputs.
     """
     kinds = []
     for outputs in zip(*reference, strict=True):
         values = [torch.from_numpy(y.astype(np.float32)) for y in outputs]
         scores = all(map(has_class_scores, outputs))
-        rows = [y.flatten(1) for y in values] if scores else []
-        probable = scores and all(map(_are_probabilities, rows))
-        seen = [_logits(y, probable) for y in rows] if scores else values
-        variance = float(torch.cat([y.flatten() for y in seen]).var(correction=0))
+        probable = scores and all(_are_probabilities(y.flatten(1)) for y in values)
+        variance = float(torch.cat([y.flatten() for y in values]).var(correction=0))
         kinds.append((scores, probable, max(variance, 1e-12)))
 
     def loss(outputs: Sequence[Any], expected: Sequence[Any]) -> Any:
@@ -193,10 +193,10 @@ def loss_for(reference: Sequence[Sequence[Array]]) -> Loss:
             if not scores:
                 parts.append((a - b).square().mean() / variance)
                 continue
-            a, b = _logits(a.flatten(1), probable), _logits(b.flatten(1), probable)
+            a, b = (_logits(y.flatten(1), probable) / TEMPERATURE for y in (a, b))
             ours, theirs = torch.log_softmax(a, 1), torch.log_softmax(b, 1)
             divergence = (theirs.exp() * (theirs - ours)).sum(1).mean()
-            parts.append(divergence + (a - b).square().mean() / variance)
+            parts.append(TEMPERATURE**2 * divergence)
         return torch.stack(parts).mean()
 
     return loss
@@ -279,11 +279,11 @@ def _logits(scores: Any, probable: bool) -> Any:
 # ---------------------------------------------------------------------------------- augmentation
 
 
-AUGMENTATIONS = ("flip", "crop")
+AUGMENTATIONS = ("flip", "crop", "mix")
 
 
 def augmentation(wanted: Collection[str]) -> Callable[[Sample, np.random.Generator], Sample]:
-    """A function that mirrors and shifts the images of a batch, as far as that is wanted."""
+    """A function that mirrors, shifts and mixes the images of a batch, as far as is wanted."""
 
     def augmented(sample: Sample, rng: np.random.Generator) -> Sample:
         return {
@@ -299,7 +299,10 @@ def _is_images(array: Array) -> bool:
 
 
 def _moved(images: Array, wanted: Collection[str], rng: np.random.Generator) -> Array:
-    """Images ``(N, C, H, W)``, each mirrored or not, and shifted; zeros move in."""
+    """Images ``(N, C, H, W)``, each mirrored or not, shifted with zeros moving in, and mixed.
+
+    A mixture is of two images (Zhang et al. 2018); the teacher says what it is.
+    """
     result = images.copy()
     if "flip" in wanted:
         mirrored = rng.random(len(images)) < 0.5
@@ -311,4 +314,7 @@ def _moved(images: Array, wanted: Collection[str], rng: np.random.Generator) -> 
             result, wide, rng.integers(0, 2 * SHIFT + 1, (len(images), 2)), strict=True
         ):
             image[:] = source[:, i : i + height, j : j + width]
+    if "mix" in wanted:
+        share = rng.beta(MIXED, MIXED, (len(images), 1, 1, 1)).astype(images.dtype)
+        result = share * result + (1 - share) * result[rng.permutation(len(images))]
     return result

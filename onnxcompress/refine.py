@@ -12,6 +12,10 @@ then only those codes change whose gradient keeps its sign.  Other integers stay
 
 Both models have the activations between layers in common; some of them are *hints* (Romero et al.
 2015), compared as the outputs are: a few samples say far more that way.
+
+Weights that a linear node reads as they are stored take Muon's steps (Jordan et al. 2024): the
+momentum's nearest orthogonal matrix, which moves weak directions of a factor as far as strong ones.
+Adam needs about twice the epochs.  All others, scales and shared values, take Adam's.
 """
 
 # pyright: reportMissingImports=false
@@ -57,15 +61,17 @@ except ModuleNotFoundError as missing:
     Latents = lookups = absent
     TorchGraph = tensor = unsupported = absent
 
-BATCH = 64  # samples a step, at most
+BATCH = 32  # samples a step, at most
 STEPS = 8  # an epoch where there are enough samples for so many
-RATES = (1e-4, 5e-4, 2e-3, 1e-2)  # tried; a step is so large a share of a tensor's own size
-TRIAL_STEPS = (24, 96)  # with each of them, at least and at most,
-TRIAL_SHARE = 8  # and one of so many that follow: short trials favour short steps
+RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)  # steps, as shares of a tensor's own size
+TRIAL_STEPS = (24, 96)  # tried with each of them, at least and at most,
+TRIAL_SHARE = 8  # and one of so many that follow;
+TOLERATED = 1.1  # more loss than the least: short trials favour short steps, training longer ones
 WARM_UP = 0.05  # of all steps
 ALONE = 0.5  # of the epochs, in which codes stay as they are
 TRAVEL = 0.5  # half-distances between rows that a latent goes, at most, in those that follow,
 LEAP = 0.1  # and in one step
+MUON = 0.2  # root mean square of its steps at rate 1
 CLIP = 1.0  # largest norm of the gradient
 PATIENCE = 3  # epochs no better than one before after which it is over, or a third of all
 LARGEST = 1e4  # magnitude of a constant that is trained; greater ones are masks
@@ -80,6 +86,7 @@ FIXED = {  # operator -> inputs that are settings or statistics, not weights
     "Resize": (1, 2),
     "Upsample": (1,),
 }
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SINGLE = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # where even a single number is a weight
 
 
@@ -117,7 +124,8 @@ def refine(
             is close to it already, labels lead away and change little.
         device: as torch names it; ``auto`` is a GPU where there is one.
         rate: length of a step relative to the size of what is trained; None to try some.
-        augment: ``flip``, ``crop`` or both with a comma: mirrored and shifted images.
+        augment: any of ``flip``, ``crop`` and ``mix`` with commas: images mirrored, shifted, and
+            two in one.
         hints: activations inside the models that are compared too, at most.
         cache: a folder that keeps every epoch: a run that was interrupted goes on from there.
 
@@ -212,10 +220,22 @@ def trainable(model: Model) -> list[str]:
     return found
 
 
+def weights(model: Model) -> set[str]:
+    """The constants that linear nodes multiply by as they are stored: ``(out, ...)`` and alike."""
+    return {
+        name
+        for operation in operations(model)
+        for place, name in enumerate(operation.inputs[:2])
+        if operation.op_type in LINEAR and name in model.constants
+        if place or operation.op_type == "MatMul"
+        if len(model.constants[name].dims) > 1
+    }
+
+
 class _Parameters:
     """Masters in float32 of a model's constants, and latents of its codes.
 
-    Adam's steps have the same length for all entries: each tensor is divided by its root mean
+    The optimizers' steps are equally long for all tensors: each one is divided by its root mean
     square, so that a step is a share of it, and latents by half the distance between rows.
 
     Args:
@@ -242,20 +262,23 @@ class _Parameters:
         self._sizes |= {name: latents.reach for name, latents in self._latents.items()}
         self._start = {name: tensor(v, device) for name, v in self._values.items()}
         self._start |= {name: latents.start for name, latents in self._latents.items()}
+        self._matrices = weights(model) & self._values.keys()
         self.free: dict[str, Any] = {}
         self.reset()
 
     def reset(self) -> None:
         """Back to the values that the model came with."""
         self.free = {
-            name: (value / self._sizes[name]).requires_grad_()
+            name: (self._flat(name, value) / self._sizes[name]).requires_grad_()
             for name, value in self._start.items()
         }
 
-    def parts(self) -> tuple[list[Any], list[Any]]:
-        """Floats and latents: these have steps of their own."""
-        latents = [self.free[name] for name in self._latents]
-        return [self.free[name] for name in self._values], latents
+    def parts(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """Matrices, other floats, and latents: each kind has steps of its own."""
+        floats = {name: self.free[name] for name in self._values}
+        matrices = [value for name, value in floats.items() if name in self._matrices]
+        others = [value for name, value in floats.items() if name not in self._matrices]
+        return matrices, others, [self.free[name] for name in self._latents]
 
     def state(self) -> dict[str, Any]:
         """A copy of what is trained."""
@@ -300,7 +323,10 @@ class _Parameters:
         return found
 
     def _master(self, name: str) -> Any:
-        return self.free[name] * self._sizes[name]
+        return (self.free[name] * self._sizes[name]).reshape(self._start[name].shape)
+
+    def _flat(self, name: str, value: Any) -> Any:
+        return value.flatten(1) if name in self._matrices else value
 
 
 def _size(value: Array) -> float:
@@ -500,7 +526,8 @@ class _Run:
         if state is None:
             return None
         self._restart(state["free"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         return state["rate"], [Epoch(*row) for row in state["rows"]], state["best"]
 
     def _keep(
@@ -511,7 +538,7 @@ class _Run:
             rows=[astuple(row) for row in rows],
             best=best,
             free=self.parameters.state(),
-            optimizer=self.optimizer.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
         )
 
     def _restart(self, state: Mapping[str, Any] | None = None) -> None:
@@ -520,21 +547,29 @@ class _Run:
             self.parameters.reset()
         else:
             self.parameters.restore(state)
-        self.optimizer = torch.optim.Adam([{"params": part} for part in self.parameters.parts()])
+        matrices, others, latents = ({"params": part} for part in self.parameters.parts())
+        self.optimizers = (
+            torch.optim.Muon([matrices], weight_decay=0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.Adam([others, latents]),
+        )
 
     def _best_rate(self, steps: int) -> float:
-        """The rate with which a few steps, on the same batches, lead to the least loss.
+        """The greatest rate with which a few steps, on the same batches, do no harm.
 
-        Not the held-out one: it says less in few steps, and every epoch is judged by it anyway.
+        By the training loss: the held-out one says less in few steps, and judges every epoch.
         """
-        found, few = {}, int(np.clip(steps // TRIAL_SHARE, *TRIAL_STEPS))
+        found, most = {}, np.inf
+        few = int(np.clip(steps // TRIAL_SHARE, *TRIAL_STEPS))
         for rate in RATES:
             self._restart()
             epochs = (self._epoch(epoch, rate, few, few) for epoch in count(1))
             losses = list(islice(chain.from_iterable(epochs), few))
             loss = float(np.mean(losses[-few // 3 :]))
             found[rate] = loss if np.isfinite(loss) else np.inf
-        return min(RATES, key=lambda rate: found[rate])
+            most = TOLERATED * min(found.values())
+            if found[rate] > most:
+                break
+        return max(rate for rate, loss in found.items() if loss <= most)
 
     def _epoch(self, epoch: int, rate: float, steps: int, alone: int) -> Iterator[float]:
         """Train; the loss of every step.
@@ -550,10 +585,7 @@ class _Run:
         labelled = None if self.labelled is None else self.labelled.batches(order.spawn(1)[0])
         first = (epoch - 1) * self.training.steps
         for step, (sample, expected) in enumerate(self._batches(order), first):
-            floats, latents = self.optimizer.param_groups
-            floats["lr"] = rate * _share(step, steps)
-            latents["lr"] = _leap(step - alone, steps - alone)
-            self.optimizer.zero_grad()
+            self._pace(rate * _share(step, steps), _leap(step - alone, steps - alone))
             loss = self._training_loss(self._outputs(sample), expected)
             loss.backward()
             total = float(loss.detach())
@@ -563,11 +595,20 @@ class _Run:
                 loss = self.label_loss(outputs, tensor(labels, self.device))
                 loss.backward()
                 total += float(loss.detach())
-            for group in self.optimizer.param_groups:
-                torch.nn.utils.clip_grad_norm_(group["params"], CLIP)
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    torch.nn.utils.clip_grad_norm_(group["params"], CLIP)
+                optimizer.step()
             self.parameters.bound()
             yield total
+
+    def _pace(self, floats: float, latents: float) -> None:
+        """How long the next step is, and no gradients yet."""
+        muon, adam = self.optimizers
+        muon.param_groups[0]["lr"] = floats / MUON
+        adam.param_groups[0]["lr"], adam.param_groups[1]["lr"] = floats, latents
+        muon.zero_grad()
+        adam.zero_grad()
 
     def _batches(self, order: np.random.Generator) -> Iterator[tuple[Sample, Sequence[Any]]]:
         """Those of one epoch, with what the teacher says to them."""

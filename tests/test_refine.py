@@ -315,6 +315,28 @@ def test_augmented_images_are_mirrored_and_shifted(distillation, rng):
     assert {place[0] for place in seen} == {False, True}
 
 
+def test_mixed_images_are_two_of_the_batch_in_shares_of_one(distillation, rng):
+    pictures = np.zeros((64, 64, 12, 12), np.float32)
+    pictures[np.arange(64), np.arange(64)] = 1  # the channel says which image it was
+    [found] = distillation.augmentation(["mix"])({"x": pictures}, rng).values()
+    shares = found[..., 0, 0]
+    np.testing.assert_allclose(found, np.broadcast_to(shares[..., None, None], found.shape))
+    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
+    assert set((shares > 0).sum(1)) == {1, 2}
+    assert found.dtype == np.float32
+
+
+def test_linear_weights_take_orthogonal_steps_and_all_others_those_of_adam(torch, rng):
+    """One step of Muon turns a matrix by equal amounts in all directions."""
+    small = compressed(network(rng))
+    run = module._Parameters(small, trainable(small), [], 0, "cpu")
+    matrices, others, _ = run.parts()
+    assert {value.ndim for value in matrices} == {2}
+    assert {value.ndim for value in others} == {1}
+    stored = {name for name in trainable(small) if small.read(name).ndim > 1}
+    assert module.weights(small) == stored
+
+
 def test_weights_are_told_from_settings():
     """Scalars, bounds, statistics, masks and integers are no weights; a single bias is."""
     node = helper.make_node
