@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class Taught:
     Attributes:
         size: samples in a batch.
         outputs: of the teacher, those that are floating-point: for all samples, or for each batch
-            where outputs do not go by samples.
+            where outputs do not go by samples; none where they are not kept.
     """
 
     samples: Samples
@@ -96,17 +97,21 @@ class Taught:
     apart: bool
 
     @classmethod
-    def by(cls, teacher: Session, samples: Samples, size: int, jobs: int) -> Taught:
+    def by(
+        cls, teacher: Session, samples: Samples, size: int, jobs: int, kept: bool = True
+    ) -> Taught:
+        """Samples, and what the teacher says to them unless that is not to be kept."""
         batches = [len(next(iter(b.values()))) for b in samples.batches(size)]
-        found = [floating(y) for y in each(teacher.run, samples.batches(size), jobs)]
+        asked = islice(samples.batches(size), None if kept else 1)
+        found = [floating(y) for y in each(teacher.run, asked, jobs)]
         apart = samples.exact or any(
             y.ndim == 0 or len(y) != count or y.shape[1:] != first.shape[1:]
-            for count, outputs in zip(batches, found, strict=True)
+            for count, outputs in zip(batches, found, strict=False)
             for y, first in zip(outputs, found[0], strict=True)
         )
-        if apart:
-            size = samples.batch if samples.exact else size
-            return cls(samples, size, found, True)
+        size = samples.batch if samples.exact else size
+        if apart or not kept:
+            return cls(samples, size, found if kept else [], apart)
         return cls(samples, size, [np.concatenate(y) for y in zip(*found, strict=True)], False)
 
     def batches(self, order: np.random.Generator | None = None) -> Iterator[tuple[Sample, Any]]:
@@ -114,9 +119,10 @@ class Taught:
         for rows in _rows(self.samples, self.size, order, self.apart):
             part = self.samples.take(rows)
             outputs = self.outputs
+            whole = outputs and self.apart
             yield (
                 next(part.batches(self.size)),
-                outputs[rows[0] // self.size] if self.apart else [y[rows] for y in outputs],
+                outputs[rows[0] // self.size] if whole else [y[rows] for y in outputs],
             )
 
     @property
@@ -242,7 +248,7 @@ def hint_loss(reference: Sequence[Array]) -> Loss:
     return loss
 
 
-def hints(model: Model, teacher: Model, samples: Samples, count: int, nbytes: int) -> list[str]:
+def hints(model: Model, teacher: Model, samples: Samples, count: int, nbytes: float) -> list[str]:
     """Activations that both models have, evenly spread over the network.
 
     Args:

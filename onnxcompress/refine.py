@@ -30,7 +30,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from io import BytesIO
 from itertools import chain, count, islice
-from math import ceil, cos, pi
+from math import ceil, cos, inf, pi
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -71,8 +71,9 @@ WARM_UP = 0.05  # of all steps
 ALONE = 0.5  # of the epochs, in which codes stay as they are
 TRAVEL = 0.5  # half-distances between rows that a latent goes, at most, in those that follow,
 LEAP = 0.1  # and in one step
+SCORES = 1e-3  # weight of class scores beside hints: with more, what is learnt holds for less
 MUON = 0.2  # root mean square of its steps at rate 1
-CLIP = 1.0  # largest norm of the gradient
+CLIP = 1e-3  # largest norm of the gradient, which few are below: all steps count alike
 PATIENCE = 3  # epochs no better than one before after which it is over, or a third of all
 LARGEST = 1e4  # magnitude of a constant that is trained; greater ones are masks
 AGREES = 0.02  # largest difference of torch from onnxruntime, relative to the outputs
@@ -417,20 +418,22 @@ class _Run:
         self.count = len(self.places)
         reference = [outputs for _, outputs in self.held_out.batches()]
         self.loss = distillation.loss_for(reference)
-        names = distillation.hints(model, teacher, training, hints, HINT_BYTES)
+        kept = inf if augment else HINT_BYTES  # what is augmented is answered every time
+        names = distillation.hints(model, teacher, training, hints, kept)
         self.places += range(len(first), len(first) + len(names))
         shown = [output.name for output in model.graph.output] + names
         self.shown = expose(model, shown)
         teacher = expose(teacher, [*session.outputs, *names])
         size = int(np.clip(len(training) // STEPS, 1, min(BATCH, training.batch)))
-        self.training = Taught.by(Session(teacher), training, size, jobs)
+        session = Session(teacher)
+        self.training = Taught.by(session, training, size, jobs, kept=not augment)
         self.labelled = None if labelled is None else Labelled(labelled, size)
         if self.labelled is not None:
             self.label_loss, classes = distillation.label_loss(reference)
             self.labelled.check(classes)
         self.answers = self._answers(teacher)
-        seen = next(self.training.batches())[1]
-        self.hinted = distillation.hint_loss(seen[self.count :])
+        seen = floating(session.run(next(self.training.batches())[0]))
+        self.hinted = distillation.hint_loss(seen)
         self.parameters = _Parameters(model, trainable(model), lookups(model), seed, device)
         self.graph = TorchGraph(self.shown, list(self.parameters.free), device)
         self._checked()
@@ -438,7 +441,7 @@ class _Run:
     def _training_loss(self, outputs: Sequence[Any], expected: Sequence[Any]) -> Any:
         count = self.count
         loss = self.loss(outputs[:count], expected[:count])
-        return loss + self.hinted(outputs[count:], expected[count:])
+        return SCORES * loss + self.hinted(outputs, expected)
 
     def _answers(self, teacher: Model) -> Callable[[Sample], Sequence[Any]]:
         """What the teacher says to an augmented batch; on a GPU torch is faster."""
@@ -550,7 +553,7 @@ class _Run:
         matrices, others, latents = ({"params": part} for part in self.parameters.parts())
         self.optimizers = (
             torch.optim.Muon([matrices], weight_decay=0, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.Adam([others, latents]),
+            torch.optim.Adam([others, latents], eps=1e-12),
         )
 
     def _best_rate(self, steps: int) -> float:
@@ -592,7 +595,7 @@ class _Run:
             if labelled is not None:
                 sample, labels = next(labelled)
                 outputs = self._outputs(self.augmented(sample, order))
-                loss = self.label_loss(outputs, tensor(labels, self.device))
+                loss = SCORES * self.label_loss(outputs, tensor(labels, self.device))
                 loss.backward()
                 total += float(loss.detach())
             for optimizer in self.optimizers:
