@@ -63,8 +63,8 @@ except ModuleNotFoundError as missing:
 
 BATCH = 32  # samples a step, at most
 STEPS = 8  # an epoch where there are enough samples for so many
-RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)  # steps, as shares of a tensor's own size
-TRIAL_STEPS = (24, 96)  # tried with each of them, at least and at most,
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # steps, as shares of a tensor's own size
+TRIAL_STEPS = (24, 64)  # tried with each of them, at least and at most,
 TRIAL_SHARE = 8  # and one of so many that follow;
 TOLERATED = 1.1  # more loss than the least: short trials favour short steps, training longer ones
 WARM_UP = 0.05  # of all steps
