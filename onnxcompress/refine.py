@@ -65,8 +65,8 @@ BATCH = 32  # samples a step, at most
 STEPS = 8  # an epoch where there are enough samples for so many
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # steps, as shares of a tensor's own size
 TRIAL_STEPS = (24, 64)  # tried with each of them, at least and at most,
-TRIAL_SHARE = 8  # and one of so many that follow;
-TOLERATED = 1.1  # more loss than the least: short trials favour short steps, training longer ones
+TRIAL_SHARE = 8  # and one of so many that follow,
+ENOUGH = 1.1  # until the loss is so many times the least
 WARM_UP = 0.05  # of all steps
 ALONE = 0.5  # of the epochs, in which codes stay as they are
 TRAVEL = 0.5  # half-distances between rows that a latent goes, at most, in those that follow,
@@ -557,22 +557,20 @@ class _Run:
         )
 
     def _best_rate(self, steps: int) -> float:
-        """The greatest rate with which a few steps, on the same batches, do no harm.
+        """The rate with which a few steps, on the same batches, lead to the least loss.
 
         By the training loss: the held-out one says less in few steps, and judges every epoch.
         """
-        found, most = {}, np.inf
-        few = int(np.clip(steps // TRIAL_SHARE, *TRIAL_STEPS))
+        found, few = {}, int(np.clip(steps // TRIAL_SHARE, *TRIAL_STEPS))
         for rate in RATES:
             self._restart()
             epochs = (self._epoch(epoch, rate, few, few) for epoch in count(1))
             losses = list(islice(chain.from_iterable(epochs), few))
             loss = float(np.mean(losses[-few // 3 :]))
             found[rate] = loss if np.isfinite(loss) else np.inf
-            most = TOLERATED * min(found.values())
-            if found[rate] > most:
+            if found[rate] > ENOUGH * min(found.values()):
                 break
-        return max(rate for rate, loss in found.items() if loss <= most)
+        return min(found, key=lambda rate: found[rate])
 
     def _epoch(self, epoch: int, rate: float, steps: int, alone: int) -> Iterator[float]:
         """Train; the loss of every step.
