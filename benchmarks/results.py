@@ -107,7 +107,7 @@ def _cells(row: Row, original: Row, rows: Sequence[Row]) -> list[str]:
         f"{row.score:.2f}",
         f"{row.snr:.1f}",
         f"{median:.2f} ({low:.2f} to {high:.2f})",
-        f"{row.seconds:.0f}",
+        f"{row.seconds:.0f}" if row.seconds else "",
         f"{row.megabytes:,}",
         "" if row.ours else ", ".join(better(row, rows)),
     ]

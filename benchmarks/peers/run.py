@@ -150,7 +150,7 @@ def prepare(zoo: Path, work: Path, name: str) -> Bench:
     read, evaluate = MODELS[name]
     folder = work / name
     folder.mkdir(exist_ok=True)
-    shutil.copy(zoo / "models" / f"{name}.onnx", folder / "original.onnx")
+    shutil.copyfile(zoo / "models" / f"{name}.onnx", folder / "original.onnx")
     samples = read(zoo)
     apart = np.linspace(0, len(samples) - 1, min(HELD_OUT, len(samples) // 4)).astype(int)
     np.save(folder / "held_out.npy", samples[apart])
