@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "results"
+TARGET = FOLDER.parent / "RESULTS.md"
 MODELS = (
     "cifar10_resnet20",
     "cifar10_resnet56",
@@ -25,13 +26,18 @@ HEADER = """# What was measured
 
 Every figure is from the command beside it, with unlabelled calibration samples and, but for what
 says so, without training.  Scores are top-1 in percent or PSNR in dB, on labelled data that nothing
-was fitted to.  `ZOO` is a folder with the trained models and their data, `WORK` one of your own.
+was fitted to.  The README's two commands need this repository alone.  The rest needs the folder
+`ZOO`, with `models/`, `data/` and an `evaluate.py`, which is not part of it, since the weights and
+the pictures are others': ResNets from akamaster/pytorch_resnet_cifar10, SqueezeNet 1.1 by
+DeepScale, EfficientNet-lite0 and DnCNN as their authors published them; CIFAR-10, 1,000
+images of ImageNet, Set12.  `LARGE` is a folder with models that are too large for it.
 
 ## Beside other tools
 
 `python benchmarks/peers/run.py ZOO WORK` makes a virtual environment for every tool, gives all of
-them the same calibration samples, and writes the tables below.  The files and the samples stay in
-`WORK/MODEL`, where each line under a table runs as it stands, after `PEERS=.../benchmarks/peers`.
+them the same calibration samples, and writes the tables below; `... ZOO WORK MODEL/FILE` makes one
+row again.  Files and samples stay in `WORK/MODEL`, where each line under a table runs as it stands,
+with `PEERS` set to `benchmarks/peers`.
 
 * SNR is that of the outputs on samples that no tool saw (`held_out.npy`); 200 dB is the same.
 * Latency is the share of the original's time, with its quartiles: original and result run in turns,
@@ -144,14 +150,19 @@ def section(name: str) -> Iterator[str]:
     yield "```"
 
 
-def write() -> None:
+def text() -> str:
+    """All sections."""
     lines = [HEADER.rstrip()]
     for name in MODELS:
         if (FOLDER / f"{name}.json").exists():
             lines += section(name)
     for path in sorted(FOLDER.glob("*.md")):
         lines += ["", path.read_text().rstrip()]
-    (FOLDER.parent / "RESULTS.md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def write() -> None:
+    TARGET.write_text(text())
 
 
 if __name__ == "__main__":

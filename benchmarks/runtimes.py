@@ -59,7 +59,7 @@ def tract(file: Path) -> Run:
 
 
 def reference(file: Path) -> Run:
-    model = ReferenceEvaluator(onnx.load(file))
+    model: Any = ReferenceEvaluator(onnx.load(file))
     return lambda x: model.run(None, {model.input_names[0]: x})[0]
 
 
@@ -84,11 +84,11 @@ From documentation, **not run by us**:
 
 | runtime | decoded forms | `basis` | source |
 |---|---|---|---|
-| TensorRT (its ONNX parser) | `expand` first: weights of convolutions must be initializers, uint8 and Mod are not in the list; NVIDIA advises to fold constants before parsing where a node needs one | runs: only Conv, Gemm, MatMul | [operators](https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md), read for TensorRT 8.4; [FAQ](https://github.com/onnx/onnx-tensorrt/blob/main/docs/faq.md) |
+| TensorRT (its ONNX parser) | `expand` first: weights of convolutions must be initializers, uint8 and Mod are not in the list; NVIDIA advises to fold constants before parsing where a node needs one | runs: Conv, Gemm and MatMul are in the list | [operators](https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md), read for TensorRT 8.4; [FAQ](https://github.com/onnx/onnx-tensorrt/blob/main/docs/faq.md) |
 | Core ML (through onnxruntime) | weights must be constant; they are, since onnxruntime folds constants before it divides the graph among providers | runs | [provider](https://onnxruntime.ai/docs/execution-providers/CoreML-ExecutionProvider.html), [optimizations](https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimizations.html) |
 | Core ML (coremltools) | no ONNX converter any more | the same | [onnx-coreml](https://github.com/onnx/onnx-coreml) |
 | WebGPU (onnxruntime-web) | folded: the same optimizations, all on by default, before the graph is divided | runs | [optimizations](https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimizations.html), [operators](https://github.com/microsoft/onnxruntime/blob/main/js/web/docs/webgpu-operators.md) |
-| Android (onnxruntime, NNAPI) | weights must be constant; folded as above. A file in ORT format is written after folding: large again, so ship the .onnx | runs: 2-D convolutions | [provider](https://onnxruntime.ai/docs/execution-providers/NNAPI-ExecutionProvider.html), [ORT format](https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html) |
+| Android (onnxruntime, NNAPI) | weights must be constant; folded as above. A file in ORT format is written after folding: large again, so ship the .onnx | runs: 2-D convolutions | [provider](https://onnxruntime.ai/docs/execution-providers/NNAPI-ExecutionProvider.html), [ORT format](https://onnxruntime.ai/docs/performance/mobile-performance-tuning.html) |
 """  # noqa: E501
 
 
