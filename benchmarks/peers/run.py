@@ -63,7 +63,10 @@ VARIANTS = {  # file: title, command; {ratio} and {snr} are those of static int8
     "basis.onnx": ("ours, --macs 0.6", OURS + "--macs 0.6"),
     "both.onnx": (
         "ours, --macs 0.6, then onnxruntime static int8",
-        STATIC + "basis.onnx {file} calibration.npy",
+        OURS.format(file="basis.onnx")
+        + "--macs 0.6 && "
+        + STATIC
+        + "basis.onnx {file} calibration.npy",
     ),
 }
 HELD_OUT = 64  # samples that no tool sees, for the SNR
