@@ -40,6 +40,7 @@ row again.  Files and samples stay in `WORK/MODEL`, where each line under a tabl
 with `PEERS` set to `benchmarks/peers`.
 
 * SNR is that of the outputs on samples that no tool saw (`held_out.npy`); 200 dB is the same.
+  Probabilities are compared by their logarithms: near 0 dB where a tool rounds them to 0.
 * Latency is the share of the original's time, with its quartiles: original and result run in turns,
   on one thread, by `onnxcompress compare`.  The machine, an x86-64 server with 8-bit dot products
   (AVX-512 VNNI), had other work to do: only differences larger than the quartiles mean something.

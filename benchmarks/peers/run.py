@@ -176,6 +176,8 @@ def measure(bench: Bench, name: str, wanted: Sequence[str], versions: str) -> No
     size = (bench.folder / "original.onnx").stat().st_size
     rows["original"] = Row("original", nbytes=size, score=bench.score("original.onnx"))
     for file in VARIANTS:
+        if file == "as_exact.onnx" and float(aims(rows)["snr"]) <= 0:
+            continue  # probabilities rounded to 0, whose logarithms are compared: nothing to reach
         if not wanted or Path(file).stem in wanted:
             title, command = (text.format(file=file, **aims(rows)) for text in VARIANTS[file])
             rows[file] = bench.row(file, title, command)
