@@ -1,16 +1,20 @@
-"""What the README and the documentation show is true: their Python runs, commands exist."""
+"""What the README and the documentation show is true: commands and Python run, figures exist."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from onnxcompress.cli import cli
+from onnxcompress.cli import cli, main
+from onnxcompress.runtime import Latency
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(  # and what they are shown to print
+    r"^    (?:.* \.venv/bin/)?onnxcompress (.*)\n(?:\n```\n([^`]*)```)?", README, re.MULTILINE
+)
+FIGURE = r"[-+]?\d[\d.,]*"
 EXAMPLES = dict.fromkeys(
     block
     for page in PAGES
@@ -30,11 +34,66 @@ def test_every_python_example_runs(block, tmp_path, monkeypatch):
 def test_a_users_method_makes_the_file_smaller(tmp_path, monkeypatch):
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)
-    [example] = [block for block in BLOCKS if "class Narrow" in block]
+    [example] = [block for block in EXAMPLES if "class Narrow" in block]
     space = {"__name__": "example"}
-    exec(compile(example, "README.md", "exec"), space)
+    exec(compile(example, "own-methods.md", "exec"), space)
     assert space["report"].comparison.ratio > 1.9
     assert not space["report"].worse
+
+
+def test_every_command_of_the_readme_prints_what_it_shows(tmp_path, monkeypatch, capsys):
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    assert len(COMMANDS) == 6
+    for command, shown in COMMANDS:
+        _clock(shown, monkeypatch)
+        with pytest.raises(SystemExit) as stop:
+            main([*command.split(), *_quick(command)])
+        printed = capsys.readouterr().out.splitlines()
+        assert stop.value.code in (0, None), command
+        found = {_words(line): _figures(line) for line in printed}
+        for line in filter(lambda line: line.strip("."), shown.splitlines()):
+            assert _words(line) in found, line
+            if line.startswith(("file", "weights", "multiplications", "top1")):
+                assert found[_words(line)] == pytest.approx(_figures(line), rel=0.05)
+
+
+def _quick(command):
+    """Few samples, and two settings where all would be tried: sizes stay, scores hardly move."""
+    few = ["--samples", "64"] if "--calib" in command else []
+    two = ["--method", "integer:bits=4", "--method", "integer:bits=2"]
+    return [*few, *two] if "--ratio" in command else few
+
+
+def _clock(shown, monkeypatch):
+    """A machine on which the models take as long as shown, or equally long."""
+    times = [_figures(line) for line in shown.splitlines() if line.startswith("latency")]
+    before, after, ratio, low, high = times[0] if times else (1, 1, 1, 0.9, 1.1)
+    level = Latency(before=before, after=after, ratio=ratio, low=low, high=high)
+    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: level)
+
+
+def _words(line):
+    return " ".join(re.sub(FIGURE, "#", line).split())
+
+
+def _figures(line):
+    """The numbers of a line, but for a difference: it is as uncertain as it is large."""
+    return [float(n.replace(",", "")) for n in re.findall(r"(?<![-+.\w])\d[\d,]*(?:\.\d+)?", line)]
+
+
+def test_every_figure_of_the_readme_is_in_the_results():
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    figures = set(re.findall(r"\d+\.\d+(?= ?(?:%|x |dB|→|\|))", prose))
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    assert len(figures) > 10
+    assert figures <= set(re.findall(r"\d+\.\d+", results))
+
+
+def test_every_link_of_the_readme_leads_to_a_file():
+    links = re.findall(r"\]\((.*?)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_the_layout_names_exactly_the_files_of_the_package():

@@ -1,32 +1,35 @@
 """Beside other tools: each in a virtual environment of its own, on trained models.
 
-    python benchmarks/peers/run.py ZOO VENVS [MODEL ...]
+    python benchmarks/peers/run.py ZOO WORK [MODEL[/FILE] ...]
 
-ZOO has models, data and ``evaluate.py``; environments are made in VENVS where they are missing.
-Every tool gets the same calibration samples, and every file is judged alike: bytes, score by
-labels, SNR of the outputs on held-out samples and paired latency beside the original (`onnxcompress
-compare`), seconds and peak memory of making it.  Writes benchmarks/RESULTS.md, a model at a time.
+ZOO has models, data and ``evaluate.py``; WORK gets the environments, where they are missing, and
+for every model a folder with its samples and all files.  Every tool gets the same calibration
+samples, and every file is judged alike: bytes, score by labels, SNR of the outputs on held-out
+samples and paired latency beside the original (`onnxcompress compare`), processor time and peak
+memory of making it.  The rows go to benchmarks/results/MODEL.json as they come, and from there into
+RESULTS.md.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "RESULTS.md"
+HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from zoo_data import cifar10, imagenet_caffe, imagenet_lite, noisy  # noqa: E402
+from results import Row, load, save  # noqa: E402
+from zoo_data import brain, cifar10, imagenet_caffe, imagenet_lite, noisy  # noqa: E402
 
 PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnx", "sympy"),
@@ -35,149 +38,176 @@ PACKAGES = {
     "onnxsim": ("onnxsim", "onnxruntime"),
     "onnx_shrink_ray": ("onnx_shrink_ray",),
 }
-SCRIPT = "{bin}/python {here}/"
-OURS = "{bin}/python -m onnxcompress {source} {target} --quiet --calib {calibration} "
-VARIANTS = (  # title, environment (or this one), file, command
-    ("onnxruntime static int8", "onnxruntime", "int8", SCRIPT + "ort_static.py {files}"),
-    ("onnxruntime dynamic int8", "onnxruntime", "dynamic", SCRIPT + "ort_dynamic.py {files}"),
-    ("NNCF int8", "nncf", "nncf", SCRIPT + "nncf_int8.py {files}"),
-    ("onnx-shrink-ray", "onnx_shrink_ray", "ray", SCRIPT + "shrink_ray.py {files}"),
-    ("onnxslim", "onnxslim", "slim", "{bin}/onnxslim {source} {target}"),
-    ("onnxsim", "onnxsim", "sim", "{bin}/onnxsim {source} {target}"),
-    ("ours, --ratio 4", "", "quarter", OURS + "--ratio 4"),
-    ("ours, --ratio 8", "", "eighth", OURS + "--ratio 8"),
-    ("ours, --macs 0.6", "", "basis", OURS + "--macs 0.6"),
-    ("ours, --macs 0.6, then onnxruntime static int8", "onnxruntime", "both",
-     SCRIPT + "ort_static.py {folder}/basis.onnx {target} {calibration}"),
-)  # fmt: skip
+STATIC = "../onnxruntime/bin/python $PEERS/ort_static.py "
+OURS = "onnxcompress original.onnx {file} --quiet --calib calibration.npy "
+VARIANTS = {  # file: title, command; {ratio} and {snr} are those of static int8
+    "int8.onnx": ("onnxruntime static int8", STATIC + "original.onnx {file} calibration.npy"),
+    "dynamic.onnx": (
+        "onnxruntime dynamic int8",
+        "../onnxruntime/bin/python $PEERS/ort_dynamic.py original.onnx {file}",
+    ),
+    "nncf.onnx": (
+        "NNCF int8",
+        "../nncf/bin/python $PEERS/nncf_int8.py original.onnx {file} calibration.npy",
+    ),
+    "ray.onnx": (
+        "onnx-shrink-ray",
+        "../onnx_shrink_ray/bin/python $PEERS/shrink_ray.py original.onnx {file}",
+    ),
+    "slim.onnx": ("onnxslim", "../onnxslim/bin/onnxslim original.onnx {file}"),
+    "sim.onnx": ("onnxsim", "../onnxsim/bin/onnxsim original.onnx {file}"),
+    "as_small.onnx": ("ours, the size of static int8: --ratio {ratio}", OURS + "--ratio {ratio}"),
+    "as_exact.onnx": ("ours, the SNR of static int8: --min-snr {snr}", OURS + "--min-snr {snr}"),
+    "eighth.onnx": ("ours, --ratio 8", OURS + "--ratio 8"),
+    "twelfth.onnx": ("ours, --ratio 12", OURS + "--ratio 12"),
+    "basis.onnx": ("ours, --macs 0.6", OURS + "--macs 0.6"),
+    "both.onnx": (
+        "ours, --macs 0.6, then onnxruntime static int8",
+        OURS.format(file="basis.onnx")
+        + "--macs 0.6 && "
+        + STATIC
+        + "basis.onnx {file} calibration.npy",
+    ),
+}
 HELD_OUT = 64  # samples that no tool sees, for the SNR
-CIFAR = ("classify", "data/cifar10/test.npz", "--prep", "cifar", "--batch", "200")
-IMAGENET = ("classify", "data/imagenet1k-sample", "--limit", "500", "--prep")
+CIFAR = "classify {file} $ZOO/data/cifar10/test.npz --prep cifar --batch 200 --threads 1"
+IMAGENET = "classify {file} $ZOO/data/imagenet1k-sample --limit 500 --threads 1 --prep "
+COMPARE = "onnxcompress compare original.onnx {file} --calib held_out.npy --json"
 Read = Callable[[Path], np.ndarray]
-MODELS: dict[str, tuple[Read, Sequence[str]]] = {  # samples, judge
+MODELS: dict[str, tuple[Read, str]] = {  # samples, what judges
     "cifar10_resnet20": (cifar10, CIFAR),
     "cifar10_resnet56": (cifar10, CIFAR),
-    "squeezenet1_1": (imagenet_caffe, (*IMAGENET, "caffe227")),
-    "efficientnet_lite0": (imagenet_lite, (*IMAGENET, "lite224")),
-    "dncnn_s25": (noisy, ("denoise", "data/set12", "--sigma", "25")),
+    "squeezenet1_1": (imagenet_caffe, IMAGENET + "caffe227"),
+    "efficientnet_lite0": (imagenet_lite, IMAGENET + "lite224"),
+    "dncnn_s25": (noisy, "denoise {file} $ZOO/data/set12 --sigma 25 --threads 1"),
+    "vgg16_brain_mri": (
+        brain,
+        "classify {file} $ZOO/data/brain-mri --part testing --threads 1 --prep keras240",
+    ),
 }
 LAUNCH = """
 import resource, subprocess, sys
 code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss >> 10)
 sys.exit(code)
-"""
-HEADER = """# Beside other tools
-
-Written by `python benchmarks/peers/run.py ZOO VENVS`.  Every tool in an environment of its own,
-with the same calibration samples.  Scores (top-1 in percent, PSNR in dB) by labels that nothing was
-fitted to; SNR on held-out samples; latency is the share of the original's time, measured in turns
-on one thread, with its quartiles; "-" and what was said where a tool failed.
 """
 
 
 @dataclass(frozen=True)
-class Judge:
-    """How the files of one model are judged."""
+class Bench:
+    """The folder of one model, in which commands run as RESULTS.md prints them."""
 
     zoo: Path
-    source: Path
-    held_out: Path
-    evaluation: Sequence[str]
+    folder: Path
+    evaluate: str
 
-    def score(self, path: Path) -> float:
+    def run(self, command: str, *before: str) -> str:
+        here = Path(sys.executable).parent
+        paths = {"PEERS": HERE, "ZOO": self.zoo, "PATH": f"{here}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            [*before, "bash", "-c", command],
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env={**os.environ, **{name: str(value) for name, value in paths.items()}},
+        )
+        if done.returncode:
+            said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+            raise RuntimeError(said[:120])
+        return done.stdout
+
+    def score(self, file: str) -> float:
         """Top-1 in percent, or PSNR in dB."""
-        task, data, *options = self.evaluation
-        command = [sys.executable, str(self.zoo / "evaluate.py"), task, str(path)]
-        answer = _run([*command, str(self.zoo / data), *options])
+        answer = self.run(self.evaluate.format(file=file))
         found = json.loads(answer[answer.index("{") :])
         return next(float(found[key]) for key in ("top1", "psnr") if key in found)
 
-    def row(self, title: str, path: Path, seconds: float, memory: int) -> list[str]:
-        compare = [sys.executable, "-m", "onnxcompress", "compare", str(self.source), str(path)]
-        found = json.loads(_run([*compare, "--calib", str(self.held_out), "--json"]))
-        found = found.get("comparison", found)
-        spent, before = found["latency"], found["before"]["nbytes"]
-        after = found["after"]["nbytes"]
-        return [
-            title,
-            f"{after:,}",
-            f"{before / after:.2f}",
-            f"{self.score(path):.2f}",
-            f"{min(found['snr'].values()):.1f}",
-            f"{spent['ratio']:.2f} ({spent['low']:.2f} to {spent['high']:.2f})" if spent else "",
-            f"{seconds:.0f}",
-            f"{memory:,}",
-        ]
+    def row(self, file: str, title: str, command: str) -> Row:
+        """A file, made and judged."""
+        try:
+            seconds, megabytes = self.run(command, sys.executable, "-c", LAUNCH).split()
+            found = json.loads(self.run(COMPARE.format(file=file)))
+            found = found.get("comparison", found)
+            score = self.score(file)
+        except RuntimeError as error:
+            return Row(title, command, failure=str(error))
+        latency = [found["latency"][key] for key in ("ratio", "low", "high")]
+        snr, nbytes = min(found["snr"].values()), found["after"]["nbytes"]
+        spent = float(seconds), int(megabytes)
+        return Row(title, command, "", nbytes, score, snr, latency, *spent)
 
 
-def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-        raise RuntimeError(said[:120])
-    return done.stdout
+def environment(work: Path, name: str) -> Path:
+    """An environment's Python, made if it is missing."""
+    python = work / name / "bin/python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(work / name)], check=True)
+        install = [str(python), "-m", "pip", "install", "-q", "numpy", *PACKAGES[name]]
+        subprocess.run(install, check=True)
+    return python
 
 
-def environment(venvs: Path, name: str) -> Path:
-    """The folder of an environment's programs, which is made if it is missing."""
-    place = venvs / name
-    if not (place / "bin/python").exists():
-        _run([sys.executable, "-m", "venv", str(place)])
-        _run([str(place / "bin/pip"), "install", "-q", "numpy", *PACKAGES[name]])
-    return place / "bin"
+def prepare(zoo: Path, work: Path, name: str) -> Bench:
+    """The folder of a model with its file and samples."""
+    read, evaluate = MODELS[name]
+    folder = work / name
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(zoo / "models" / f"{name}.onnx", folder / "original.onnx")
+    samples = read(zoo)
+    apart = np.linspace(0, len(samples) - 1, min(HELD_OUT, len(samples) // 4)).astype(int)
+    np.save(folder / "held_out.npy", samples[apart])
+    np.save(folder / "calibration.npy", np.delete(samples, apart, axis=0))
+    return Bench(zoo, folder, f"python $ZOO/evaluate.py {evaluate}")
 
 
-def table(zoo: Path, venvs: Path, name: str) -> Iterator[str]:
-    """The lines of one model's table."""
-    read, evaluation = MODELS[name]
-    source = (zoo / "models" / f"{name}.onnx").resolve()
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        calibration, held_out = folder / "calibration.npy", folder / "held_out.npy"
-        samples = read(zoo)
-        apart = np.linspace(0, len(samples) - 1, min(HELD_OUT, len(samples) // 4)).astype(int)
-        np.save(held_out, samples[apart])
-        np.save(calibration, np.delete(samples, apart, axis=0))
-        judge = Judge(zoo, source, held_out, evaluation)
-        yield f"\n## {name}\n"
-        yield "| | bytes | ratio | score | SNR, dB | latency | seconds | peak MB |"
-        yield "|---|---|---|---|---|---|---|---|"
-        yield f"| original | {source.stat().st_size:,} | 1 | {judge.score(source):.2f} | | 1 | | |"
-        for title, tool, file, command in VARIANTS:
-            programs = environment(venvs, tool) if tool else Path(sys.executable).parent
-            target = folder / f"{file}.onnx"
-            words = command.format(
-                bin=programs, here=HERE, folder=folder, source=source, target=target,
-                calibration=calibration, files=f"{source} {target} {calibration}",
-            ).split()  # fmt: skip
-            start = time.perf_counter()
-            try:
-                memory = int(_run([sys.executable, "-c", LAUNCH, *words]))
-                row = judge.row(title, target, time.perf_counter() - start, memory)
-            except RuntimeError as error:
-                row = [title, f"- {error}", *[""] * 6]
-            yield "| " + " | ".join(row) + " |"
-            print(row, flush=True)
+def aims(rows: Mapping[str, Row]) -> dict[str, str]:
+    """What ours is asked to reach: the size and the SNR of static int8."""
+    static = rows.get("int8.onnx")
+    if static is None or static.failure:
+        return {"ratio": "4", "snr": "30"}
+    ratio = math.ceil(100 * rows["original"].nbytes / static.nbytes) / 100
+    return {"ratio": f"{ratio:.2f}", "snr": f"{static.snr:.1f}"}
 
 
-def versions(venvs: Path) -> str:
-    """What was compared."""
+def measure(bench: Bench, name: str, wanted: Sequence[str], versions: str) -> None:
+    """Make and judge the files of one model, and keep every row as it comes."""
+    rows = load(name)
+    size = (bench.folder / "original.onnx").stat().st_size
+    rows["original"] = Row("original", nbytes=size, score=bench.score("original.onnx"))
+    for file in VARIANTS:
+        if file == "as_exact.onnx" and float(aims(rows)["snr"]) <= 0:
+            continue  # probabilities rounded to 0, whose logarithms are compared: nothing to reach
+        if not wanted or Path(file).stem in wanted:
+            title, command = (text.format(file=file, **aims(rows)) for text in VARIANTS[file])
+            rows[file] = bench.row(file, title, command)
+            print(rows[file], flush=True)
+            ordered = {key: rows[key] for key in ("original", *VARIANTS) if key in rows}
+            facts = {"compare": COMPARE, "evaluate": bench.evaluate, "versions": versions}
+            save(name, ordered, **facts)
+
+
+def installed(work: Path) -> str:
+    """What is compared."""
     found = [f"onnxcompress {version('onnxcompress')}"]
     for name in PACKAGES:
         program = f"import importlib.metadata as m; print(m.version('{name}'))"
-        found.append(f"{name} {_run([str(venvs / name / 'bin/python'), '-c', program]).strip()}")
+        python = str(environment(work, name))
+        done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
+        found.append(f"{name} {done.stdout.strip()}")
     return ", ".join(found)
 
 
 def main() -> None:
-    zoo, venvs = (Path(word).resolve() for word in sys.argv[1:3])
-    for name in PACKAGES:
-        environment(venvs, name)
-    lines = [HEADER, versions(venvs) + "."]
-    for name in sys.argv[3:] or MODELS:
-        lines += table(zoo, venvs, name)
-        RESULTS.write_text("\n".join(lines) + "\n")
+    zoo, work = (Path(word).resolve() for word in sys.argv[1:3])
+    work.mkdir(exist_ok=True)
+    versions = installed(work)
+    wanted: dict[str, list[str]] = {}
+    for word in sys.argv[3:] or MODELS:
+        name, _, file = word.partition("/")
+        wanted.setdefault(name, []).extend([file] if file else [])
+    for name, files in wanted.items():
+        measure(prepare(zoo, work, name), name, files, versions)
 
 
 if __name__ == "__main__":
