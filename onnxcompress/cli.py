@@ -196,8 +196,8 @@ RUN = options(
     click.option("--providers", metavar="NAME,...", default="CPUExecutionProvider",
                  show_default=True, help="Execution providers of onnxruntime."),
     click.option("--jobs", metavar="N", type=click.IntRange(min=1),
-                 help="Threads; the result is the same, but for the last digits of --refine.  "
-                 "[default: all]"),
+                 help="Threads, and processes that fit layers; the result is the same, but for the "
+                 "last digits of --refine.  [default: all]"),
     click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0,
                  show_default=True, help="Of random inputs, which stand in for missing data, and "
                  "of the order in a refinement."),

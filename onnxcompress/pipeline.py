@@ -18,7 +18,14 @@ import numpy as np
 
 from onnxcompress.budget import BudgetError
 from onnxcompress.cache import Cache
-from onnxcompress.core import Candidate, CompressedWeight, Layer, Method, Statistics
+from onnxcompress.core import (
+    Candidate,
+    CompressedWeight,
+    Layer,
+    Method,
+    Statistics,
+    all_candidates,
+)
 from onnxcompress.curves import Curves
 from onnxcompress.data import Samples, from_batches, input_specs, random_samples
 from onnxcompress.graph import (
@@ -45,7 +52,7 @@ from onnxcompress.measuring import (
     untracked,
     weigh,
 )
-from onnxcompress.parallel import cores, each, helped, one_thread_each
+from onnxcompress.parallel import apart, cores, each, helped, one_thread_each, portable
 from onnxcompress.refit import Fitted, refit
 from onnxcompress.report import Comparison, Epoch, Point, Refinement, Report, Row
 from onnxcompress.runtime import Latency, Sample, latency
@@ -72,6 +79,7 @@ SUSPECTS = 6  # layers that are looked at as they were, the others compressed,
 HURTS = 0.3  # named if that takes away this share of the outputs' error
 FALLS_BACK = 0.5  # and left as it was
 WORTHWHILE = 0.05  # least saving for which a fidelity target is worth a changed model
+HEAVY = 400_000  # weights to fit, once for every setting: about 2 s, which processes halve
 UNDONE = (
     "weights are decoded when the model is loaded; tools that fold constants would write them "
     "out in full again, but for onnxslim --skip-optimizations constant_folding, onnxsim "
@@ -99,15 +107,23 @@ def sweep(
         methods: for all layers, or a function that says which for each one.
     """
     offered = methods if callable(methods) else lambda _: methods
-
-    def fit(name: str) -> list[Candidate]:
-        layer, seen = layers[name], replace(statistics[name])  # fits derive more from a copy
-        return [c for method in offered(layer) for c in method.candidates(layer, seen)]
-
     order = largest_first(layers)
-    found = track(each(fit, order, jobs, len(layers)), "fitting", len(layers))
+    work = [(layers[name], statistics[name], list(offered(layers[name]))) for name in order]
+    run = apart if _heavy(work) and portable([own for _, _, own in work]) else each
+    found = track(run(all_candidates, work, jobs, len(work)), "fitting", len(work))
     fitted = dict(zip(order, found, strict=True))
     return {name: fitted[name] for name in layers}
+
+
+def _heavy(work: Iterable[tuple[Layer, Statistics, Sequence[Method]]]) -> bool:
+    """Whether fits take long enough to be worth processes of their own."""
+    fits = (
+        layer.weight.size * len(method.settings(layer))
+        for layer, _, methods in work
+        for method in methods
+        if not method.quick
+    )
+    return sum(fits) > HEAVY
 
 
 # ----------------------------------------------------------------------- the whole compression

@@ -20,6 +20,8 @@ OWNERS = {  # library -> the modules that know it; numpy is everywhere
     "yaml": {"preprocess"},
     "pydantic": {"config", "preprocess"},
     "threadpoolctl": {"parallel"},
+    "loky": {"parallel"},
+    "cloudpickle": {"parallel"},
     "scipy": {"methods", "refit", "rounding"},
     "einops": {"methods"},
     "torch": {"distillation", "latents", "refine", "torch_graph"},
