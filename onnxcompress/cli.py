@@ -45,7 +45,7 @@ SECTIONS = {  # of the help page; what is in none of them comes last
     "Target": ("ratio", "macs", "latency", "min_agreement", "min_snr", "max_drop"),
     "Data": ("calib", "samples", "select", "preprocess", "evaluation", "metric"),
     "Refinement": ("refine", "device", "augment", "train"),
-    "Run": ("shapes", "extensions", "providers", "jobs", "seed"),
+    "Run": ("shapes", "extensions", "providers", "jobs", "engine", "seed"),
 }
 
 
@@ -202,6 +202,9 @@ RUN = options(
                  show_default=True, help="Of random inputs, which stand in for missing data, and "
                  "of the order in a refinement."),
 )  # fmt: skip
+ENGINE = click.option("--engine", metavar="dask://HOST:PORT", help="A dask cluster that calibrates "
+                      "and fits layers; the result is the same.  [default: this machine]",
+                      )  # fmt: skip
 CACHE = click.option("--cache", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
                      help="Keep what the candidates gave, "
                      "for another target or sweep of the same model and data, and how far a "
@@ -246,6 +249,7 @@ def cli() -> None:
 @DATA
 @REFINE
 @RUN
+@ENGINE
 @CACHE
 @DRY_RUN
 @click.option("--force", is_flag=True, help="Write a result that misses its target, marked as "
@@ -292,6 +296,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
                 metadata=metadata,
                 seed=given["seed"],
                 jobs=given["jobs"],
+                engine=given["engine"],
                 track=track,
                 shapes=dict(given["shapes"]),
                 cache=given["cache"],
@@ -335,6 +340,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
               help="This share of the multiplications; repeat.")  # fmt: skip
 @DATA
 @RUN
+@ENGINE
 @CACHE
 @click.option("--plot", metavar="FILE.svg", type=FILE, help="Draw the curve.")
 @REPORT
@@ -374,6 +380,7 @@ def sweep(source: Path, **given: Any) -> int:
                     shapes=dict(given["shapes"]),
                     seed=given["seed"],
                     jobs=given["jobs"],
+                    engine=given["engine"],
                     track=track,
                     cache=given["cache"],
                     metadata=metadata,

@@ -14,12 +14,12 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, copy_context
 from functools import partial
 from threading import Lock, Thread
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
 
@@ -31,7 +31,30 @@ class WorkerError(ValueError):
     """Work that was given away did not come back; the message is one line."""
 
 
+class Task(Protocol):
+    """What a pool promises, as a Future does."""
+
+    def result(self) -> Any: ...
+
+    def cancel(self) -> Any: ...
+
+
+class Engine(Protocol):
+    """Other machines that do tasks.
+
+    Attributes:
+        ahead: tasks to give away before the first result is needed.
+    """
+
+    ahead: int
+
+    def taking(self, function: Callable[[Any], Any]) -> Callable[[Any], Task]:
+        """What gives away a task, by its item."""
+        ...
+
+
 _pool: ContextVar[ThreadPoolExecutor | None] = ContextVar("pool", default=None)
+_engine: ContextVar[Engine | None] = ContextVar("engine", default=None)
 
 
 def cores() -> int:
@@ -58,16 +81,14 @@ def _spread(function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: in
     with ThreadPoolExecutor(jobs) as pool:
         inside = copy_context()
         inside.run(_pool.set, pool)
-        yield from _in_order(pool, lambda item: inside.copy().run(function, item), items, ahead)
+        yield from _in_order(lambda i: pool.submit(inside.copy().run, function, i), items, ahead)
 
 
-def _in_order(
-    pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int
-) -> Iterator[R]:
-    waiting: deque[Future[R]] = deque()
+def _in_order(submit: Callable[[T], Task], items: Iterable[T], ahead: int) -> Iterator[Any]:
+    waiting: deque[Task] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
+            waiting.append(submit(item))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -77,10 +98,25 @@ def _in_order(
             task.cancel()
 
 
+@contextmanager
+def given_away(engine: Engine) -> Iterator[None]:
+    """Let this engine do what `apart` is asked for."""
+    before = _engine.set(engine)
+    try:
+        yield
+    finally:
+        _engine.reset(before)
+
+
+def elsewhere() -> bool:
+    """Whether there is an engine."""
+    return _engine.get() is not None
+
+
 def apart(
-    function: Callable[[T], R], items: Sequence[T], jobs: int, ahead: int | None = None
+    function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: int | None = None
 ) -> Iterator[R]:
-    """`each` in processes of their own, which take about a second to start.
+    """`each` on the engine, or in processes of their own, which take about a second to start.
 
     Args:
         function: what pickle can name, or cloudpickle can hold; so the items.
@@ -88,11 +124,20 @@ def apart(
     Raises:
         WorkerError: the system ended one of the processes.
     """
+    engine = _engine.get()
+    if engine is not None:
+        yield from _in_order(engine.taking(function), items, engine.ahead)
+    elif jobs == 1:
+        yield from map(function, items)
+    else:
+        yield from _processes(function, list(items), jobs, jobs if ahead is None else ahead)
+
+
+def _processes(
+    function: Callable[[T], R], items: Sequence[T], jobs: int, ahead: int
+) -> Iterator[R]:
     from loky import BrokenProcessPool, ProcessPoolExecutor  # takes as long to import as numpy
 
-    if jobs == 1 or len(items) < 2:
-        yield from each(function, items, jobs, ahead)
-        return
     pool = ProcessPoolExecutor(
         min(jobs, len(items)),
         initializer=_attend,
@@ -101,7 +146,7 @@ def apart(
     )
     helpers = 1 + -(-jobs // len(items))
     try:
-        yield from _in_order(pool, partial(_alone, function, helpers), items, ahead or jobs)
+        yield from _in_order(partial(pool.submit, _alone, function, helpers), items, ahead)
         pool.shutdown()
     except BrokenProcessPool:
         raise WorkerError(

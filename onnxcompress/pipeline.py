@@ -18,6 +18,7 @@ import numpy as np
 
 from onnxcompress.budget import BudgetError
 from onnxcompress.cache import Cache
+from onnxcompress.cluster import engine as opened
 from onnxcompress.core import (
     Candidate,
     CompressedWeight,
@@ -52,7 +53,15 @@ from onnxcompress.measuring import (
     untracked,
     weigh,
 )
-from onnxcompress.parallel import apart, cores, each, helped, one_thread_each, portable
+from onnxcompress.parallel import (
+    apart,
+    cores,
+    each,
+    elsewhere,
+    helped,
+    one_thread_each,
+    portable,
+)
 from onnxcompress.refit import Fitted, refit
 from onnxcompress.report import Comparison, Epoch, Point, Refinement, Report, Row
 from onnxcompress.runtime import Latency, Sample, latency
@@ -109,7 +118,8 @@ def sweep(
     offered = methods if callable(methods) else lambda _: methods
     order = largest_first(layers)
     work = [(layers[name], statistics[name], list(offered(layers[name]))) for name in order]
-    run = apart if _heavy(work) and portable([own for _, _, own in work]) else each
+    worth = elsewhere() or _heavy(work)
+    run = apart if worth and portable([own for _, _, own in work]) else each
     found = track(run(all_candidates, work, jobs, len(work)), "fitting", len(work))
     fitted = dict(zip(order, found, strict=True))
     return {name: fitted[name] for name in layers}
@@ -143,6 +153,7 @@ def compress(
     metadata: Mapping[str, str] | None = None,
     seed: int = 0,
     jobs: int | None = None,
+    engine: str | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     track: Track[Any] = untracked,
     cache: Path | None = None,
@@ -163,6 +174,8 @@ def compress(
         shapes: input name -> shape, for inputs whose dimensions the model leaves open.
         metadata: entries for the result's metadata_props; they count in its size.
         seed: of the random inputs that stand in where there are no samples.
+        jobs: threads, and processes that fit layers; None for all cores.
+        engine: ``dask://HOST:PORT`` of a cluster that calibrates and fits layers instead.
         cache: a folder that keeps what the candidates gave, for another target.
         refinement: trains the compressed model, given that, the original and all samples:
             `refine.refine` with its settings.  The report is about what it returns.
@@ -174,10 +187,11 @@ def compress(
     Raises:
         BudgetError: the target is out of reach; the message names what can be attained.
         TargetError: what is needed to judge the target is missing, such as samples.
+        WorkerError: a process or a cluster that was to do some of the work did not.
     """
     methods = auto(target) if methods is None else methods
     jobs = jobs or cores()
-    with one_thread_each(), helped(jobs):
+    with one_thread_each(), helped(jobs), opened(engine):
         run = _Run(
             model, methods, target, samples, evaluation, metric, only, correct,
             shapes or {}, metadata or {}, seed, jobs, providers, track, cache, refinement,
@@ -198,6 +212,7 @@ def trade_off(
     metadata: Callable[[Target], Mapping[str, str]] = lambda target: {},
     seed: int = 0,
     jobs: int | None = None,
+    engine: str | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     track: Track[Any] = untracked,
     cache: Path | None = None,
@@ -211,7 +226,7 @@ def trade_off(
     """
     methods = auto(targets[0]) if methods is None else methods
     jobs = jobs or cores()
-    with one_thread_each(), helped(jobs):
+    with one_thread_each(), helped(jobs), opened(engine):
         run = _Run(
             model, methods, targets[0], samples, evaluation, metric, only, True,
             shapes or {}, metadata(targets[0]), seed, jobs, providers, track, cache,
