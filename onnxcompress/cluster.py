@@ -148,8 +148,8 @@ class _Promise:
             return self.task.result()
         except KilledWorker as error:
             raise WorkerError(
-                f"{error.allowed_failures + 1} workers died of the same task, most likely for "
-                "want of memory: fewer threads in a worker need less"
+                f"a task ended each of the {error.allowed_failures + 1} workers that tried it, "
+                "most likely for want of memory: workers of fewer threads need less"
             ) from None
         except CancelledError:
             raise WorkerError("the dask scheduler is gone") from None

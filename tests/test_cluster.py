@@ -24,11 +24,15 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGK
 
 
 @contextmanager
-def started(*words):
+def started(*words, failures=3):
     """One of dask's commands, in a process that is gone at the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "dask", *words, "--no-dashboard"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(failures),
+        },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -40,20 +44,20 @@ def started(*words):
 
 
 @contextmanager
-def cluster(workers):
+def cluster(workers, failures=3):
     """A scheduler and so many workers: where it is, and the workers' processes."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{found.getsockname()[1]}"
     words = [f"tcp://{place}", "--nthreads", "1", "--no-nanny", "--memory-limit", "0"]
-    with started("scheduler", "--host", f"tcp://{place}"):
+    with started("scheduler", "--host", f"tcp://{place}", failures=failures) as scheduler:
         running = [started("worker", *words, "--name", str(i)) for i in range(workers)]
         processes = [one.__enter__() for one in running]
         try:
             with distributed.Client(f"tcp://{place}", timeout=120, set_as_default=False) as client:
                 if workers:
                     client.wait_for_workers(workers, timeout=120)
-            yield f"dask://{place}", processes
+            yield f"dask://{place}", [*processes, scheduler]
         finally:
             for one in running:
                 one.__exit__(None, None, None)
@@ -109,7 +113,7 @@ def waited(item):
 
 
 def test_a_worker_that_is_killed_costs_no_result(tmp_path):
-    with cluster(2) as (address, [doomed, _]), engine(address):
+    with cluster(2) as (address, [doomed, *_]), engine(address):
         items = [(index, doomed.pid, str(tmp_path)) for index in range(12)]
         found = apart(waited, items, 1)
         results = [next(found)]
@@ -125,15 +129,27 @@ def dying(_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_task_that_kills_every_worker_is_one_line(monkeypatch):
+def test_a_task_that_ends_every_worker_is_one_line():
+    told = pytest.raises(WorkerError, match="ended each of the 2 workers that tried it")
+    with cluster(2, failures=1) as (address, _), engine(address), told:
+        list(apart(dying, [1], 1))
+
+
+def test_a_cluster_whose_workers_are_all_gone_is_one_line(monkeypatch):
     monkeypatch.setattr("onnxcompress.cluster.PATIENCE", 1)
     monkeypatch.setattr("onnxcompress.cluster.LOOK", 0.5)
-    with (
-        cluster(2) as (address, _),
-        engine(address),
-        pytest.raises(WorkerError, match="no workers"),
-    ):
-        list(apart(dying, [1, 2], 1))
+    told = pytest.raises(WorkerError, match="no workers for 1 s")
+    with cluster(1) as (address, _), engine(address), told:
+        list(apart(dying, [1], 1))
+
+
+def test_a_scheduler_that_is_gone_is_one_line(tmp_path):
+    told = pytest.raises(WorkerError, match="scheduler is gone")
+    with cluster(1) as (address, processes), engine(address), told:
+        found = apart(waited, [(i, processes[0].pid, str(tmp_path)) for i in range(4)], 1)
+        next(found)
+        processes[-1].kill()
+        list(found)
 
 
 def failing(_):
