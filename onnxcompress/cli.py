@@ -45,7 +45,7 @@ SECTIONS = {  # of the help page; what is in none of them comes last
     "Target": ("ratio", "macs", "latency", "min_agreement", "min_snr", "max_drop"),
     "Data": ("calib", "samples", "select", "preprocess", "evaluation", "metric"),
     "Refinement": ("refine", "device", "augment", "train"),
-    "Run": ("shapes", "extensions", "providers", "jobs", "seed"),
+    "Run": ("shapes", "extensions", "providers", "jobs", "engine", "seed"),
 }
 
 
@@ -198,12 +198,15 @@ RUN = options(
     click.option("--providers", metavar="NAME,...", default="CPUExecutionProvider",
                  show_default=True, help="Execution providers of onnxruntime."),
     click.option("--jobs", metavar="N", type=click.IntRange(min=1),
-                 help="Threads; the result is the same, but for the last digits of --refine.  "
-                 "[default: all]"),
+                 help="Threads, and processes that fit layers; the result is the same, but for the "
+                 "last digits of --refine.  [default: all]"),
     click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0,
                  show_default=True, help="Of random inputs, which stand in for missing data, and "
                  "of the order in a refinement."),
 )  # fmt: skip
+ENGINE = click.option("--engine", metavar="dask://HOST:PORT", help="A dask cluster that calibrates "
+                      "and fits layers; the result is the same.  [default: this machine]",
+                      )  # fmt: skip
 CACHE = click.option("--cache", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
                      help="Keep what the candidates gave, "
                      "for another target or sweep of the same model and data, and how far a "
@@ -248,6 +251,7 @@ def cli() -> None:
 @DATA
 @REFINE
 @RUN
+@ENGINE
 @CACHE
 @DRY_RUN
 @click.option("--force", is_flag=True, help="Write a result that misses its target, marked as "
@@ -294,6 +298,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
                 metadata=metadata,
                 seed=given["seed"],
                 jobs=given["jobs"],
+                engine=given["engine"],
                 track=track,
                 shapes=dict(given["shapes"]),
                 cache=given["cache"],
@@ -337,6 +342,7 @@ def compress(source: Path, output: Path, **given: Any) -> int:
               help="This share of the multiplications; repeat.")  # fmt: skip
 @DATA
 @RUN
+@ENGINE
 @CACHE
 @click.option("--plot", metavar="FILE.svg", type=FILE, help="Draw the curve.")
 @REPORT
@@ -376,6 +382,7 @@ def sweep(source: Path, **given: Any) -> int:
                     shapes=dict(given["shapes"]),
                     seed=given["seed"],
                     jobs=given["jobs"],
+                    engine=given["engine"],
                     track=track,
                     cache=given["cache"],
                     metadata=metadata,

@@ -417,6 +417,7 @@ class Method(ABC):
     opset: ClassVar[int] = 7  # the least in which what it emits is valid
     faster: ClassVar[bool] = False  # whether what it makes needs fewer multiplications
     auto: ClassVar[bool] = True  # whether it is one of those that ``auto`` stands for
+    quick: ClassVar[bool] = False  # whether all its settings take but a few calls of numpy
 
     @abstractmethod
     def settings(self, layer: Layer) -> Sequence[Self]:
@@ -544,3 +545,10 @@ class Candidate:
         """The weight of this setting, fitted anew only if it is not at hand."""
         assert self.setting is not None
         return self.weight or self.setting.fit(layer, statistics)
+
+
+def all_candidates(job: tuple[Layer, Statistics, Sequence[Method]]) -> list[Candidate]:
+    """Every setting of these methods on a layer, whatever process it is in."""
+    layer, statistics, methods = job
+    seen = replace(statistics)  # fits derive more from it, which is let go with the copy
+    return [found for method in methods for found in method.candidates(layer, seen)]

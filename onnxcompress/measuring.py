@@ -25,7 +25,7 @@ from onnxcompress.graph import (
     segment,
 )
 from onnxcompress.metrics import Fidelity
-from onnxcompress.parallel import each
+from onnxcompress.parallel import apart, each, elsewhere
 from onnxcompress.runtime import Sample, Session, latency
 
 T = TypeVar("T")
@@ -153,28 +153,8 @@ def calibrate(
     result: dict[str, Statistics] = {}
     for names in _groups(layers, shapes, batch):
         tensors = {name: layer_input(nodes[name], layers[name]) for name in names}
-        inner = sorted(set(tensors.values()) - {value.name for value in model.graph.input})
-        session = Session(expose(model, inner)) if inner else None
-
-        def look(
-            job: tuple[int, Sample],
-            session: Session | None = session,
-            tensors: dict[str, str] = tensors,
-        ) -> dict[str, Array]:
-            index, sample = job
-            values = dict(sample)
-            if session is not None:
-                values |= dict(zip(session.outputs, session.run(sample), strict=True))
-            return {
-                name: patches(
-                    layers[name],
-                    values[tensor],
-                    None if exact else quota(layers[name], count),
-                    index,
-                )
-                for name, tensor in tensors.items()
-            }
-
+        limits = {n: None if exact else quota(layers[n], count) for n in names}
+        look = _Look(model, {n: (layers[n], tensors[n], limits[n]) for n in names})
         batches = track(enumerate(samples.batches(batch)), "calibrating", count)
         waiting: dict[str, list[Array]] = {name: [] for name in names}
 
@@ -183,7 +163,7 @@ def calibrate(
             result[name] = result[name] + seen if name in result else seen
             waiting[name].clear()
 
-        for found in each(look, batches, jobs):
+        for found in (apart if elsewhere() else each)(look, batches, jobs):
             for name, part in found.items():
                 waiting[name].append(part)
                 if sum(p.nbytes for p in waiting[name]) >= GATHERED_BYTES:
@@ -192,6 +172,37 @@ def calibrate(
             if waiting[name]:
                 absorb(name)
     return result
+
+
+class _Look:
+    """What some layers read of a batch.  Where it is unpickled, the model is loaded anew."""
+
+    def __init__(self, model: Model, read: Mapping[str, tuple[Layer, str, int | None]]) -> None:
+        """
+        Args:
+            read: layer name -> the layer, the tensor that it reads, and how many patches to take.
+        """
+        self.model = replace(model)
+        self.read = {  # no more of a layer than its patches depend on
+            name: (replace(layer, weight=layer.weight[:0], bias=None), *more)
+            for name, (layer, *more) in read.items()
+        }
+        given = {value.name for value in model.graph.input}
+        inner = sorted({tensor for _, tensor, _ in read.values()} - given)
+        self.session = Session(expose(model, inner)) if inner else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Look, (self.model, self.read)
+
+    def __call__(self, job: tuple[int, Sample]) -> dict[str, Array]:
+        index, sample = job
+        values = dict(sample)
+        if self.session is not None:
+            values |= dict(zip(self.session.outputs, self.session.run(sample), strict=True))
+        return {
+            name: patches(layer, values[tensor], limit, index)
+            for name, (layer, tensor, limit) in self.read.items()
+        }
 
 
 def quota(layer: Layer, batches: int) -> int:

@@ -18,7 +18,15 @@ import numpy as np
 
 from onnxcompress.budget import BudgetError
 from onnxcompress.cache import Cache
-from onnxcompress.core import Candidate, CompressedWeight, Layer, Method, Statistics
+from onnxcompress.cluster import engine as opened
+from onnxcompress.core import (
+    Candidate,
+    CompressedWeight,
+    Layer,
+    Method,
+    Statistics,
+    all_candidates,
+)
 from onnxcompress.curves import Curves
 from onnxcompress.data import Samples, from_batches, input_specs, random_samples
 from onnxcompress.graph import (
@@ -45,7 +53,15 @@ from onnxcompress.measuring import (
     untracked,
     weigh,
 )
-from onnxcompress.parallel import cores, each, helped, one_thread_each
+from onnxcompress.parallel import (
+    apart,
+    cores,
+    each,
+    elsewhere,
+    helped,
+    one_thread_each,
+    portable,
+)
 from onnxcompress.refit import Fitted, refit
 from onnxcompress.report import Comparison, Epoch, Point, Refinement, Report, Row
 from onnxcompress.runtime import Latency, Sample, latency
@@ -72,6 +88,7 @@ SUSPECTS = 6  # layers that are looked at as they were, the others compressed,
 HURTS = 0.3  # named if that takes away this share of the outputs' error
 FALLS_BACK = 0.5  # and left as it was
 WORTHWHILE = 0.05  # least saving for which a fidelity target is worth a changed model
+HEAVY = 400_000  # weights to fit, once for every setting: about 2 s, which processes halve
 UNDONE = (
     "weights are decoded when the model is loaded; tools that fold constants would write them "
     "out in full again, but for onnxslim --skip-optimizations constant_folding, onnxsim "
@@ -99,15 +116,24 @@ def sweep(
         methods: for all layers, or a function that says which for each one.
     """
     offered = methods if callable(methods) else lambda _: methods
-
-    def fit(name: str) -> list[Candidate]:
-        layer, seen = layers[name], replace(statistics[name])  # fits derive more from a copy
-        return [c for method in offered(layer) for c in method.candidates(layer, seen)]
-
     order = largest_first(layers)
-    found = track(each(fit, order, jobs, len(layers)), "fitting", len(layers))
+    work = [(layers[name], statistics[name], list(offered(layers[name]))) for name in order]
+    worth = elsewhere() or _heavy(work)
+    run = apart if worth and portable([own for _, _, own in work]) else each
+    found = track(run(all_candidates, work, jobs, len(work)), "fitting", len(work))
     fitted = dict(zip(order, found, strict=True))
     return {name: fitted[name] for name in layers}
+
+
+def _heavy(work: Iterable[tuple[Layer, Statistics, Sequence[Method]]]) -> bool:
+    """Whether fits take long enough to be worth processes of their own."""
+    fits = (
+        layer.weight.size * len(method.settings(layer))
+        for layer, _, methods in work
+        for method in methods
+        if not method.quick
+    )
+    return sum(fits) > HEAVY
 
 
 # ----------------------------------------------------------------------- the whole compression
@@ -127,6 +153,7 @@ def compress(
     metadata: Mapping[str, str] | None = None,
     seed: int = 0,
     jobs: int | None = None,
+    engine: str | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     track: Track[Any] = untracked,
     cache: Path | None = None,
@@ -147,6 +174,8 @@ def compress(
         shapes: input name -> shape, for inputs whose dimensions the model leaves open.
         metadata: entries for the result's metadata_props; they count in its size.
         seed: of the random inputs that stand in where there are no samples.
+        jobs: threads, and processes that fit layers; None for all cores.
+        engine: ``dask://HOST:PORT`` of a cluster that calibrates and fits layers instead.
         cache: a folder that keeps what the candidates gave, for another target.
         refinement: trains the compressed model, given that, the original and all samples:
             `refine.refine` with its settings.  The report is about what it returns.
@@ -158,10 +187,11 @@ def compress(
     Raises:
         BudgetError: the target is out of reach; the message names what can be attained.
         TargetError: what is needed to judge the target is missing, such as samples.
+        WorkerError: a process or a cluster that was to do some of the work did not.
     """
     methods = auto(target) if methods is None else methods
     jobs = jobs or cores()
-    with one_thread_each(), helped(jobs):
+    with one_thread_each(), helped(jobs), opened(engine):
         run = _Run(
             model, methods, target, samples, evaluation, metric, only, correct,
             shapes or {}, metadata or {}, seed, jobs, providers, track, cache, refinement,
@@ -182,6 +212,7 @@ def trade_off(
     metadata: Callable[[Target], Mapping[str, str]] = lambda target: {},
     seed: int = 0,
     jobs: int | None = None,
+    engine: str | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     track: Track[Any] = untracked,
     cache: Path | None = None,
@@ -195,7 +226,7 @@ def trade_off(
     """
     methods = auto(targets[0]) if methods is None else methods
     jobs = jobs or cores()
-    with one_thread_each(), helped(jobs):
+    with one_thread_each(), helped(jobs), opened(engine):
         run = _Run(
             model, methods, targets[0], samples, evaluation, metric, only, True,
             shapes or {}, metadata(targets[0]), seed, jobs, providers, track, cache,

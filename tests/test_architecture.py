@@ -20,6 +20,10 @@ OWNERS = {  # library -> the modules that know it; numpy is everywhere
     "yaml": {"preprocess"},
     "pydantic": {"config", "preprocess"},
     "threadpoolctl": {"parallel"},
+    "loky": {"parallel"},
+    "cloudpickle": {"cluster", "parallel"},
+    "dask": {"cluster"},
+    "distributed": {"cluster"},
     "scipy": {"methods", "refit", "rounding"},
     "einops": {"methods"},
     "torch": {"distillation", "latents", "refine", "torch_graph"},
@@ -28,6 +32,7 @@ BELOW = {  # module -> the modules of ours that it may import
     "core": set(),
     "cache": set(),
     "config": {"preprocess"},
+    "cluster": {"parallel"},
     "coded": {"parallel", "core", "rounding"},
     "curves": {"budget", "core", "graph", "measuring", "metrics", "report"},
     "wording": {"report"},
@@ -67,7 +72,7 @@ BELOW = {  # module -> the modules of ours that it may import
         *{"report", "runtime", "targets"},
     },
     "pipeline": {
-        *{"budget", "cache", "core", "curves", "data", "graph", "measuring", "parallel"},
+        *{"budget", "cache", "cluster", "core", "curves", "data", "graph", "measuring", "parallel"},
         *{"refit", "report", "runtime", "specs", "targets", "validation"},
     },
 }

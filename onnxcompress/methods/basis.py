@@ -76,6 +76,7 @@ class Basis(Method):
     """
 
     faster: ClassVar[bool] = True
+    quick: ClassVar[bool] = True
 
     unfolding: Literal["filter", "spatial", "tucker"] | None = None
     rank: int | None = None

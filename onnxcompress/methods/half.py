@@ -7,7 +7,7 @@ most 2^-11, far below what a network notices.  The model's own types stay as the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -28,6 +28,8 @@ LARGEST = 65504.0  # that float16 holds
 @dataclass(frozen=True)
 class Half(Method):
     """Store weights as 16-bit floats: the safe halving."""
+
+    quick: ClassVar[bool] = True
 
     @property
     def fixed(self) -> bool:
