@@ -196,7 +196,7 @@ def calibrate(
 
 def quota(layer: Layer, batches: int) -> int:
     """Patches to look at in each of so many batches."""
-    fan_in = layer.weight[0].size
+    fan_in = layer.fan_in
     wanted = min(PATCHES, max(PATCH_WORK // fan_in**2, PATCHES_PER_INPUT * fan_in))
     return -(-wanted // batches)
 
@@ -245,7 +245,7 @@ def weigh(
     reference = list(map(Session(job.runnable).run, batches))
 
     def sensitivity(name: str) -> float:
-        layer = job.layers[name]
+        layer = job.layers[name].read()
         setting = min(candidates[name], key=lambda c: (abs(c.error - WEIGH_ERROR), c.nbytes))
         weight = setting.fitted(layer, replace(statistics[name]))
         readers = job.readers(name)
