@@ -29,7 +29,7 @@ from onnxcompress.graph.model import (
     values_of,
     walk,
 )
-from onnxcompress.graph.pieces import segment
+from onnxcompress.graph.pieces import in_steps, segment
 from onnxcompress.graph.spill import spilled
 
 WIDE = (TensorProto.BFLOAT16, TensorProto.DOUBLE)  # for which CPU kernels are missing
@@ -166,7 +166,7 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
     """
     result = model.copy()
     nodes, makers = model.graph.node, model.makers
-    wanted = read_while_running(model, makers)
+    wanted, large = read_while_running(model, makers), bool(in_steps(model))
     folded: set[int] = set()
     used: set[int] = set()
     for index in sorted({makers[name] for name in wanted if name in makers}):
@@ -178,7 +178,7 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
         if not any(name in wanted and _is_large(value) for name, value in values.items()):
             continue
         for name, value in values.items():  # all of them: the node goes as a whole
-            add_constant(result, name, value)
+            add_constant(result, name, spilled(value) if large else value)
         folded.add(index)
         used.update(chain)
         del values
