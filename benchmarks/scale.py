@@ -3,7 +3,7 @@
     python benchmarks/scale.py [GIGABYTES ...] [-- OPTIONS OF compress]
 
 A model is a chain of square layers of 64 MB each with external data, made where there is room
-(TMPDIR).  Peak memory is that of the largest process, mapped files included.
+(TMPDIR).  Peak memory is that of the largest process, and of all together, mapped files included.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from rich.table import Table
 
 WIDTH = 4096
 LAYER = 4 * WIDTH**2  # bytes
-OPTIONS = ("--method", "integer:bits=4", "--no-correct")
+SAMPLES = 32  # of a calibrated run
+RUNS = (
+    ("--method", "half"),
+    ("--method", "integer:bits=4", "--no-correct"),
+    ("--method", "integer:bits=4", "--calib", "samples.npz"),
+)
 
 
 def generate(folder: Path, nbytes: float) -> Path:
@@ -34,9 +39,9 @@ def generate(folder: Path, nbytes: float) -> Path:
     rng = np.random.default_rng(0)
     nodes, x = [], "x"
     with (folder / "weights.bin").open("wb") as stream:
-        for _ in range(count):
-            weight = rng.standard_normal((WIDTH, WIDTH), np.float32)
-            stream.write((weight / np.float32(np.sqrt(WIDTH / 2))).tobytes())
+        weight = rng.standard_normal(WIDTH**2, np.float32) / np.float32(np.sqrt(WIDTH / 2))
+        for index in range(count):  # all different: equal ones would be compressed once
+            stream.write(np.roll(weight, 97 * index).data)
     graph = onnx.GraphProto(name="chain")
     for index in range(count):
         tensor = graph.initializer.add(name=f"w{index}", data_type=TensorProto.FLOAT)
@@ -56,41 +61,61 @@ def generate(folder: Path, nbytes: float) -> Path:
     return folder / "model.onnx"
 
 
-def measured(command: list[str]) -> tuple[int, float, float]:
-    """Exit code, seconds and peak gigabytes of a command, its children included."""
-    start = time.perf_counter()
-    child = os.posix_spawnp(command[0], command, os.environ)
-    _, status, usage = os.wait4(child, 0)
+def measured(command: Sequence[str], folder: Path) -> tuple[int, float, float, float]:
+    """Exit code, seconds, and peak gigabytes of a command: its largest process, and all of them."""
+    start, together = time.perf_counter(), 0
+    child = subprocess.Popen(command, cwd=folder)
+    while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
+        together = max(together, resident(child.pid))
+        time.sleep(0.1)
     seconds = time.perf_counter() - start
-    return os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss * 1024 / 1e9
+    code = os.waitstatus_to_exitcode(ended[1])
+    return code, seconds, ended[2].ru_maxrss * 1024 / 1e9, together / 1e9
 
 
-def main(sizes: Sequence[float], options: Sequence[str]) -> None:
-    table = Table(title=f"compress {' '.join(options)}")
-    for name in ("model, GB", "exit code", "peak, GB", "seconds", "copy, s", "result, GB"):
-        table.add_column(name, justify="right")
+def resident(process: int) -> int:
+    """Bytes of memory of a process and of those that it started, on Linux."""
+    place = Path(f"/proc/{process}")
+    try:
+        pages = int((place / "statm").read_text().split()[1])
+        children = (place / "task" / str(process) / "children").read_text().split()
+    except (OSError, IndexError):  # it has just ended
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE") + sum(resident(int(child)) for child in children)
+
+
+def main(sizes: Sequence[float], runs: Sequence[Sequence[str]]) -> None:
+    table = Table()
+    for name in ("model, GB", "options", "exit code", "peak, GB", "together", "seconds", "copy, s",
+                 "result, GB"):  # fmt: skip
+        table.add_column(name, justify="left" if name == "options" else "right")
     for size in sizes:
         with TemporaryDirectory() as scratch:
             folder = Path(scratch)
             model = generate(folder, size * 1e9)
+            x = np.random.default_rng(1).standard_normal((SAMPLES, WIDTH), np.float32)
+            np.savez(folder / "samples.npz", x=x)
             start = time.perf_counter()
             shutil.copy(folder / "weights.bin", folder / "copy.bin")
             subprocess.run(["sync", folder / "copy.bin"], check=True)
             copied = time.perf_counter() - start
             (folder / "copy.bin").unlink()
-            out = folder / "out"
-            out.mkdir()
-            program = [sys.executable, "-m", "onnxcompress", str(model), str(out / "out.onnx")]
-            code, seconds, peak = measured([*program, *options, "--quiet"])
-            result = sum(file.stat().st_size for file in out.iterdir()) / 1e9
-            table.add_row(
-                f"{size:g}", str(code), f"{peak:.2f}", f"{seconds:.0f}", f"{copied:.0f}",
-                f"{result:.2f}",
-            )  # fmt: skip
-    Console().print(table)
+            for options in runs:
+                out = folder / "out"
+                out.mkdir()
+                program = [sys.executable, "-m", "onnxcompress", str(model), str(out / "out.onnx")]
+                code, seconds, *peaks = measured([*program, *options, "--quiet"], folder)
+                result = sum(file.stat().st_size for file in out.iterdir()) / 1e9
+                shutil.rmtree(out)
+                table.add_row(
+                    f"{size:g}", " ".join(options), str(code), *(f"{peak:.2f}" for peak in peaks),
+                    f"{seconds:.0f}", f"{copied:.0f}", f"{result:.2f}",
+                )  # fmt: skip
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
     words = sys.argv[1:]
     split = words.index("--") if "--" in words else len(words)
-    main([float(word) for word in words[:split]] or [2.6], words[split + 1 :] or OPTIONS)
+    own = [tuple(words[split + 1 :])] if words[split + 1 :] else RUNS
+    main([float(word) for word in words[:split]] or [2.6, 10], own)

@@ -864,7 +864,7 @@ def _paged(
     from onnxcompress import page
     from onnxcompress.runtime import load_memory
 
-    if report.comparison and len(models) == 2:
+    if report.comparison and not report.comparison.parted and len(models) == 2:
         before, after = map(load_memory, models)
         both = report.comparison
         both = replace(

@@ -142,7 +142,7 @@ def encode(
 
 
 def _decoded(found: Coded, layer: Layer) -> Array:
-    rows = found.table[found.codes].reshape(len(layer.weight), -1)[:, : layer.grouped.shape[2]]
+    rows = found.table[found.codes].reshape(len(layer.weight), -1)[:, : layer.fan_in]
     return (rows * np.repeat(found.scale, rows.shape[1] // found.scale.shape[1], axis=1)).reshape(
         layer.weight.shape
     )
@@ -539,7 +539,7 @@ def packed(numbers: Array, levels: int) -> list[Array]:
 def some_codes(layer: Layer, width: int, parts: int = 1) -> tuple[Array, Array]:
     """Codes and scales of the right shapes, with any values."""
     rng = np.random.default_rng([crc32(layer.name.encode()), layer.weight.size])
-    out, fan_in = len(layer.weight), layer.grouped.shape[2]
+    out, fan_in = len(layer.weight), layer.fan_in
     codes = rng.integers(0, 256, (out, -(-fan_in // width)))
     return codes, rng.uniform(1, 2, (out, parts))
 

@@ -13,7 +13,7 @@ The mean is left out because the bias can absorb it; the ridge stands for inputs
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import ceil, prod
@@ -27,13 +27,46 @@ Value = Any  # a tensor of the graph being built; only graph looks inside
 
 RIDGE = 0.003  # share of the mean input variance that is added in every direction
 SKETCH_ABOVE = 8192  # fan-in from which a second moment is kept as a sketch
-SKETCH_ROWS = 2048
+SKETCH_ROWS = 2048  # of one that is,
+SKETCH_BYTES = 1 << 28  # or fewer, so that they take no more than this
+
+
+def sketch_rows(fan_in: int) -> int:
+    """Rows of the sketch of a second moment: fewer where they are long."""
+    return max(1, min(SKETCH_ROWS, SKETCH_BYTES // (4 * fan_in)))
 
 
 class Emitter(Protocol):
     """Adds ONNX nodes: ``y = op.Conv(x, weight, strides=[2, 2])``.  Arrays become initializers."""
 
     def __getattr__(self, op_type: str) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """A weight that stays in its file until `Layer.read`; of an array it has what says its size."""
+
+    shape: Shape
+    dtype: Any
+    load: Callable[[], Array]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return self.load().astype(dtype or self.dtype, copy=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +78,9 @@ class Layer:
         op_type: Conv, ConvTranspose, Gemm or MatMul; Constant for a large constant that other
             nodes read, whose rows (out, in) are all that is known of it.
         weight: output first, however the node stores it: ``(out, in // groups, *kernel)`` for
-            the convolutions, ``(out, in)`` for Gemm (alpha included) and MatMul.
+            the convolutions, ``(out, in)`` for Gemm (alpha included) and MatMul.  Of a large one
+            in a file only shape and type are known, see `Unread`; methods are given layers that
+            are read.
         bias: ``(out,)``; a Value where the model computes it; None where there is none.
         attributes: the node's: strides, pads, dilations, group, auto_pad, output_padding,
             transA, beta (of a computed bias); ``left=1`` for a MatMul that computes ``W @ x``;
@@ -62,10 +97,20 @@ class Layer:
     shared: str = ""
     stored: int = 0
 
+    def read(self) -> Self:
+        """The layer with its weight in memory."""
+        weight: Any = self.weight
+        return replace(self, weight=weight.load()) if isinstance(weight, Unread) else self
+
     @property
     def nbytes(self) -> int:
         """Bytes of the weight in the file."""
         return self.stored or self.weight.nbytes
+
+    @property
+    def fan_in(self) -> int:
+        """Entries of a patch of one group."""
+        return prod(self.weight.shape[1:])
 
     @property
     def groups(self) -> int:
@@ -221,8 +266,9 @@ class Statistics:
     """What a layer reads: mean and second moment of its input patches.
 
     Addition merges the statistics of two batches.  A fan-in of more than ``SKETCH_ABOVE`` is kept
-    as patches, folded with random signs into ``SKETCH_ROWS`` rows when there are more (a count
-    sketch: Charikar, Chen, Farach-Colton 2002), so that memory stays linear in the fan-in.
+    as patches, folded with random signs into `sketch_rows` rows when there are twice as many (a
+    count sketch: Charikar, Chen, Farach-Colton 2002), so that memory stays linear in the fan-in,
+    and bounded up to where ``SKETCH_BYTES`` are few rows.
 
     Attributes:
         count: patches seen; 0 where nothing is known and every direction counts alike.
@@ -241,8 +287,7 @@ class Statistics:
     @classmethod
     def white(cls, layer: Layer) -> Self:
         """No calibration data: every input direction matters alike."""
-        groups, _, fan_in = layer.grouped.shape
-        return cls(0, np.zeros((groups, fan_in)))
+        return cls(0, np.zeros((layer.groups, layer.fan_in)))
 
     @classmethod
     def of(cls, patches: Array) -> Self:
@@ -263,14 +308,16 @@ class Statistics:
         return replace(self, count=count, total=total, rows=rows)._folded()
 
     def _folded(self) -> Self:
-        if self.rows is None or self.rows.shape[1] <= 2 * SKETCH_ROWS:
+        limit = sketch_rows(self.total.shape[1])
+        if self.rows is None or self.rows.shape[1] <= 2 * limit:
             return self
         rng = np.random.default_rng(self.count)
-        folded = self.rows[:, :SKETCH_ROWS].copy()
-        for start in range(SKETCH_ROWS, self.rows.shape[1], SKETCH_ROWS):
-            piece = self.rows[:, start : start + SKETCH_ROWS]
+        folded = self.rows[:, :limit].copy()
+        for start in range(limit, self.rows.shape[1], limit):
+            piece = self.rows[:, start : start + limit]
             signs = rng.choice(np.array([-1, 1], piece.dtype), piece.shape[1])
-            folded[:, : piece.shape[1]] += signs[:, None] * piece
+            for row, sign in enumerate(signs):  # without another copy
+                folded[:, row] += sign * piece[:, row]
         return replace(self, rows=folded)
 
     @property
@@ -429,7 +476,7 @@ class Method(ABC):
 
     def blank(self, layer: Layer) -> CompressedWeight:
         """A weight of this setting's structure; its values do not matter, but all differ."""
-        return self.fit(layer, Statistics.white(layer))
+        return self.fit(layer.read(), Statistics.white(layer))
 
     def declined(self, layer: Layer) -> str | None:
         """Why no setting applies to this layer, or None."""
@@ -489,14 +536,19 @@ class CompressedWeight(ABC):
 
     def astype(self, dtype: Any) -> Self:
         """The same with its floating-point arrays in another type."""
+        return self.mapped(lambda a: a if a.dtype.kind in "iub" else a.astype(dtype, copy=False))
 
-        def cast(value: Any) -> Any:
+    def mapped(self, change: Callable[[Array], Array]) -> Self:
+        """The same with every array changed."""
+
+        def changed(value: Any) -> Any:
             if isinstance(value, tuple):
-                return tuple(map(cast, value))
-            floating = isinstance(value, Array) and value.dtype.kind not in "iub"
-            return value.astype(dtype, copy=False) if floating else value
+                return tuple(map(changed, value))
+            if isinstance(value, CompressedWeight):
+                return value.mapped(change)
+            return change(value) if isinstance(value, Array) else value
 
-        return replace(self, **{f.name: cast(getattr(self, f.name)) for f in fields(self)})
+        return replace(self, **{f.name: changed(getattr(self, f.name)) for f in fields(self)})
 
     @abstractmethod
     def decode(self) -> Array:
@@ -550,5 +602,6 @@ class Candidate:
 def all_candidates(job: tuple[Layer, Statistics, Sequence[Method]]) -> list[Candidate]:
     """Every setting of these methods on a layer, whatever process it is in."""
     layer, statistics, methods = job
+    layer = layer.read()
     seen = replace(statistics)  # fits derive more from it, which is let go with the copy
     return [found for method in methods for found in method.candidates(layer, seen)]

@@ -95,8 +95,9 @@ def _rows(model: Model, macs: Mapping[str, int]) -> list[dict[str, Any]]:
 
 def _able(model: Model, layer: Layer) -> dict[str, Any]:
     """What can be done with a layer's weight, and what speaks against the rest."""
+    read = layer.read()
     declined = {
-        key: method().declined(layer)
+        key: method().declined(read)
         if method.opset <= model.opset
         else f"{key} needs opset {method.opset}"
         for key, method in METHODS.items()
@@ -135,7 +136,7 @@ def _estimates(model: Model) -> list[dict[str, Any]]:
 def _part(layer: Layer) -> Layer:
     """Some outputs and inputs of a layer, without groups."""
     side = isqrt(PART // prod(layer.kernel)) or 1
-    weight = np.ascontiguousarray(layer.weight[:side, :side], np.float32)
+    weight = np.ascontiguousarray(layer.read().weight[:side, :side], np.float32)
     return replace(layer, weight=weight, bias=None, attributes={"group": 1}, shared=layer.name)
 
 

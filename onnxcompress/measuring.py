@@ -183,9 +183,8 @@ class _Look:
             read: layer name -> the layer, the tensor that it reads, and how many patches to take.
         """
         self.model = replace(model)
-        self.read = {  # no more of a layer than its patches depend on
-            name: (replace(layer, weight=layer.weight[:0], bias=None), *more)
-            for name, (layer, *more) in read.items()
+        self.read = {
+            name: (_bare(layer), tensor, limit) for name, (layer, tensor, limit) in read.items()
         }
         given = {value.name for value in model.graph.input}
         inner = sorted({tensor for _, tensor, _ in read.values()} - given)
@@ -205,9 +204,15 @@ class _Look:
         }
 
 
+def _bare(layer: Layer) -> Layer:
+    """No more of a layer than its patches depend on."""
+    weight = np.empty((0, *layer.weight.shape[1:]), layer.weight.dtype)
+    return replace(layer, weight=weight, bias=None)
+
+
 def quota(layer: Layer, batches: int) -> int:
     """Patches to look at in each of so many batches."""
-    fan_in = layer.weight[0].size
+    fan_in = layer.fan_in
     wanted = min(PATCHES, max(PATCH_WORK // fan_in**2, PATCHES_PER_INPUT * fan_in))
     return -(-wanted // batches)
 
@@ -256,7 +261,7 @@ def weigh(
     reference = list(map(Session(job.runnable).run, batches))
 
     def sensitivity(name: str) -> float:
-        layer = job.layers[name]
+        layer = job.layers[name].read()
         setting = min(candidates[name], key=lambda c: (abs(c.error - WEIGH_ERROR), c.nbytes))
         weight = setting.fitted(layer, replace(statistics[name]))
         readers = job.readers(name)

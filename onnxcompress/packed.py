@@ -98,7 +98,7 @@ class Packed(Method):
     def _chain(self, inner: BasisWeight, layer: Layer, statistics: Statistics) -> PackedWeight:
         parts: list[Any] = []
         stages = _stages(inner.chain, layer)
-        known = layer.grouped.shape[2] <= SKETCH_ABOVE
+        known = layer.fan_in <= SKETCH_ABOVE
         for index, stage in enumerate(stages):
             reads = Statistics.white(stage)
             if known:

@@ -5,7 +5,7 @@ find_layers ─► calibrate ─► sweep ─► weigh ─► choose ─► refi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -25,7 +25,9 @@ from onnxcompress.core import (
     Layer,
     Method,
     Statistics,
+    Unread,
     all_candidates,
+    sketch_rows,
 )
 from onnxcompress.curves import Curves
 from onnxcompress.data import Samples, from_batches, input_specs, random_samples
@@ -77,6 +79,7 @@ from onnxcompress.validation import (
     warnings,
 )
 
+STATISTICS_BYTES = 1 << 29  # of the layers of a large model whose statistics are kept together
 REFIT_BYTES = 1 << 30  # activations that refit keeps in memory
 TRIALS = 9  # real evaluations of a fidelity target
 LATENCY_TRIALS = 4  # of a limit for the layers, until the whole model keeps the target
@@ -118,9 +121,13 @@ def sweep(
     offered = methods if callable(methods) else lambda _: methods
     order = largest_first(layers)
     work = [(layers[name], statistics[name], list(offered(layers[name]))) for name in order]
-    worth = elsewhere() or _heavy(work)
-    run = apart if worth and portable([own for _, _, own in work]) else each
-    found = track(run(all_candidates, work, jobs, len(work)), "fitting", len(work))
+    in_memory = not any(isinstance(layer.weight, Unread) for layer in layers.values())
+    away = elsewhere() or (in_memory and _heavy(work))
+    run: Any = each
+    tasks: Iterable[Any] = work
+    if away and portable([own for _, _, own in work]):
+        run, tasks = apart, ((layer.read(), seen, own) for layer, seen, own in work)
+    found = track(run(all_candidates, tasks, jobs, len(work)), "fitting", len(work))
     fitted = dict(zip(order, found, strict=True))
     return {name: fitted[name] for name in layers}
 
@@ -258,6 +265,8 @@ class _Run:
     ) -> None:
         if refinement is not None and samples is None:
             raise TargetError("a refinement needs calibration samples: give --calib")
+        if model.large and elsewhere():
+            raise TargetError("a model this large is read in parts, on one machine: no --engine")
         self.cache, self.refinement = Cache(cache), refinement
         self.priced: dict[tuple[str, float], Curves] = {}  # by unit and limit of multiplications
         self.predicted: float | None = None
@@ -284,6 +293,10 @@ class _Run:
         offered = {name: self._offered(layer) for name, layer in self.job.leaders.items()}
         self.pinned = {name for name, own in offered.items() if all(m.fixed for m in own)}
         self.all_pinned = self.pinned == offered.keys()
+        if model.large and self.job.fit is not None and not self.all_pinned:
+            self.warnings.append(
+                "the model is too large to measure how much each layer matters: all count alike"
+            )
         validating = self.job.held_out or self.random
         self.validation = Layerwise(model, seed) if self.unknown else Validation(
             self.original,
@@ -345,7 +358,8 @@ class _Run:
         layers = dict(every)
         for name, layer in every.items():
             methods = self._offered(layer)
-            reasons = [method.declined(layer) for method in methods]
+            read = layer.read()
+            reasons = [method.declined(read) for method in methods]
             if not methods or (only is not None and not only(name)):
                 self.skipped[name] = "it was left out on request"
             elif None not in reasons:
@@ -355,7 +369,8 @@ class _Run:
             del layers[name]
         for name, layer in find_constants(model, every).items():
             wanted = only is None or only(name)
-            if wanted and any(m.declined(layer) is None for m in self._offered(layer)):
+            read = layer.read()
+            if wanted and any(m.declined(read) is None for m in self._offered(layer)):
                 layers[name] = layer
         return {
             name: layer if layer.shared in layers else replace(layer, shared=name)
@@ -375,6 +390,10 @@ class _Run:
                 target = Target(min_agreement=DEFAULT_AGREEMENT)
             else:
                 target = Target(min_snr=DEFAULT_SNR)
+        if self.job.model.large and (target.latency or self.refinement):
+            raise TargetError(
+                "the model is too large to be loaded as a whole, which --latency and --refine need"
+            )
         if self.unknown and target.faster:
             raise TargetError("onnxruntime cannot run the model, so only --ratio can be asked for")
         if (target.min_snr or target.min_agreement) and self.job.held_out is None:
@@ -438,15 +457,48 @@ class _Run:
         self._price()
         if job.fit is not None and self.correct:
             self.statistics.clear()  # refit takes its own; these are large
-        elif not self.statistics:
-            self.statistics = self._statistics()
+        elif not self.statistics and (job.fit is None or not job.model.large):
+            self.statistics = self._statistics(job.leaders)
 
     def _candidates(self) -> tuple[dict[str, list[Candidate]], dict[str, float]]:
-        job = self.job
-        self.statistics = self._statistics()
-        found = sweep(job.leaders, self.statistics, self._offered, jobs=job.jobs, track=job.track)
+        job, found = self.job, dict[str, list[Candidate]]()
+        for names in self._groups(job.leaders):
+            layers, seen = {name: job.leaders[name] for name in names}, self._statistics(names)
+            found |= sweep(layers, seen, self._offered, jobs=job.jobs, track=job.track)
+            if job.model.large:
+                found |= {n: [replace(c, weight=None) for c in found[n]] for n in names}
+            else:
+                self.statistics = seen
         found = {name: candidates for name, candidates in found.items() if candidates}
+        if job.model.large:
+            return found, dict.fromkeys(found, 1.0)
         return found, weigh(job, found, self.statistics)
+
+    def _groups(self, leaders: Iterable[str]) -> list[list[str]]:
+        """The weights of a large model in groups whose statistics fit into memory together."""
+        groups: list[list[str]] = [[]]
+        filled, counts = 0, self.job.model.large and self.job.fit is not None
+        for name in leaders:
+            layer = self.job.layers[name]
+            rows = min(layer.fan_in, sketch_rows(layer.fan_in))
+            nbytes = 4 * layer.groups * layer.fan_in * rows * counts
+            if groups[-1] and filled + nbytes > STATISTICS_BYTES:
+                groups.append([])
+                filled = 0
+            groups[-1].append(name)
+            filled += nbytes
+        return groups
+
+    def _seen(self, names: Iterable[str]) -> Iterator[tuple[str, Statistics]]:
+        """These layers with what they read: of a large model, for some of them at a time."""
+        layers = self.job.layers
+        if self.statistics:
+            yield from ((name, self.statistics[layers[name].shared]) for name in names)
+            return
+        wanted = [*names]
+        for group in self._groups(dict.fromkeys(layers[name].shared for name in wanted)):
+            seen = self._statistics(group)
+            yield from ((n, seen[layers[n].shared]) for n in wanted if layers[n].shared in seen)
 
     def _price(self) -> None:
         """The layers' trade-offs in the unit of the target."""
@@ -461,17 +513,19 @@ class _Run:
         if self.curves.least_work > work:
             raise BudgetError(_too_much(self.target.macs, self.curves.least_work / total))
 
-    def _statistics(self) -> dict[str, Statistics]:
+    def _statistics(self, leaders: Collection[str]) -> dict[str, Statistics]:
+        """What the layers with these weights read, for each weight."""
         job = self.job
+        layers = {name: layer for name, layer in job.layers.items() if layer.shared in leaders}
         if job.fit is None:
-            return {name: Statistics.white(layer) for name, layer in job.layers.items()}
-        reading = job.calibrated
+            return {name: Statistics.white(job.layers[name]) for name in leaders}
+        reading = {name: layer for name, layer in layers.items() if name in job.calibrated}
         seen = calibrate(
             job.runnable, reading, job.fit, shapes=job.shapes, jobs=job.jobs, track=job.track
         )
-        seen |= {n: Statistics.white(job.layers[n]) for n in job.layers.keys() - reading.keys()}
+        seen |= {n: Statistics.white(layers[n]) for n in layers.keys() - reading.keys()}
         merged: dict[str, Statistics] = {}
-        for name, layer in job.layers.items():
+        for name, layer in layers.items():
             known = merged.get(layer.shared)
             merged[layer.shared] = seen[name] if known is None else known + seen[name]
         return merged
@@ -537,7 +591,8 @@ class _Run:
         def blank(item: tuple[str, Candidate]) -> CompressedWeight:
             name, candidate = item
             assert candidate.setting is not None
-            return candidate.weight or candidate.setting.blank(job.layers[name])
+            made = candidate.weight or candidate.setting.blank(job.layers[name])
+            return made.mapped(job.model.keep)
 
         picked = [(name, c) for name, c in chosen.items() if c.setting is not None]
         made = zip(picked, each(blank, picked, job.jobs), strict=True)
@@ -608,14 +663,14 @@ class _Run:
             for reader in job.readers(name)
         }
         fixed = {
-            name: Fitted(s.fit(job.layers[name], Statistics.white(job.layers[name])))
+            name: Fitted(self._fit(name, s, Statistics.white(job.layers[name])))
             for name, s in settings.items()
             if name not in job.calibrated
         }
         settings = {name: s for name, s in settings.items() if name not in fixed}
         if job.fit is None or not settings:
             alone = {
-                n: s.fit(job.layers[n], self.statistics[n])
+                n: self._fit(n, s, self.statistics[n])
                 for n, s in settings.items()
                 if job.layers[n].shared == n
             }
@@ -634,13 +689,18 @@ class _Run:
             name: f for name, f in fitted.items() if name not in failed
         }
 
+    def _fit(self, name: str, setting: Method, statistics: Statistics) -> CompressedWeight:
+        """A layer's weight in this setting."""
+        found = setting.fit(self.job.layers[name].read(), statistics)
+        return found.mapped(self.job.model.keep)
+
     def _plainly(self, settings: Mapping[str, Method]) -> dict[str, Fitted]:
         """Every layer fitted for itself, with nothing but its mean output kept."""
         fitted = {}
-        for name, setting in settings.items():
-            layer, statistics = self.job.layers[name], self.statistics[self.job.layers[name].shared]
+        for name, statistics in self._seen(settings):
+            layer = self.job.layers[name].read()
             first = fitted.get(layer.shared)
-            weight = first.weight if first else setting.fit(layer, statistics)
+            weight = first.weight if first else self._fit(name, settings[name], statistics)
             bias = None
             if _may_correct(layer):
                 shift = statistics.shift(layer.weight, weight.astype(np.float32).decode())

@@ -58,6 +58,11 @@ class Fitted:
     snr: float | None = None
     plain: Fitted | None = None
 
+    def mapped(self, change: Callable[[Array], Array]) -> Fitted:
+        """The same with every array of its weights changed."""
+        plain = self.plain and self.plain.mapped(change)
+        return replace(self, weight=self.weight.mapped(change), plain=plain)
+
 
 def refit(
     model: Model,
@@ -85,7 +90,7 @@ def refit(
     fitted: dict[str, Fitted] = {}
     nodes = dict(zip(model.keys, model.graph.node, strict=True))
     for name in track([key for key in model.keys if key in settings]):
-        layer, node = layers[name], nodes[name]
+        layer, node = layers[name].read(), nodes[name]
         original, compressed = streams.inputs_of(name, layer_input(node, layer))
         fit = _Fit(layer, original, compressed, limit(layer) if limit else None, jobs)
         if layer.shared in fitted:
@@ -96,6 +101,7 @@ def refit(
             target = fit.target() if asymmetric and alone else layer
             weight = settings[name].fit(target, fit.statistics)
             fitted[name] = fit.corrected(weight, gain and alone)
+        fitted[name] = fitted[name].mapped(model.keep)
         streams.replace(name, fitted[name])
     return fitted
 

@@ -63,6 +63,7 @@ class Comparison:
         agreement: share of samples with the same top class; None without class scores.
         metric: its name; the values are in before and after.
         finite: whether the outputs are free of NaN and infinities that the original's have not.
+        parted: whether the models ran in parts, as they are too large to be loaded.
     """
 
     before: Size
@@ -74,6 +75,7 @@ class Comparison:
     metric: str | None
     latency: Latency | None
     finite: bool = True
+    parted: bool = False
 
     @property
     def ratio(self) -> float:

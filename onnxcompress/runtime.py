@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from threading import Timer
+from threading import BoundedSemaphore, Timer
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,20 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it leaves a file in 
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as OrtNotImplemented
 
-from onnxcompress.graph import Model, ModelError, as_float32, detached
+from onnxcompress.graph import (
+    Model,
+    ModelError,
+    Step,
+    as_float32,
+    declared_inputs,
+    declared_outputs,
+    detached,
+    in_steps,
+    reads,
+    rest,
+    segment,
+    serialized,
+)
 
 Sample = Mapping[str, Any]  # input name -> batch, an array or a list of arrays
 
@@ -34,10 +47,14 @@ def available_providers() -> list[str]:
     return ort.get_available_providers()
 
 
+PARTS_AT_ONCE = BoundedSemaphore(2)  # of large models, in all threads: each has weights in memory
+
+
 class Session:
     """A model loaded by onnxruntime, on one thread: parallel work runs one batch a thread.
 
-    Where onnxruntime has no kernel for a type (bfloat16, float64 Conv), its float32 twin runs.
+    Where onnxruntime has no kernel for a type (bfloat16, float64 Conv), its float32 twin runs.  A
+    model too large to be loaded as a whole runs in steps, each of which is loaded for every batch.
     """
 
     def __init__(
@@ -47,46 +64,91 @@ class Session:
         threads: int = 1,
         optimize: bool = True,
     ) -> None:
-        def load(version: Model) -> ort.InferenceSession:
-            return _load(version, _options(version, threads, optimize), providers)
-
-        try:
-            try:
-                self._session = load(model)
-            except OrtNotImplemented:
-                self._session = load(as_float32(model))
-        except Exception as error:
-            raise ModelError(f"onnxruntime cannot load the model: {line(error)}") from None
-        self._inputs = {value.name: value.type for value in self._session.get_inputs()}
-        self.outputs = [value.name for value in self._session.get_outputs()]
+        self._model, self._steps = model, in_steps(model)
+        self._how = providers, threads, optimize
+        if self._steps:
+            self._floats = {n: dtype == np.float32 for n, dtype, _ in declared_inputs(model)}
+            self.outputs = [name for name, _, _ in declared_outputs(model)]
+        else:
+            self._whole = _loaded(model, *self._how)
+            inputs = self._whole.get_inputs()
+            self._floats = {value.name: value.type == "tensor(float)" for value in inputs}
+            self.outputs = [value.name for value in self._whole.get_outputs()]
 
     def run(self, sample: Sample, seconds: float | None = None) -> Sequence[Any]:
         """The outputs for one batch, in the model's order.
 
         Args:
-            seconds: after which it is given up: a model may contain an endless loop.
+            seconds: after which it is given up, or each step of it: a model may contain an endless
+                loop.
         """
         feeds = {
             name: value.astype(np.float32)
-            if self._inputs.get(name) == "tensor(float)" and value.dtype != np.float32
+            if self._floats[name] and value.dtype != np.float32
             else value
             for name, value in sample.items()
-            if name in self._inputs
+            if name in self._floats
         }
-        options = timer = None
-        if seconds is not None:
-            options = ort.RunOptions()
-            timer = Timer(seconds, setattr, (options, "terminate", True))
-            timer.start()
+        if not self._steps:
+            return _run(self._whole, feeds, seconds)
+        return self._stepped(feeds, seconds)
+
+    def _stepped(self, feeds: Mapping[str, Any], seconds: float | None) -> Sequence[Any]:
+        values = {n: self._model.read(n) for n in self.outputs if n in self._model.initializers}
+        values |= feeds
+        last = {
+            name: i for i, step in enumerate(self._steps) for n in step.nodes for name in reads(n)
+        }
+        for index, step in enumerate(self._steps):
+            with PARTS_AT_ONCE:
+                values |= self._advanced(step, values, seconds)
+                rest()
+            done = [n for n in values if last.get(n, -1) <= index and n not in self.outputs]
+            for name in done:
+                del values[name]
+        return [values[name] for name in self.outputs]
+
+    def _advanced(self, step: Step, values: Mapping[str, Any], seconds: Any) -> dict[str, Any]:
+        """What one step makes of what the ones before it made."""
+        read = {name for node in step.nodes for name in reads(node)}
+        inputs = {name: value for name, value in values.items() if name in read}
+        part = segment(self._model, step.nodes, inputs, step.outputs)
+        found = _run(_loaded(part, *self._how), inputs, seconds)
+        return dict(zip(step.outputs, found, strict=True))
+
+
+def _loaded(
+    model: Model, providers: Sequence[str], threads: int, optimize: bool
+) -> ort.InferenceSession:
+    def load(version: Model) -> ort.InferenceSession:
+        return _load(version, _options(version, threads, optimize), providers)
+
+    try:
         try:
-            return self._session.run(None, feeds, options)
-        except Exception as error:
-            if options is not None and options.terminate:
-                raise ModelError(f"one run of the model takes more than {seconds:g} s") from None
-            raise ModelError(f"onnxruntime cannot run the model: {line(error)}") from None
-        finally:
-            if timer is not None:
-                timer.cancel()
+            return load(model)
+        except OrtNotImplemented:
+            return load(as_float32(model))
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot load the model: {line(error)}") from None
+
+
+def _run(
+    session: ort.InferenceSession, feeds: Mapping[str, Any], seconds: float | None
+) -> Sequence[Any]:
+    options = timer = None
+    if seconds is not None:
+        options = ort.RunOptions()
+        timer = Timer(seconds, setattr, (options, "terminate", True))
+        timer.start()
+    try:
+        return session.run(None, feeds, options)
+    except Exception as error:
+        if options is not None and options.terminate:
+            raise ModelError(f"one run of the model takes more than {seconds:g} s") from None
+        raise ModelError(f"onnxruntime cannot run the model: {line(error)}") from None
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def _options(model: Model, threads: int, optimize: bool) -> ort.SessionOptions:
@@ -110,7 +172,7 @@ def _load(
     graph, weights = detached(model)
     sizes = {name: value for name, value in weights.items() if value.dtype in PLAIN}
     if len(sizes) < len(weights):  # types that numpy has no own name for
-        graph, sizes = model.proto.SerializeToString(), {}
+        graph, sizes = serialized(model), {}
     values = [ort.OrtValue.ortvalue_from_numpy(value) for value in sizes.values()]
     options.add_external_initializers(list(sizes), values)
     return ort.InferenceSession(graph, options, providers=list(providers))

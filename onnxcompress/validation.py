@@ -19,6 +19,7 @@ from onnxcompress.graph import (
     find_constants,
     find_layers,
     has_bfloat16,
+    in_steps,
     layer_input,
     linear_inputs,
     needs_float32,
@@ -107,10 +108,11 @@ class Validation:
         fidelity = self.fidelity(model)
         baseline, after = self.baseline, self.metric_of(model)
         self.__dict__.pop("_reference", None)  # the clock loads both models, which may be large
-        one = next(iter(self.samples.batches(1)))
-        timed: Latency | None = latency(
-            runnable(self.original), runnable(model), one, self._providers
-        )
+        parted = any(map(in_steps, (self.original, model)))
+        timed: Latency | None = None
+        if not parted:
+            one = next(iter(self.samples.batches(1)))
+            timed = latency(runnable(self.original), runnable(model), one, self._providers)
         return Comparison(
             before=Size(self.original.nbytes, self.original.weight_bytes, macs[0], baseline),
             after=Size(model.nbytes, model.weight_bytes, macs[1], after),
@@ -121,6 +123,7 @@ class Validation:
             metric=self._metric if self._evaluation is not None else None,
             latency=timed,
             finite=fidelity.finite,
+            parted=parted,
         )
 
     @property
@@ -341,5 +344,10 @@ def warnings(comparison: Comparison) -> Iterator[str]:
         yield "nothing was compared but the layers, each by itself, on random inputs"
     elif not comparison.real:
         yield "no calibration data: the outputs were compared on random inputs, which say little"
+    if comparison.parted:
+        yield (
+            "the model is too large to be loaded as a whole: it was run in parts, one after the "
+            "other, and no latency was measured"
+        )
     if comparison.latency and comparison.latency.verdict == "slower":
         yield f"it takes {comparison.latency.ratio:.2f} of the original's time"

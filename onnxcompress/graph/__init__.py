@@ -8,6 +8,7 @@ from onnxcompress.graph.files import (
     load,
     read_tensor,
     save,
+    serialized,
     sha256,
 )
 from onnxcompress.graph.layers import (
@@ -42,14 +43,24 @@ from onnxcompress.graph.passes import (
     needs_float32,
     with_values,
 )
-from onnxcompress.graph.pieces import custom_operators, expose, expose_shapes, part, segment
+from onnxcompress.graph.pieces import (
+    Step,
+    custom_operators,
+    expose,
+    expose_shapes,
+    in_steps,
+    part,
+    segment,
+)
 from onnxcompress.graph.rewriting import overhead, rewrite
+from onnxcompress.graph.spill import rest
 
 __all__ = [
     "DETACHED_BYTES",
     "Model",
     "ModelError",
     "Operation",
+    "Step",
     "annotate",
     "as_float32",
     "check",
@@ -67,6 +78,7 @@ __all__ = [
     "fold_batchnorm",
     "fold_constants",
     "has_bfloat16",
+    "in_steps",
     "inline_functions",
     "inner_nodes",
     "inner_shapes",
@@ -81,10 +93,12 @@ __all__ = [
     "part",
     "read_tensor",
     "reads",
+    "rest",
     "rewrite",
     "save",
     "segment",
     "sequences",
+    "serialized",
     "sha256",
     "with_values",
 ]

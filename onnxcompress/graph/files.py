@@ -22,10 +22,24 @@ from typing import IO, Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import NodeProto, TensorProto, external_data_helper, numpy_helper
+from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnxcompress.core import Array
-from onnxcompress.graph.model import DATA_TYPES, Model, ModelError, one_line, tensor_bytes, walk
+from onnxcompress.graph import wire
+from onnxcompress.graph.model import (
+    DATA_TYPES,
+    HELD,
+    Model,
+    ModelError,
+    is_external,
+    location,
+    one_line,
+    opened,
+    tensor_bytes,
+    walk,
+)
+from onnxcompress.graph.spill import rest
+from onnxcompress.graph.wire import assign
 
 try:
     import fcntl
@@ -34,6 +48,7 @@ except ImportError:  # Windows
 
 DETACHED_BYTES = 4096  # weights from this size are handed to onnxruntime without a copy
 LARGEST_FILE = (1 << 31) - 1  # bytes: what protobuf can parse
+LARGE_FILE = 1 << 28  # bytes of a file whose weights are left there
 LARGEST_TENSOR = 1 << 48  # entries
 LARGEST_GRAPH = 1_000_000  # nodes, with local functions written out
 MOST_DIMENSIONS = 64  # of a tensor: as in numpy
@@ -50,13 +65,17 @@ def load(path: str | os.PathLike[str], extensions: Sequence[str] = ()) -> Model:
     """
     path = Path(path)
     proto = onnx.ModelProto()
+    large = _size(path, LARGEST_FILE) > LARGE_FILE
     try:
-        proto.ParseFromString(_read(path, LARGEST_FILE))
+        proto.ParseFromString(wire.without_weights(path) if large else path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     except DecodeError:
         raise ModelError(f"{path} is truncated or not an ONNX model") from None
     except UnicodeDecodeError:  # by protobuf's Python implementation; others give bytes
         raise ModelError(f"{path} is not a valid ONNX model: a name in it is no text") from None
-    model = Model(proto, path.absolute().parent, tuple(map(str, extensions)))
+    file = path.name if large else ""
+    model = Model(proto, path.absolute().parent, tuple(map(str, extensions)), file)
     try:
         if not proto.graph.node and not proto.graph.input:
             raise ModelError("it has no graph")
@@ -71,6 +90,14 @@ def load(path: str | os.PathLike[str], extensions: Sequence[str] = ()) -> Model:
 
 def _read(path: Path, most: int) -> bytes:
     """The bytes of a regular file, which is neither empty nor larger than ``most``."""
+    _size(path, most)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _size(path: Path, most: int) -> int:
     try:
         if path.is_dir():
             raise ModelError(f"{path} is a folder, not an ONNX file")
@@ -81,7 +108,7 @@ def _read(path: Path, most: int) -> bytes:
             raise ModelError(f"{path} is empty")
         if size > most:
             raise ModelError(f"{path} has {size:,} bytes; more than {most:,} need external data")
-        return path.read_bytes()
+        return size
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -121,7 +148,7 @@ def _check_parts(model: Model) -> None:
             raise ModelError(f"the tensor {tensor.name!r} has no possible shape")
         if prod(max(size, 1) for size in tensor.dims) >= LARGEST_TENSOR:  # zeros do not help
             raise ModelError(f"the tensor {tensor.name!r} is too large: {list(tensor.dims)}")
-        if external_data_helper.uses_external_data(tensor):
+        if is_external(tensor):
             _check_external(model, tensor)
         elif tensor.HasField("raw_data") and len(tensor.raw_data) != tensor_bytes(tensor):
             raise ModelError(
@@ -132,7 +159,9 @@ def _check_parts(model: Model) -> None:
 
 def _check_external(model: Model, tensor: TensorProto) -> None:
     given = {entry.key: entry.value for entry in tensor.external_data}
-    location = given.get("location", "")
+    if len(given) < len(tensor.external_data):
+        raise ModelError(f"the tensor {tensor.name!r} says twice where its values are")
+    place = given.get("location", "")
     numbers = [given.get("offset", "0"), given.get("length", str(tensor_bytes(tensor)))]
     if not all(number.isascii() and number.isdecimal() for number in numbers):
         raise ModelError(f"the tensor {tensor.name!r} has no possible offset or length")
@@ -141,20 +170,20 @@ def _check_external(model: Model, tensor: TensorProto) -> None:
         raise ModelError(
             f"the tensor {tensor.name!r} has {length:,} bytes instead of {tensor_bytes(tensor):,}"
         )
-    file = model.folder / location.replace("\0", "")  # which no file has in its name
+    file = model.folder / place.replace("\0", "")  # which no file has in its name
     try:
-        inside = file.resolve().is_relative_to(model.folder.resolve())
+        inside = place == model.file or file.resolve().is_relative_to(model.folder.resolve())
         size = file.stat().st_size if file.is_file() else None
     except (OSError, RuntimeError) as error:  # too long a name, links in a circle
         raise ModelError(f"its external data cannot be read: {one_line(error)}") from None
     if not inside:
-        raise ModelError(f"its external data {location!r} lies outside its folder")
-    if file.is_symlink():  # which onnx does not read
-        raise ModelError(f"its external data {location!r} is a link; put the file in its place")
+        raise ModelError(f"its external data {place!r} lies outside its folder")
+    if file.is_symlink() and place != model.file:  # which onnx does not read
+        raise ModelError(f"its external data {place!r} is a link; put the file in its place")
     if size is None:
-        raise ModelError(f"its external data {location!r} is missing")
+        raise ModelError(f"its external data {place!r} is missing")
     if size < offset + length:
-        raise ModelError(f"its external data {location!r} is truncated")
+        raise ModelError(f"its external data {place!r} is truncated")
 
 
 def _check_functions(model: Model) -> None:
@@ -184,7 +213,7 @@ def _read_inner(model: Model) -> None:
     graph, proto = model.graph, model.proto
     others = *graph.node, *graph.sparse_initializer, *proto.functions, *proto.training_info
     for tensor in (tensor for message in others for tensor in _tensors(message)):
-        if external_data_helper.uses_external_data(tensor):
+        if is_external(tensor):
             tensor.CopyFrom(numpy_helper.from_array(model.value(tensor), tensor.name))
 
 
@@ -216,7 +245,7 @@ def _is_unranked(value: onnx.ValueInfoProto) -> bool:
 
 
 def _is_heavy(tensor: TensorProto) -> bool:
-    outside = external_data_helper.uses_external_data(tensor)
+    outside = is_external(tensor)
     return outside or len(tensor.raw_data) >= DETACHED_BYTES
 
 
@@ -225,10 +254,10 @@ def _shell(model: Model) -> onnx.ModelProto:
     result = onnx.ModelProto()
     for descriptor, value in model.proto.ListFields():
         if descriptor.name != "graph":
-            _assign(result, descriptor.name, value)
+            assign(result, descriptor.name, value)
     for descriptor, value in model.graph.ListFields():
         if descriptor.name != "initializer":
-            _assign(result.graph, descriptor.name, value)
+            assign(result.graph, descriptor.name, value)
     return result
 
 
@@ -244,18 +273,18 @@ def save(model: Model, path: str | os.PathLike[str], external: bool = False) -> 
         ModelError: it cannot be written; what was there before stays.
     """
     path = Path(path)
-    any_external = any(map(external_data_helper.uses_external_data, model.graph.initializer))
-    external = external or model.proto.ByteSize() > LARGEST_FILE
+    external = external or model.nbytes - _apart(model) > LARGEST_FILE
+    some = any(_leaves(model, tensor) for tensor in model.graph.initializer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
             files = []
-            if external or any_external:
+            if external or some:
                 model, data = _externalised(model, Path(scratch, path.name), external)
                 files.append(data)
             file = Path(scratch, path.name)
             with file.open("wb") as stream:
-                stream.write(model.proto.SerializeToString(deterministic=True))
+                stream.writelines(_written(model))
                 _to_disk(stream)
             files.append(file)
             mode = 0o666 & ~_umask()
@@ -313,28 +342,65 @@ def _name(file: Path, folder: Path) -> str:
     return file.name if file.parent == folder else ""
 
 
+def _leaves(model: Model, tensor: TensorProto) -> bool:
+    """Whether a tensor lies beside the model's file, or is new in a model whose weights do."""
+    return is_external(tensor) and not (model.file and model.inside(tensor) is not None)
+
+
+def _apart(model: Model) -> int:
+    """Bytes of the values that lie in other files than the model's."""
+    tensors = (t for t in model.graph.initializer if is_external(t))
+    return sum(tensor_bytes(t) for t in tensors if model.inside(t) is None)
+
+
+def _written(model: Model) -> Iterator[bytes | memoryview]:
+    """The bytes of a model's file, piece by piece."""
+    for piece in wire.pieces(model.proto, model.inside):
+        if isinstance(piece, bytes):
+            yield piece
+        else:
+            yield from _values(model, piece)
+
+
+def _values(model: Model, tensor: TensorProto) -> Iterator[bytes | memoryview]:
+    """The raw data of a tensor, piece by piece, wherever they are."""
+    if not is_external(tensor):
+        plain = tensor.HasField("raw_data")
+        yield (tensor if plain else numpy_helper.from_array(model.value(tensor))).raw_data
+        return
+    if location(tensor) == HELD:
+        yield np.ascontiguousarray(model.value(tensor)).reshape(-1).view(np.uint8).data
+        rest()
+        return
+    length = tensor_bytes(tensor)
+    with opened(tensor, model.folder) as source:
+        while length:
+            piece = source.read(min(length, 1 << 24))
+            if not piece:
+                raise ModelError(f"the external data {location(tensor)!r} is truncated")
+            yield piece
+            length -= len(piece)
+
+
 def _externalised(model: Model, beside: Path, everything: bool) -> tuple[Model, Path]:
-    """A copy whose large weights lie in a file beside this one, and that file."""
+    """A copy whose large weights lie in a file beside this one, and that file.
+
+    Those that were in the model's own file move only if ``everything`` does.
+    """
     result = model.copy()
     moved: list[tuple[TensorProto, int, int]] = []
     file = beside.with_name("data")
     with file.open("wb") as stream:
         for tensor in result.graph.initializer:
-            outside = external_data_helper.uses_external_data(tensor)
-            if not outside and not (everything and tensor.ByteSize() > 1024):
+            large = is_external(tensor) or tensor.ByteSize() > 1024
+            if not _leaves(model, tensor) and not (everything and large):
                 continue
             stream.write(b"\0" * (-stream.tell() % 64))
             offset = stream.tell()
-            if outside:
-                info = external_data_helper.ExternalDataInfo(tensor)
-                with (model.folder / info.location).open("rb") as source:
-                    source.seek(info.offset or 0)
-                    _copy(source, stream, tensor_bytes(tensor))
-            else:
-                if not tensor.HasField("raw_data"):
-                    tensor.CopyFrom(numpy_helper.from_array(model.value(tensor), tensor.name))
-                stream.write(tensor.raw_data)
-            tensor.ClearField("raw_data")
+            stream.writelines(_values(model, tensor))
+            for kind in ("raw_data", "float_data", "int32_data", "int64_data", "double_data",
+                         "uint64_data"):  # fmt: skip
+                tensor.ClearField(kind)
             moved.append((tensor, offset, stream.tell() - offset))
         _to_disk(stream)
     named = file.rename(beside.with_name(f"{beside.name}.{sha256(file)[:16]}.data"))
@@ -346,15 +412,6 @@ def _externalised(model: Model, beside: Path, everything: bool) -> tuple[Model, 
     return result, named
 
 
-def _copy(source: IO[bytes], target: IO[bytes], length: int) -> None:
-    while length:
-        piece = source.read(min(length, 1 << 24))
-        if not piece:
-            raise ModelError("the external data is truncated")
-        target.write(piece)
-        length -= len(piece)
-
-
 def sha256(path: str | os.PathLike[str]) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -362,7 +419,9 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 def digest(model: Model) -> str:
     """SHA-256 of a model, its external data included."""
-    found = hashlib.sha256(model.proto.SerializeToString(deterministic=True))
+    found = hashlib.sha256()
+    for piece in _written(model):
+        found.update(piece)
     for path in sorted(model.data_files):
         found.update(sha256(path).encode())
     return found.hexdigest()
@@ -373,7 +432,7 @@ def read_tensor(path: Path) -> Array:
     tensor = TensorProto()
     try:
         tensor.ParseFromString(_read(path, LARGEST_FILE))
-        if external_data_helper.uses_external_data(tensor):
+        if is_external(tensor):
             raise ModelError(f"{path} holds no values, only the name of another file")
         return numpy_helper.to_array(tensor)
     except ModelError:
@@ -388,23 +447,26 @@ def detached(model: Model) -> tuple[bytes, dict[str, Array]]:
     weights: dict[str, Array] = {}
     for tensor in model.graph.initializer:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        if model.inside(tensor) is not None:
+            weights[tensor.name] = model.value(tensor)
+            result.graph.initializer.append(_stub(tensor))
+            continue
         packed = len(tensor.raw_data) < prod(tensor.dims) * dtype.itemsize
         if len(tensor.raw_data) < DETACHED_BYTES or packed:
             result.graph.initializer.append(tensor)
             continue
         weights[tensor.name] = np.frombuffer(tensor.raw_data, dtype).reshape(tensor.dims)
-        stub = result.graph.initializer.add(name=tensor.name, data_type=tensor.data_type)
-        stub.dims.extend(tensor.dims)
-        stub.data_location = TensorProto.EXTERNAL
-        stub.external_data.add(key="location", value="memory")
+        result.graph.initializer.append(_stub(tensor))
     return result.SerializeToString(), weights
 
 
-def _assign(message: Any, name: str, value: Any) -> None:
-    field = getattr(message, name)
-    if hasattr(field, "extend"):
-        field.extend(value)
-    elif hasattr(field, "CopyFrom"):
-        field.CopyFrom(value)
-    else:
-        setattr(message, name, value)
+def _stub(tensor: TensorProto) -> TensorProto:
+    stub = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    stub.data_location = TensorProto.EXTERNAL
+    stub.external_data.add(key="location", value="memory")
+    return stub
+
+
+def serialized(model: Model) -> bytes:
+    """The bytes of the model's file."""
+    return b"".join(_written(model))

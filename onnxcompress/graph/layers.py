@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from onnxcompress.core import Array, Layer
+from onnxcompress.core import Array, Layer, Unread
 from onnxcompress.graph.files import detached
 from onnxcompress.graph.model import (
     FLOATS,
@@ -19,6 +19,7 @@ from onnxcompress.graph.model import (
     ModelError,
     Scope,
     attributes_of,
+    is_external,
     is_linear,
     one_line,
     reads,
@@ -31,6 +32,8 @@ LARGE = 1024  # entries of a constant from which it is worth compressing
 LARGEST = 1e4  # magnitude of a constant that is likely to be a weight
 ROW = 16  # entries of a constant that make a row, where its last axis is shorter
 SMALL = 64  # entries of a constant up to which several layers are likely to share it
+STRIP = 8  # rows of a matrix that are transposed together: longer ways through memory take longer
+UNREAD = 1 << 20  # bytes of a weight that is not kept in memory, where it can be read again
 LARGEST_WEIGHT = 1e15  # magnitude with which float32 can compute errors
 
 
@@ -49,7 +52,7 @@ def find_layers(
         if not is_linear(node) or (only is not None and key not in only):
             continue
         try:
-            layer = _layer(model, key, scope, node)
+            layer, likeness = _found(model, key, scope, node)
         except _SkippedError as reason:
             skipped[key] = str(reason)
             continue
@@ -58,7 +61,7 @@ def find_layers(
         except (ArithmeticError, LookupError, TypeError, ValueError):
             skipped[key] = "its weight and its attributes do not belong together"
             continue
-        found = alike.setdefault(_likeness(layer), [])
+        found = alike.setdefault(likeness, [])
         first = next((n for n in found if np.array_equal(layers[n].weight, layer.weight)), key)
         found += [key] if first == key else []
         layers[key] = replace(layer, weight=layers.get(first, layer).weight, shared=first)
@@ -67,6 +70,27 @@ def find_layers(
             key = f"{function.name}/{node.name or node.output[0]}"
             skipped[key] = "it lies in a local function"
     return layers, skipped
+
+
+def _found(model: Model, key: str, scope: Scope, node: NodeProto) -> tuple[Layer, tuple[Any, ...]]:
+    """A layer and its likeness; one whose weight is not kept is looked at once."""
+    if key not in model.seen:
+        layer = _layer(model, key, scope, node)
+        weight, root = weight_of(model, scope, node), weight_root(model, scope, node)
+        left = bool(layer.attributes.get("left"))
+        light = _light(model, root, layer, lambda: _output_first(node, model.read(weight), left))
+        if light is layer:
+            return layer, _likeness(layer)
+        model.seen[key] = light, _likeness(layer)
+    return model.seen[key]
+
+
+def _light(model: Model, root: str, layer: Layer, load: Callable[[], Array]) -> Layer:
+    """The layer without its weight if that is large and its tensor is not in the proto."""
+    weight: Any = layer.weight
+    if not is_external(model.constants[root]) or weight.nbytes < UNREAD:
+        return layer
+    return replace(layer, weight=Unread(weight.shape, weight.dtype, load))
 
 
 def _likeness(layer: Layer) -> tuple[Any, ...]:
@@ -91,13 +115,24 @@ def find_constants(model: Model, layers: Mapping[str, Layer]) -> dict[str, Layer
             continue
         if tensor.data_type not in FLOATS:
             continue
-        value = model.read(key)
-        flat = _rows(value)
-        largest = np.abs(value.astype(np.float32)).max()
-        if min(flat.shape) < 2 or not largest < LARGEST:
-            continue  # infinities and their like are masks
-        found[key] = Layer(key, "Constant", flat, None, {"shape": value.shape}, key)
+        layer = model.seen[key] if key in model.seen else _constant(model, key)
+        if layer is not None:
+            found[key] = layer
     return found
+
+
+def _constant(model: Model, key: str) -> Layer | None:
+    """A large constant as a weight; None where it hardly is one."""
+    value = model.read(key)
+    flat = _rows(value)
+    largest = np.abs(value.astype(np.float32)).max()
+    if min(flat.shape) < 2 or not largest < LARGEST:
+        return None  # infinities and their like are masks
+    layer = Layer(key, "Constant", flat, None, {"shape": value.shape}, key)
+    light = _light(model, key, layer, lambda: _rows(model.read(key)))
+    if light is not layer:
+        model.seen[key] = light
+    return light
 
 
 def _rows(value: Array) -> Array:
@@ -131,7 +166,7 @@ def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
         raise _SkippedError(f"its weight cannot be computed: {one_line(error)}") from None
     if onnx.helper.np_dtype_to_tensor_dtype(weight.dtype) not in FLOATS:
         raise _SkippedError(f"its weight is of type {weight.dtype.name}")
-    if not weight.size or not np.isfinite(weight.astype(np.float32)).all():
+    if not weight.size or not np.isfinite(weight.astype(np.float32, copy=False)).all():
         raise _SkippedError("its weight is empty or not finite")
     if float(np.abs(weight).max()) > LARGEST_WEIGHT:  # which float16 does not hold
         raise _SkippedError("its weight is so large that squares of it overflow")
@@ -142,24 +177,45 @@ def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
         wanted = "2" if flat else "3 or more"
         raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of {wanted}")
     stored = min(weight.nbytes, tensor_bytes(model.constants[root]))
-    if node.op_type == "MatMul":
-        if tensor == scope.key(node.input[0]) and not model.fixed(scope.key(node.input[1])):
-            return Layer(key, "MatMul", weight, attributes={"left": 1}, stored=stored)
-        return Layer(key, "MatMul", np.ascontiguousarray(weight.T), stored=stored)
-    bias = bias_of(model, scope, node, weight)
+    bias, kept = None, {}
+    if node.op_type != "MatMul":
+        bias = bias_of(model, scope, node, weight)
+        kept = {name: value for name, value in attributes.items() if name != "kernel_shape"}
+    elif tensor == scope.key(node.input[0]) and not model.fixed(scope.key(node.input[1])):
+        kept = {"left": 1}
     if node.op_type == "Gemm":
-        weight = weight if attributes.get("transB") else weight.T
-        alpha = attributes.get("alpha", 1.0)
-        weight = np.ascontiguousarray(weight * np.asarray(alpha, weight.dtype))
         kept = {"transA": attributes.get("transA", 0), "beta": attributes.get("beta", 1.0)}
-        return Layer(key, "Gemm", weight, bias, kept, stored=stored)
+    weight = _output_first(node, weight, bool(kept.get("left")))
+    return Layer(key, node.op_type, weight, bias, kept, stored=stored)
+
+
+def _output_first(node: NodeProto, weight: Array, left: bool) -> Array:
+    """The weight of a node as `Layer` has it.
+
+    Args:
+        left: whether it is the first factor of a MatMul.
+    """
+    attributes = attributes_of(node)
+    if node.op_type == "MatMul":
+        return weight if left else _transposed(weight)
+    if node.op_type == "Gemm":
+        weight = np.ascontiguousarray(weight) if attributes.get("transB") else _transposed(weight)
+        alpha = attributes.get("alpha", 1.0)
+        return weight if alpha == 1 else weight * np.asarray(alpha, weight.dtype)
     if node.op_type == "ConvTranspose":
         groups = attributes.get("group", 1)
         inputs, out, *kernel = weight.shape
         split = weight.reshape(groups, inputs // groups, out, *kernel).swapaxes(1, 2)
-        weight = np.ascontiguousarray(split.reshape(-1, inputs // groups, *kernel))
-    kept = {name: value for name, value in attributes.items() if name != "kernel_shape"}
-    return Layer(key, node.op_type, weight, bias, kept, stored=stored)
+        return np.ascontiguousarray(split.reshape(-1, inputs // groups, *kernel))
+    return weight
+
+
+def _transposed(matrix: Array) -> Array:
+    """A copy, made strip by strip: whole columns are far apart in memory."""
+    result = np.empty(matrix.shape[::-1], matrix.dtype)
+    for start in range(0, len(matrix), STRIP):
+        result[:, start : start + STRIP] = matrix[start : start + STRIP].T
+    return result
 
 
 def is_overridable(model: Model, key: str) -> bool:

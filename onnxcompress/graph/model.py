@@ -6,6 +6,7 @@ of a body is told from others by the path to it.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -22,6 +23,8 @@ import onnx_graphsurgeon as gs
 from onnx import NodeProto, TensorProto, external_data_helper, numpy_helper
 
 from onnxcompress.core import Array
+from onnxcompress.graph import wire
+from onnxcompress.graph.spill import is_spilled, spilled
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -33,6 +36,9 @@ VIEWS = ("Identity", "Transpose", "Cast", "Reshape", "DequantizeLinear")  # of a
 DATA_TYPES = {*TensorProto.DataType.values()} - {TensorProto.UNDEFINED}
 PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2,
           "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}  # bits of one value  # fmt: skip
+
+LARGE_MODEL = 1 << 30  # bytes of weights from which a model is neither run nor kept as a whole
+HELD = "/"  # where external data lies that is in `Model.held`; in files it would be refused
 
 Declared = tuple[str, Any, list[int | str | None] | None]  # name, dtype, shape; None is open
 
@@ -85,6 +91,8 @@ class Model:
         proto: the truth; treat it as read only and change a `copy`.
         folder: where the external data lies.
         extensions: libraries of operators that onnxruntime is to know.
+        file: the name of a large file in which raw data were left, as if they were external data.
+        held: initializers of the main graph whose values are not in the proto, by name.
 
     What it computes of its graph it keeps: ``replace(model)`` is one that has seen nothing yet.
     """
@@ -92,11 +100,14 @@ class Model:
     proto: onnx.ModelProto
     folder: Path = field(default_factory=Path)
     extensions: tuple[str, ...] = ()
+    file: str = ""
+    held: dict[str, Array] = field(default_factory=dict)
+    seen: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def copy(self) -> Model:
         copied = onnx.ModelProto()
         copied.CopyFrom(self.proto)
-        return replace(self, proto=copied)
+        return replace(self, proto=copied, held=dict(self.held))
 
     @property
     def graph(self) -> onnx.GraphProto:
@@ -109,13 +120,34 @@ class Model:
     @property
     def nbytes(self) -> int:
         """Bytes of the file, external data included."""
-        return self.proto.ByteSize() + sum(_external_length(t) for t in self.initializers.values())
+        tensors = self.graph.initializer
+        apart = sum(tensor_bytes(t) for t in tensors if is_external(t) and not self.inside(t))
+        if not any(map(self.inside, tensors)):
+            return apart + self.proto.ByteSize()
+        return apart + sum(
+            len(piece) if isinstance(piece, bytes) else tensor_bytes(piece)
+            for piece in wire.pieces(self.proto, self.inside)
+        )
+
+    def inside(self, tensor: TensorProto) -> int | None:
+        """The length of values that belong into the file, and are elsewhere while it is large."""
+        away = is_external(tensor) and location(tensor) in (HELD, self.file or HELD)
+        return tensor_bytes(tensor) if away else None
+
+    @cached_property
+    def large(self) -> bool:
+        """Whether it is kept and run in parts."""
+        return self.weight_bytes > LARGE_MODEL
+
+    def keep(self, array: Array) -> Array:
+        """An array that becomes a part of it, in a temporary file if the model is large."""
+        return spilled(array) if self.large else array
 
     @property
     def data_files(self) -> set[Path]:
         """The files that hold its external data."""
-        tensors = filter(external_data_helper.uses_external_data, self.graph.initializer)
-        return {self.folder / _location(tensor) for tensor in tensors}
+        tensors = filter(is_external, self.graph.initializer)
+        return {self.folder / location(t) for t in tensors if self.inside(t) is None}
 
     @property
     def weight_bytes(self) -> int:
@@ -236,8 +268,12 @@ class Model:
 
     def value(self, tensor: TensorProto) -> Array:
         try:
-            return numpy_helper.to_array(tensor, str(self.folder))
-        except (OSError, ValueError, TypeError, onnx.checker.ValidationError) as error:
+            if not is_external(tensor):
+                return numpy_helper.to_array(tensor)
+            if location(tensor) == HELD:
+                return self.held[tensor.name]
+            return _in_file(tensor, self.folder)
+        except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"tensor {tensor.name!r} cannot be read: {one_line(error)}") from None
 
     def view(self) -> gs.Graph:
@@ -446,11 +482,22 @@ def ancestors(nodes: Sequence[NodeProto], last: int, makers: Mapping[str, int]) 
 
 def add_constant(model: Model, name: str, array: Array) -> None:
     """A new initializer, in place."""
-    tensor = numpy_helper.from_array(np.asarray(array, order="C"), name)  # scalars stay scalars
-    model.graph.initializer.append(tensor)
+    array = np.asarray(array, order="C")  # scalars stay scalars
+    made = held(model, name, array) if is_spilled(array) else numpy_helper.from_array(array, name)
+    model.graph.initializer.append(made)
     if model.proto.ir_version < 4:  # there, every initializer is an input too
-        value = onnx.helper.make_tensor_value_info(name, tensor.data_type, array.shape)
+        value = onnx.helper.make_tensor_value_info(name, made.data_type, array.shape)
         model.graph.input.append(value)
+
+
+def held(model: Model, name: str, array: Array) -> TensorProto:
+    """An initializer whose value is not in it, but noted in the model."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor = TensorProto(name=name, dims=array.shape, data_type=kind)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=HELD)
+    model.held[name] = array
+    return tensor
 
 
 def drop_nodes(model: Model, keys: Iterable[str], replaced: AbstractSet[str] = frozenset()) -> None:
@@ -515,16 +562,31 @@ def unique_name(base: str, taken: set[str]) -> str:
     return f"{base}_{number}"
 
 
-def _location(tensor: TensorProto) -> str:
+is_external = external_data_helper.uses_external_data
+
+
+def location(tensor: TensorProto) -> str:
     return next((e.value for e in tensor.external_data if e.key == "location"), "")
 
 
-def _external_length(tensor: TensorProto) -> int:
-    if not external_data_helper.uses_external_data(tensor):
-        return 0
-    return int(next((e.value for e in tensor.external_data if e.key == "length"), 0)) or (
-        tensor_bytes(tensor)
-    )
+def opened(tensor: TensorProto, folder: Path) -> IO[bytes]:
+    """The file of external data, where the tensor begins."""
+    stream = (folder / location(tensor)).open("rb")
+    stream.seek(int(next((e.value for e in tensor.external_data if e.key == "offset"), 0)))
+    return stream
+
+
+def _in_file(tensor: TensorProto, folder: Path) -> Array:
+    """The value of external data."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    raw = np.empty(tensor_bytes(tensor), np.uint8)
+    with opened(tensor, folder) as stream:
+        if stream.readinto(raw.data) < len(raw):  # type: ignore[attr-defined]
+            raise ModelError(f"the external data {location(tensor)!r} is truncated")
+    if len(raw) == prod(tensor.dims) * dtype.itemsize and sys.byteorder == "little":
+        return raw.view(dtype).reshape(tensor.dims)
+    whole = TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=raw.tobytes())
+    return numpy_helper.to_array(whole)
 
 
 def tensor_bytes(tensor: TensorProto) -> int:

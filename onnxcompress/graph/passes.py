@@ -21,6 +21,7 @@ from onnxcompress.graph.model import (
     ancestors,
     attributes_of,
     drop_nodes,
+    held,
     is_linear,
     keep_only,
     read_while_running,
@@ -28,8 +29,10 @@ from onnxcompress.graph.model import (
     values_of,
     walk,
 )
-from onnxcompress.graph.pieces import segment
+from onnxcompress.graph.pieces import in_steps, segment
+from onnxcompress.graph.spill import spilled
 
+WIDE = (TensorProto.BFLOAT16, TensorProto.DOUBLE)  # for which CPU kernels are missing
 MOST_NODES = 200_000  # that inlining may lead to
 
 
@@ -49,9 +52,7 @@ def with_values(model: Model, values: Mapping[str, Array]) -> Model:
 
 def needs_float32(model: Model) -> bool:
     """Whether the model has types for which onnxruntime's CPU kernels are missing."""
-    wide = (TensorProto.BFLOAT16, TensorProto.DOUBLE)
-    types = {tensor.data_type for tensor in model.constants.values()}
-    return bool(types & set(wide))
+    return any(tensor.data_type in WIDE for tensor in model.constants.values())
 
 
 def has_bfloat16(model: Model) -> bool:
@@ -165,7 +166,7 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
     """
     result = model.copy()
     nodes, makers = model.graph.node, model.makers
-    wanted = read_while_running(model, makers)
+    wanted, large = read_while_running(model, makers), bool(in_steps(model))
     folded: set[int] = set()
     used: set[int] = set()
     for index in sorted({makers[name] for name in wanted if name in makers}):
@@ -177,7 +178,7 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
         if not any(name in wanted and _is_large(value) for name, value in values.items()):
             continue
         for name, value in values.items():  # all of them: the node goes as a whole
-            add_constant(result, name, value)
+            add_constant(result, name, spilled(value) if large else value)
         folded.add(index)
         used.update(chain)
         del values
@@ -245,22 +246,25 @@ def annotate(model: Model, properties: Mapping[str, str]) -> Model:
 def as_float32(model: Model) -> Model:
     """A twin that computes in float32 where the model computes in bfloat16 or float64."""
     result = model.copy()
+    for tensor in result.graph.initializer if model.large else ():
+        if tensor.data_type in WIDE:
+            value = spilled(model.value(tensor).astype(np.float32))
+            tensor.CopyFrom(held(result, tensor.name, value))
     _retype(result.proto, model)
     return replace(result)
 
 
 def _retype(message: Any, model: Model) -> None:
     """Turn every bfloat16 and float64 of a protobuf message into float32, in place."""
-    wide = (TensorProto.BFLOAT16, TensorProto.DOUBLE)
     if isinstance(message, TensorProto):
-        if message.data_type in wide:
+        if message.data_type in WIDE:
             value = model.value(message).astype(np.float32)
             message.CopyFrom(numpy_helper.from_array(value, message.name))
         return
-    if isinstance(message, onnx.TypeProto.Tensor) and message.elem_type in wide:
+    if isinstance(message, onnx.TypeProto.Tensor) and message.elem_type in WIDE:
         message.elem_type = TensorProto.FLOAT
     if isinstance(message, onnx.AttributeProto) and message.name in ("to", "dtype"):
-        message.i = TensorProto.FLOAT if message.i in wide else message.i
+        message.i = TensorProto.FLOAT if message.i in WIDE else message.i
     for descriptor, value in message.ListFields():
         if descriptor.message_type is None:
             continue

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import prod
 
 import onnx
 from onnx import NodeProto, TensorProto
 
 from onnxcompress.core import Array
-from onnxcompress.graph.model import Model, ancestors, reads, unique_name, walk
+from onnxcompress.graph.files import detached
+from onnxcompress.graph.model import (
+    LARGE_MODEL,
+    Model,
+    ancestors,
+    reads,
+    tensor_bytes,
+    unique_name,
+    walk,
+)
 
+STEP = 1 << 27  # bytes of constants that a step of a large model computes with
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # of operators that everybody knows
 
 
@@ -61,10 +72,12 @@ def expose_shapes(model: Model, tensors: Sequence[str]) -> tuple[Model, dict[str
     result = model.copy()
     del result.graph.output[:]
     outputs = {}
-    for name in tensors:
+    makers = {name: i for i, node in enumerate(result.graph.node) for name in node.output}
+    for name in sorted(tensors, key=lambda name: makers.get(name, -1), reverse=True):
         outputs[name] = unique_name(f"{name}/shape", result.names)
         result.names.add(outputs[name])
-        result.graph.node.append(onnx.helper.make_node("Shape", [name], [outputs[name]]))
+        node = onnx.helper.make_node("Shape", [name], [outputs[name]])
+        result.graph.node.insert(makers.get(name, -1) + 1, node)  # so that it need not be kept
         result.graph.output.add(name=outputs[name])
     return result, outputs
 
@@ -105,3 +118,68 @@ def _value_info(name: str, value: Array | Sequence[Array]) -> onnx.ValueInfoProt
         return onnx.helper.make_tensor_value_info(name, kind, [None] * value.ndim)
     item = onnx.helper.make_tensor_type_proto(kind, None)
     return onnx.helper.make_value_info(name, onnx.helper.make_sequence_type_proto(item))
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Consecutive nodes of the main graph, and what later ones or the caller want of them."""
+
+    nodes: list[NodeProto]
+    outputs: list[str]
+
+
+def in_steps(model: Model) -> list[Step]:
+    """What a model has to do that is too large to be loaded as a whole; else nothing.
+
+    Nodes that lead to no output are left out, as are those that compute with constants alone.
+    """
+    sizes = _dense(model)
+    if sum(sizes.values()) <= LARGE_MODEL:
+        return []
+    steps: list[Step] = []
+    filled, counted = 0, set[str]()
+    for node in _running(model):
+        own = (reads(node) & sizes.keys()) - counted
+        filled += sum(sizes[name] for name in own)
+        if not steps or filled > STEP:
+            steps.append(Step([], []))
+            own = reads(node) & sizes.keys()
+            filled, counted = sum(sizes[name] for name in own), set()
+        counted |= own
+        steps[-1].nodes.append(node)
+    wanted = {output.name for output in model.graph.output}
+    for step in reversed(steps):
+        made = {name for node in step.nodes for name in node.output if name}
+        step.outputs.extend(sorted(made & wanted))
+        wanted |= {name for node in step.nodes for name in reads(node)}
+    return steps
+
+
+def _running(model: Model) -> list[NodeProto]:
+    """The nodes that lead to an output, without what only computes constants for others."""
+    wanted = {output.name for output in model.graph.output}
+    folded = set(model.makers.values())
+    folded -= {model.makers[name] for name in wanted if name in model.makers}
+    found = []
+    for index, node in reversed([*enumerate(model.graph.node)]):
+        if index not in folded and wanted.intersection(node.output):
+            found.append(node)
+            wanted |= reads(node)
+    return found[::-1]
+
+
+def _dense(model: Model) -> dict[str, int]:
+    """Bytes of the constants that running nodes read: those that nodes compute as they then are."""
+    if model.weight_bytes <= LARGE_MODEL // 32:  # a bit can become a float
+        return {}
+    read = {name for node in _running(model) for name in reads(node)}
+    sizes = {name: tensor_bytes(t) for name, t in model.initializers.items() if name in read}
+    computed = read & model.makers.keys()
+    if computed:
+        inferred = onnx.shape_inference.infer_shapes(detached(model)[0], data_prop=True)
+        for value in inferred.graph.value_info:
+            kind = value.type.tensor_type
+            if value.name in computed and kind.elem_type:
+                size = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+                sizes[value.name] = size * prod(dim.dim_value for dim in kind.shape.dim)
+    return sizes

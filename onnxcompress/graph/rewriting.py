@@ -258,7 +258,7 @@ class _Constants:
     """New initializers of a model, each array once, under names that nothing else has."""
 
     def __init__(self, model: Model) -> None:
-        self.opset = model.opset
+        self.opset, self._keep = model.opset, model.keep
         self._model = model
         self._taken = set(model.names)
         self._known: dict[tuple[Any, ...], list[str]] = {}
@@ -284,7 +284,7 @@ class _Constants:
             if small or np.array_equal(self.arrays[name], array):
                 return name
         known.append(self.unique("" if small else base))
-        self.arrays[known[-1]] = array
+        self.arrays[known[-1]] = self._keep(array)
         return known[-1]
 
     def commit(self, nodes: Iterable[NodeProto]) -> None:

@@ -81,7 +81,7 @@ class Codebook(Method):
         if self.levels:
             found = [self]
         else:
-            wide = layer.grouped.shape[2] > NARROW  # there, metrics for other widths cost much
+            wide = layer.fan_in > NARROW  # there, metrics for other widths cost much
             vectors: Any = [d for d in VECTORS if not wide or GRANULE % d == 0]
             vectors = [self.vector] if self.vector else vectors
             both = ("shared", "own") if layer.weight.size < OWN else ("own",)
@@ -102,7 +102,7 @@ class Codebook(Method):
         return DIGITS[self.levels] if self.levels else self.vector or 1
 
     def _nbytes(self, layer: Layer) -> int:
-        fan_in = layer.grouped.shape[2]
+        fan_in = layer.fan_in
         codes = len(layer.weight) * -(-fan_in // self._width)
         if self.levels:
             codes = -(-layer.weight.size // self._width)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
+from zlib import crc32
 
 import numpy as np
 
@@ -46,6 +47,11 @@ class Half(Method):
 
     def fit(self, layer: Layer, statistics: Statistics) -> HalfWeight:
         return HalfWeight(layer.weight.astype(np.float16), layer.weight.dtype)
+
+    def blank(self, layer: Layer) -> HalfWeight:
+        rng = np.random.default_rng([crc32(layer.name.encode()), layer.weight.size])
+        drawn = rng.integers(0, 1 << 14, layer.weight.shape, np.uint16)
+        return HalfWeight(drawn.view(np.float16), layer.weight.dtype)
 
 
 @dataclass(frozen=True, eq=False)

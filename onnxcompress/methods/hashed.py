@@ -229,12 +229,12 @@ class _Problem:
         self._transform = tile.transform
         self._dtype = np.float64 if layer.weight.size <= FINE else np.float32
         weight = layer.weight.astype(self._dtype)
-        self._weight = weight.reshape(layer.groups, -1, layer.grouped.shape[2])
+        self._weight = weight.reshape(layer.groups, -1, layer.fan_in)
         self._blocks = tile.blocks
 
     def sampled(self) -> _Problem:
         """The same with so few of the blocks that trials are cheap."""
-        fan_in = self._layer.grouped.shape[2]
+        fan_in = self._layer.fan_in
         rows = self._weight.shape[1] * self._groups // self._blocks
         work = rows * fan_in * fan_in * STEPS // 2
         count = max(1, min(self._blocks // self._groups, TRIAL_WORK // (work * self._groups)))
