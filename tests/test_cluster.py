@@ -72,10 +72,8 @@ def two():
 def compressed(**given):
     rng = np.random.default_rng(0)
     model, samples = network(rng), images(rng, 96)
-    smaller, _ = oc.compress(
-        model, methods=[oc.Integer(bits=4), Doubled(bits=3)], target=oc.Target(ratio=1.5),
-        samples=samples, jobs=1, **given,
-    )  # fmt: skip
+    methods = [oc.Integer(bits=4), Doubled(bits=3)]
+    smaller, _ = oc.compress(model, methods=methods, samples=samples, jobs=1, **given)
     return smaller.proto.SerializeToString(deterministic=True)
 
 
