@@ -204,9 +204,9 @@ RUN = options(
                  show_default=True, help="Of random inputs, which stand in for missing data, and "
                  "of the order in a refinement."),
 )  # fmt: skip
-ENGINE = click.option("--engine", metavar="dask://HOST:PORT", help="A dask cluster that calibrates "
-                      "and fits layers; the result is the same.  [default: this machine]",
-                      )  # fmt: skip
+ENGINE = click.option("--engine", metavar="NAME", default="local", show_default=True,
+                      help="What calibrates and fits layers: local, or dask://HOST:PORT, a "
+                      "cluster; the result is the same.")  # fmt: skip
 CACHE = click.option("--cache", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
                      help="Keep what the candidates gave, "
                      "for another target or sweep of the same model and data, and how far a "

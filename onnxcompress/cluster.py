@@ -31,21 +31,21 @@ LOOK = 5.0  # which is looked at so often
 
 
 @contextmanager
-def engine(address: str | None) -> Iterator[None]:
-    """Give tasks that may run elsewhere to a cluster; None does the work here.
+def engine(name: str) -> Iterator[None]:
+    """Give tasks that may run elsewhere to a cluster.
 
     Args:
-        address: ``dask://HOST:PORT`` of the scheduler.
+        name: ``dask://HOST:PORT`` of the scheduler; ``local`` for this machine alone.
 
     Raises:
         WorkerError: dask is missing, nobody answers, or the workers are not as this process is.
     """
-    if address is None:
+    if name == "local":
         yield
         return
-    found = re.fullmatch(r"dask://([^/@\s]+:\d{1,5})", address)
+    found = re.fullmatch(r"dask://([^/@\s]+:\d{1,5})", name)
     if not found:
-        raise WorkerError(f"{address!r} is no engine; write dask://HOST:PORT")
+        raise WorkerError(f"{name!r} is no engine; write local or dask://HOST:PORT")
     try:
         import dask.config
         import distributed

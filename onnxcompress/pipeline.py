@@ -160,7 +160,7 @@ def compress(
     metadata: Mapping[str, str] | None = None,
     seed: int = 0,
     jobs: int | None = None,
-    engine: str | None = None,
+    engine: str = "local",
     providers: Sequence[str] = ("CPUExecutionProvider",),
     track: Track[Any] = untracked,
     cache: Path | None = None,
@@ -182,7 +182,7 @@ def compress(
         metadata: entries for the result's metadata_props; they count in its size.
         seed: of the random inputs that stand in where there are no samples.
         jobs: threads, and processes that fit layers; None for all cores.
-        engine: ``dask://HOST:PORT`` of a cluster that calibrates and fits layers instead.
+        engine: what calibrates and fits layers: local, or ``dask://HOST:PORT`` of a cluster.
         cache: a folder that keeps what the candidates gave, for another target.
         refinement: trains the compressed model, given that, the original and all samples:
             `refine.refine` with its settings.  The report is about what it returns.
@@ -219,7 +219,7 @@ def trade_off(
     metadata: Callable[[Target], Mapping[str, str]] = lambda target: {},
     seed: int = 0,
     jobs: int | None = None,
-    engine: str | None = None,
+    engine: str = "local",
     providers: Sequence[str] = ("CPUExecutionProvider",),
     track: Track[Any] = untracked,
     cache: Path | None = None,

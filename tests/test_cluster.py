@@ -72,10 +72,8 @@ def two():
 def compressed(**given):
     rng = np.random.default_rng(0)
     model, samples = network(rng), images(rng, 96)
-    smaller, _ = oc.compress(
-        model, methods=[oc.Integer(), Doubled(bits=3)], target=oc.Target(ratio=1.5),
-        samples=samples, jobs=1, **given,
-    )  # fmt: skip
+    methods = [oc.Integer(bits=4), Doubled(bits=3)]
+    smaller, _ = oc.compress(model, methods=methods, samples=samples, jobs=1, **given)
     return smaller.proto.SerializeToString(deterministic=True)
 
 
@@ -173,7 +171,7 @@ def said(capsys, tmp_path, address, monkeypatch):
 def test_an_engine_that_is_none_is_told(address, tmp_path, capsys, monkeypatch):
     code, line = said(capsys, tmp_path, address, monkeypatch)
     assert code == 2
-    assert "write dask://HOST:PORT" in line
+    assert "write local or dask://HOST:PORT" in line
 
 
 def test_a_scheduler_that_is_not_there_is_told(tmp_path, capsys, monkeypatch):
