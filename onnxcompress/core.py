@@ -36,6 +36,13 @@ def sketch_rows(fan_in: int) -> int:
     return max(1, min(SKETCH_ROWS, SKETCH_BYTES // (4 * fan_in)))
 
 
+def moment_bytes(layer: Layer) -> int:
+    """Bytes that the `Statistics` of a layer take at most."""
+    fan_in = layer.fan_in
+    rows = fan_in if fan_in <= SKETCH_ABOVE else 2 * sketch_rows(fan_in)
+    return 4 * layer.groups * fan_in * rows
+
+
 class Emitter(Protocol):
     """Adds ONNX nodes: ``y = op.Conv(x, weight, strides=[2, 2])``.  Arrays become initializers."""
 
@@ -274,7 +281,8 @@ class Statistics:
         count: patches seen; 0 where nothing is known and every direction counts alike.
         total: ``(groups, fan_in)``, the sum of the patches.
         moment: ``(groups, fan_in, fan_in)``, the sum of ``p pᵀ``; None if sketched or unknown.
-        rows: ``(groups, rows, fan_in)`` with ``rowsᵀ rows`` close to the sum of ``p pᵀ``; or None.
+        rows: ``(groups, rows, fan_in)`` with ``rowsᵀ rows`` close to the sum of ``d dᵀ``; d is p
+            without the mean, which random signs would blur.  Or None.
         derived: what fits have computed from these, for the next fit; a copy starts without it.
     """
 
@@ -294,7 +302,8 @@ class Statistics:
         """Statistics of patches ``(groups, count, fan_in)``."""
         total = patches.sum(1, dtype=np.float64).astype(patches.dtype)
         if patches.shape[2] > SKETCH_ABOVE:
-            return cls(patches.shape[1], total, rows=patches)._folded()
+            rows = patches - total[:, None] / max(patches.shape[1], 1)
+            return cls(patches.shape[1], total, rows=rows)._folded()
         return cls(patches.shape[1], total, patches.swapaxes(1, 2) @ patches)
 
     def __add__(self, other: Self) -> Self:
@@ -304,7 +313,9 @@ class Statistics:
         if self.moment is not None and other.moment is not None:
             return replace(self, count=count, total=total, moment=self.moment + other.moment)
         assert self.rows is not None and other.rows is not None
-        rows = np.concatenate([self.rows, other.rows], axis=1)
+        between = (self.count * other.count / count) ** 0.5 * (self.mean - other.mean)
+        between = between.astype(self.rows.dtype)[:, None]
+        rows = np.concatenate([self.rows, other.rows, between], axis=1)
         return replace(self, count=count, total=total, rows=rows)._folded()
 
     def _folded(self) -> Self:
@@ -336,6 +347,8 @@ class Statistics:
         groups, fan_in = self.total.shape
         energy = self._trace() / max(self.count, 1)
         variance = energy - float(np.sum(np.square(self.mean)))
+        if self.rows is not None:  # which are centred
+            energy, variance = 2 * energy - variance, energy
         rounding = 4 * np.finfo(self.total.dtype).eps * energy / self.total.size**0.5
         trace, square = max(variance, 0.0) / groups, self._square() / groups
         spread = (self.count + 1 - 2 / fan_in) * (square - trace**2 / fan_in)
@@ -351,10 +364,8 @@ class Statistics:
             cross = np.einsum("gi,gij,gj->", mean, moment, mean)
             whole = float(np.vdot(moment, moment))
         elif self.rows is not None:
-            rows = self.rows / self.count**0.5
-            cross = np.sum(np.square(rows @ mean[:, :, None]))
-            gram = rows @ rows.swapaxes(1, 2)
-            whole = float(np.vdot(gram, gram))
+            gram = self.rows @ self.rows.swapaxes(1, 2) / self.count
+            return float(np.vdot(gram, gram))
         else:
             return 0.0
         return whole - 2 * float(cross) + float(np.sum(np.square(mean).sum(1) ** 2))
@@ -376,12 +387,12 @@ class Statistics:
         result = np.zeros((groups, x.shape[1], fan_in), x.dtype)
         if self.count:
             if self.moment is not None:
+                mean = self.mean[:, :, None].astype(x.dtype)
                 product = x @ self.moment[:, part]
+                result += product / self.count - (x @ mean[:, part]) @ mean.swapaxes(1, 2)
             else:
                 assert self.rows is not None
-                product = (x @ self.rows[:, :, part].swapaxes(1, 2)) @ self.rows
-            mean = self.mean[:, :, None].astype(x.dtype)
-            result += product / self.count - (x @ mean[:, part]) @ mean.swapaxes(1, 2)
+                result += (x @ self.rows[:, :, part].swapaxes(1, 2)) @ self.rows / self.count
         result[:, :, part] += np.asarray(self.ridge if self.count else 1, x.dtype) * x
         return result
 
@@ -396,6 +407,7 @@ class Statistics:
             result += part.swapaxes(1, 2) @ part
         if self.count:
             result /= self.count
+        if self.moment is not None:
             result -= self.mean[:, own, None] * self.mean[:, None, own]
         result[:, np.arange(stop - start), np.arange(stop - start)] += ridge
         return result
@@ -420,11 +432,11 @@ class Statistics:
         for columns in order.T:
             if self.moment is not None:
                 result += self.moment[:, columns[:, None], columns]
+                result -= self.total[:, columns, None] * (self.mean[:, None, columns])
             else:
                 assert self.rows is not None
                 part = self.rows[:, :, columns]
                 result += part.swapaxes(1, 2) @ part
-            result -= self.total[:, columns, None] * (self.mean[:, None, columns])
         return result / self.count + self.ridge * order.shape[1] * np.eye(size)
 
     def output_moment(self, weight: Array) -> Array:

@@ -27,7 +27,7 @@ from onnxcompress.core import (
     Statistics,
     Unread,
     all_candidates,
-    sketch_rows,
+    moment_bytes,
 )
 from onnxcompress.curves import Curves
 from onnxcompress.data import Samples, from_batches, input_specs, random_samples
@@ -475,13 +475,13 @@ class _Run:
         return found, weigh(job, found, self.statistics)
 
     def _groups(self, leaders: Iterable[str]) -> list[list[str]]:
-        """The weights of a large model in groups whose statistics fit into memory together."""
+        """The weights of a large model in groups whose statistics and fits fit into memory."""
         groups: list[list[str]] = [[]]
-        filled, counts = 0, self.job.model.large and self.job.fit is not None
+        filled = 0
         for name in leaders:
             layer = self.job.layers[name]
-            rows = min(layer.fan_in, sketch_rows(layer.fan_in))
-            nbytes = 4 * layer.groups * layer.fan_in * rows * counts
+            moments = moment_bytes(layer) if self.job.fit is not None else 0
+            nbytes = self.job.model.large * (layer.weight.nbytes + moments)
             if groups[-1] and filled + nbytes > STATISTICS_BYTES:
                 groups.append([])
                 filled = 0
