@@ -184,8 +184,8 @@ class _Look:
         """
         self.model = replace(model)
         self.read = {  # no more of a layer than its patches depend on
-            name: (replace(layer, weight=layer.weight[:0], bias=None), *more)
-            for name, (layer, *more) in read.items()
+            name: (replace(layer, weight=layer.weight[:0], bias=None), tensor, limit)
+            for name, (layer, tensor, limit) in read.items()
         }
         given = {value.name for value in model.graph.input}
         inner = sorted({tensor for _, tensor, _ in read.values()} - given)
