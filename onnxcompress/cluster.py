@@ -47,7 +47,7 @@ def engine(name: str) -> Iterator[None]:
     if not found:
         raise WorkerError(f"{name!r} is no engine; write local or dask://HOST:PORT")
     try:
-        import dask
+        import dask.config
         import distributed
     except ImportError:
         raise WorkerError(
@@ -78,7 +78,7 @@ def engine(name: str) -> Iterator[None]:
 
 async def _answered(place: str) -> None:
     """Raise an OSError unless a scheduler answers in time; a Client waits forever for some."""
-    from distributed.comm import connect
+    from distributed.comm.core import connect
 
     comm = await asyncio.wait_for(connect(place), REACHED)
     comm.abort()
@@ -136,9 +136,6 @@ class _Promise:
 
     client: Any
     task: Any
-
-    def cancel(self) -> None:
-        self.task.cancel()
 
     def result(self) -> Any:
         from distributed import KilledWorker
