@@ -137,9 +137,6 @@ class _Promise:
     client: Any
     task: Any
 
-    def cancel(self) -> None:
-        self.task.cancel()
-
     def result(self) -> Any:
         from distributed import KilledWorker
 

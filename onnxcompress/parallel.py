@@ -36,8 +36,6 @@ class Task(Protocol):
 
     def result(self) -> Any: ...
 
-    def cancel(self) -> Any: ...
-
 
 class Engine(Protocol):
     """Other machines that do tasks.
@@ -81,21 +79,22 @@ def _spread(function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: in
     with ThreadPoolExecutor(jobs) as pool:
         inside = copy_context()
         inside.run(_pool.set, pool)
-        yield from _in_order(lambda i: pool.submit(inside.copy().run, function, i), items, ahead)
+        try:
+            yield from _in_order(
+                lambda item: pool.submit(inside.copy().run, function, item), items, ahead
+            )
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _in_order(submit: Callable[[T], Task], items: Iterable[T], ahead: int) -> Iterator[Any]:
     waiting: deque[Task] = deque()
-    try:
-        for item in items:
-            waiting.append(submit(item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
+    for item in items:
+        waiting.append(submit(item))
+        if len(waiting) > ahead:
             yield waiting.popleft().result()
-    finally:
-        for task in waiting:
-            task.cancel()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 @contextmanager

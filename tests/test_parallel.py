@@ -157,12 +157,14 @@ def test_no_process_and_no_file_outlives_one_that_is_ended(number, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     assert parent.stdout is not None
     workers = [int(parent.stdout.readline()) for _ in range(2)]
     parent.send_signal(number)
-    parent.communicate(timeout=60)
+    told = parent.communicate(timeout=60)[1]
+    assert "Exception in" not in told
+    assert told.endswith("KeyboardInterrupt\n") or number != signal.SIGINT
     assert all(map(gone, workers))
     assert not list(temporary.iterdir())
     for _ in range(100):
