@@ -52,7 +52,7 @@ def rewrite(
     constants = {n: w for n, w in weights.items() if n in model.constants and n not in layers}
     _check_names(model, set(weights) - set(constants))
     result = model.copy()
-    store = _Constants(result)
+    store = _Constants(result, model.keep)
     decoders = _restored(result, constants, store, failed)
     fragments: dict[str, list[NodeProto]] = {}
     freed = set(store.replaced)
@@ -204,7 +204,7 @@ def overhead(model: Model, layer: Layer, weight: CompressedWeight) -> int:
     """Bytes of nodes and headers by which the file grows for a layer, stored arrays apart."""
     place = model.nodes.get(layer.name)
     node = place[1] if place else NodeProto(output=[layer.name])
-    store = _Constants(model)
+    store = _Constants(model, lambda array: array)
     prefix = _prefix(place[0], layer.name) if place else layer.name
     made = _fragment(node, prefix, layer, weight, store)
     given = sum(HEADER + len(name) for name, a in store.arrays.items() if a.size > SMALL)
@@ -257,9 +257,8 @@ class Emitter:
 class _Constants:
     """New initializers of a model, each array once, under names that nothing else has."""
 
-    def __init__(self, model: Model) -> None:
-        self.opset, self._keep = model.opset, model.keep
-        self._model = model
+    def __init__(self, model: Model, keep: Callable[[Array], Array]) -> None:
+        self.opset, self._model, self._keep = model.opset, model, keep
         self._taken = set(model.names)
         self._known: dict[tuple[Any, ...], list[str]] = {}
         self.arrays: dict[str, Array] = {}
