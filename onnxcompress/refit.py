@@ -101,7 +101,8 @@ def refit(
             target = fit.target() if asymmetric and alone else layer
             weight = settings[name].fit(target, fit.statistics)
             fitted[name] = fit.corrected(weight, gain and alone)
-        fitted[name] = fitted[name].mapped(model.keep)
+        if model.large:
+            fitted[name] = fitted[name].mapped(model.keep)
         streams.replace(name, fitted[name])
     return fitted
 

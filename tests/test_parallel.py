@@ -19,8 +19,10 @@ from onnxcompress.core import Layer, Statistics
 from onnxcompress.parallel import WorkerError, apart, each, one_thread_each, portable
 
 SLEEPER = """
-import os, sys, time
+import os, signal, sys, time
 from onnxcompress.parallel import apart
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 
 def task(index):
     os.write(1, b"%d\\n" % os.getpid())

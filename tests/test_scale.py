@@ -182,7 +182,7 @@ def test_a_wide_layer_gains_from_what_a_bounded_sketch_knows(monkeypatch, rng):
 
 
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 import numpy as np
 import onnxcompress.graph.model, onnxcompress.graph.pieces
@@ -206,7 +206,8 @@ else:
     result, report = compress(load(path), methods=[Half()], jobs=1)
     assert not report.worse
     save(result, path.with_name("out.onnx"))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    status = Path("/proc/self/status").read_text()  # getrusage counts from the parent's size on
+    print(status.split("VmHWM:")[1].split()[0])
 """
 
 
@@ -218,4 +219,4 @@ def test_memory_follows_the_largest_layer_and_not_the_model(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, path, "run"], check=True, text=True, capture_output=True
     )
-    assert int(done.stdout) * 1024 < 360e6
+    assert int(done.stdout) * 1024 < 450e6  # 150 without any model, 1,000 with this one in memory
