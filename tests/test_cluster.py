@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -101,26 +102,31 @@ def test_calibration_and_fits_are_done_by_the_workers(two, monkeypatch):
         assert np.array_equal(here[name].moment, there[name].moment)
 
 
-def waited(item):
-    index, pid, folder = item
-    (Path(folder) / f"{index}-{os.getpid()}").touch()
-    time.sleep(0.2)
-    while pid == os.getpid() and index > 1:  # the one that is to be killed gets no further
+def stuck(item):
+    index, doomed, folder = item
+    (Path(folder) / str(os.getpid())).touch()
+    while os.getpid() == doomed:
         time.sleep(0.1)
     return index * index
 
 
+def killed(process, when):
+    """Kill a process as soon as there is this file."""
+
+    def kill():
+        while not when.exists():
+            time.sleep(0.1)
+        process.kill()
+
+    Thread(target=kill, daemon=True).start()
+
+
 def test_a_worker_that_is_killed_costs_no_result(tmp_path):
     with cluster(2) as (address, [doomed, *_]), engine(address):
+        killed(doomed, when=tmp_path / str(doomed.pid))
         items = [(index, doomed.pid, str(tmp_path)) for index in range(12)]
-        found = apart(waited, items, 1)
-        results = [next(found)]
-        while not any(int(p.name.split("-")[0]) > 1 and str(doomed.pid) in p.name
-                      for p in tmp_path.iterdir()):  # fmt: skip
-            time.sleep(0.1)
-        os.kill(doomed.pid, signal.SIGKILL)
-        results += found
-    assert results == [index * index for index in range(12)]
+        assert list(apart(stuck, items, 1)) == [index * index for index in range(12)]
+        assert doomed.wait() == -signal.SIGKILL
 
 
 def dying(_):
@@ -143,11 +149,9 @@ def test_a_cluster_whose_workers_are_all_gone_is_one_line(monkeypatch):
 
 def test_a_scheduler_that_is_gone_is_one_line(tmp_path):
     told = pytest.raises(WorkerError, match="scheduler is gone")
-    with cluster(1) as (address, processes), engine(address), told:
-        found = apart(waited, [(i, processes[0].pid, str(tmp_path)) for i in range(4)], 1)
-        next(found)
-        processes[-1].kill()
-        list(found)
+    with cluster(1) as (address, [worker, scheduler]), engine(address), told:
+        killed(scheduler, when=tmp_path / str(worker.pid))
+        list(apart(stuck, [(0, worker.pid, str(tmp_path))], 1))
 
 
 def failing(_):
