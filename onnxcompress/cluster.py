@@ -28,6 +28,7 @@ SAME = ("onnxcompress", "numpy", "scipy", "onnx", "onnxruntime")  # packages, ev
 REACHED = 10.0  # seconds in which the scheduler answers
 PATIENCE = 60.0  # seconds without any worker until work is given up,
 LOOK = 5.0  # which is looked at so often
+GONE = "the dask scheduler is gone"
 
 
 @contextmanager
@@ -149,7 +150,7 @@ class _Promise:
                 "most likely for want of memory: workers of fewer threads need less"
             ) from None
         except CancelledError:
-            raise WorkerError("the dask scheduler is gone") from None
+            raise WorkerError(GONE) from None
 
     def _wait(self) -> None:
         """Return as soon as the task is done.
@@ -162,6 +163,8 @@ class _Promise:
             try:
                 self.task.result(timeout=LOOK)
             except TimeoutError:
+                if self.client.status != "running":  # what it was to give is lost
+                    raise WorkerError(GONE) from None
                 alone = 0.0 if self.client.nthreads() else alone + LOOK
             if alone >= PATIENCE:
                 raise WorkerError(f"the dask cluster has had no workers for {PATIENCE:g} s")

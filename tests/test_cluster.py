@@ -110,15 +110,20 @@ def stuck(item):
     return index * index
 
 
+def killed(process, when):
+    """Kill a process as soon as there is this file."""
+
+    def kill():
+        while not when.exists():
+            time.sleep(0.1)
+        process.kill()
+
+    Thread(target=kill, daemon=True).start()
+
+
 def test_a_worker_that_is_killed_costs_no_result(tmp_path):
     with cluster(2) as (address, [doomed, *_]), engine(address):
-
-        def kill():
-            while not (tmp_path / str(doomed.pid)).exists():
-                time.sleep(0.1)
-            doomed.kill()
-
-        Thread(target=kill, daemon=True).start()
+        killed(doomed, when=tmp_path / str(doomed.pid))
         items = [(index, doomed.pid, str(tmp_path)) for index in range(12)]
         assert list(apart(stuck, items, 1)) == [index * index for index in range(12)]
         assert doomed.wait() == -signal.SIGKILL
@@ -145,11 +150,8 @@ def test_a_cluster_whose_workers_are_all_gone_is_one_line(monkeypatch):
 def test_a_scheduler_that_is_gone_is_one_line(tmp_path):
     told = pytest.raises(WorkerError, match="scheduler is gone")
     with cluster(1) as (address, [worker, scheduler]), engine(address), told:
-        items = [(index, worker.pid * (index > 0), str(tmp_path)) for index in range(4)]
-        found = apart(stuck, items, 1)
-        next(found)
-        scheduler.kill()
-        list(found)
+        killed(scheduler, when=tmp_path / str(worker.pid))
+        list(apart(stuck, [(0, worker.pid, str(tmp_path))], 1))
 
 
 def failing(_):
