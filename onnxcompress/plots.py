@@ -87,17 +87,26 @@ def trade_off(found: TradeOff, both: Comparison | None) -> Plot:
 
 
 def training(refined: Refinement) -> Plot:
-    """Loss after each epoch, on what was trained with and on what was held out."""
-    lost = [(float(e.epoch), e.loss) for e in refined.epochs if isfinite(e.loss)]
-    held = [(float(e.epoch), e.held_out) for e in refined.epochs if isfinite(e.held_out)]
+    """Loss after each epoch, on what was trained with and on what was held out.
+
+    Shares of their first values: they are not measured alike.
+    """
+    lost = _shares([(float(e.epoch), e.loss) for e in refined.epochs if isfinite(e.loss)])
+    held = _shares([(float(e.epoch), e.held_out) for e in refined.epochs if isfinite(e.held_out)])
     best = refined.best
     return Plot(
         x="epoch",
-        y="loss: held out, and of the samples trained with (pale)",
+        y="loss, of the first: held out, and of the samples trained with (pale)",
         lines=[("second", lost), ("", held)],
-        marks=[Mark((best.epoch, best.held_out), "", f"kept: epoch {best.epoch}")],
+        marks=[
+            Mark((best.epoch, dict(held).get(best.epoch, 1.0)), "", f"kept: epoch {best.epoch}")
+        ],
         log=False,
     )
+
+
+def _shares(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(x, y / max(points[0][1], 1e-30)) for x, y in points]
 
 
 def layers(rows: Sequence[Row]) -> str:

@@ -74,7 +74,8 @@ LEAP = 0.1  # and in one step
 SCORES = 1e-3  # weight of class scores beside hints: with more, what is learnt holds for less
 MUON = 0.2  # root mean square of its steps at rate 1
 CLIP = 1e-3  # largest norm of the gradient, which few are below: all steps count alike
-PATIENCE = 3  # epochs no better than one before after which it is over, or a third of all
+PATIENCE = 5  # epochs no better than one before after which it is over, or half of all:
+# most is gained in the last ones, when steps are short
 LARGEST = 1e4  # magnitude of a constant that is trained; greater ones are masks
 AGREES = 0.02  # largest difference of torch from onnxruntime, relative to the outputs
 HINT_BYTES = 1 << 30  # of the teacher's activations that are kept in memory
@@ -118,7 +119,7 @@ def refine(
     Args:
         model: onnxruntime must have kernels for it and for the teacher.
         samples: unlabelled; those that ``split`` holds out judge every epoch.
-        epochs: at most; where no codes are trained, it is over when a third of them, or three,
+        epochs: at most; where no codes are trained, it is over when half of them, and five,
             brought nothing better.
         labelled: samples with class numbers, whose cross-entropy is added to the loss that is
             trained on.  The held-out loss stays the distance from the teacher: where the model
@@ -649,7 +650,7 @@ def _settled(rows: Sequence[Epoch], epochs: int) -> bool:
     The given model does not count: it is overtaken only when steps have become short.
     """
     best = min(rows[1:], key=lambda row: row.held_out, default=rows[0])
-    return len(rows) - 1 - best.epoch >= max(PATIENCE, -(-epochs // 3))
+    return len(rows) - 1 - best.epoch >= max(PATIENCE, -(-epochs // 2))
 
 
 def _leap(step: int, steps: int) -> float:

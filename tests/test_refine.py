@@ -501,4 +501,4 @@ def test_it_ends_when_nothing_gets_better_but_not_before_it_overtook_the_given_m
     held_out = iter([0.1, 0.3, 0.2, *[0.25] * 10])
     monkeypatch.setattr("onnxcompress.refine._Run._judged", lambda *_: next(held_out))
     _, rows = refine(model, model, samples, epochs=12, rate=1e-3, jobs=1)
-    assert [row.epoch for row in rows] == list(range(7))  # the best of them, and a third of twelve
+    assert [row.epoch for row in rows] == list(range(9))  # the best of them, and half of twelve
