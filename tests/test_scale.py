@@ -181,6 +181,18 @@ def test_a_wide_layer_gains_from_what_a_bounded_sketch_knows(monkeypatch, rng):
     assert error(seen) < 0.5 * error(Statistics.white(layer))
 
 
+@pytest.mark.parametrize(
+    ("field", "said"), [(b"\0\0", "truncated or not an ONNX model"), (b"\x28\x01", "no graph")]
+)
+def test_a_large_file_of_tiny_fields_is_one_line(field, said, tmp_path, monkeypatch):
+    monkeypatch.setattr("onnxcompress.graph.files.LARGE_FILE", 1 << 10)
+    monkeypatch.setattr("onnxcompress.graph.wire.MOST_FIELDS", 1 << 8)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(field * 4096)
+    with pytest.raises(ModelError, match=said):
+        load(path)
+
+
 MEMORY = """
 import sys
 from pathlib import Path

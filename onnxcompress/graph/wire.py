@@ -16,27 +16,48 @@ from onnx import ModelProto, TensorProto
 
 GRAPH, INITIALIZER, RAW = 7, 5, 9  # fields of ModelProto, GraphProto and TensorProto
 LEFT = 1 << 16  # bytes of raw data that are left in the file
+MOST_FIELDS = 1 << 21  # that are looked at: a scan of more takes longer than it saves
+
+
+class _ManyError(Exception):
+    """There are more fields than a model with large weights has."""
 
 
 def without_weights(path: Path) -> bytes:
     """A model file in which large raw data are external data that lie in the file itself.
 
+    The whole file where there are too many fields to look at.
+
     Raises:
         DecodeError: it is no protobuf message.
     """
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return _without(data, 0, len(data), (GRAPH, INITIALIZER, RAW), path.name)
+        try:
+            numbers = iter(range(MOST_FIELDS))
+            return _without(data, 0, len(data), (GRAPH, INITIALIZER, RAW), path.name, numbers)
+        except _ManyError:
+            return data[:]
 
 
-def _without(data: mmap.mmap, start: int, end: int, way: tuple[int, ...], name: str) -> bytes:
+def _without(
+    data: mmap.mmap, start: int, end: int, way: tuple[int, ...], name: str, left: Iterator[int]
+) -> bytes:
+    """A message without large raw data.
+
+    Args:
+        way: the fields that lead there.
+        left: has an item for every field that may still be looked at.
+    """
     result = bytearray()
     for key, at, begin, stop in _fields(data, start, end):
+        if next(left, None) is None:
+            raise _ManyError
         if key != way[0] << 3 | 2 or (len(way) == 1 and stop - begin < LEFT):
             result += data[at:stop]
         elif len(way) == 1:
             result += _reference(name, begin, stop - begin)
         else:
-            inner = _without(data, begin, stop, way[1:], name)
+            inner = _without(data, begin, stop, way[1:], name, left)
             result += _varint(key) + _varint(len(inner)) + inner
     return bytes(result)
 
@@ -45,6 +66,8 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
     """Of every field its key, where it starts, where its value begins, and where it stops."""
     while start < end:
         key, begin = _number(data, start, end)
+        if not key >> 3:
+            raise DecodeError("a field without a number")
         if key & 7 == 2:
             length, begin = _number(data, begin, end)
             stop = begin + length
