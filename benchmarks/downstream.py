@@ -178,16 +178,22 @@ def cell(tool: Tool, file: Path, dense: Path, x: np.ndarray) -> str:
     return size if found >= expected - 3 else f"NO: {size}, {found:.0f} < {expected:.0f}"
 
 
-def main() -> None:
-    logging.disable()
-    wanted = sys.argv[1:] or [*TOOLS]
+def images(count: int) -> np.ndarray:
+    """So many calibration images of the network, in one batch."""
     given = oc.load_samples(
         NETWORK.parent / "calibration.npz",
         oc.input_specs(oc.load(NETWORK)),
-        limit=8,
+        limit=count,
         preprocess=NETWORK.parent / "preprocess.yaml",
     )
-    [x] = next(given.batches(8)).values()
+    [x] = next(given.batches(count)).values()
+    return x
+
+
+def main() -> None:
+    logging.disable()
+    wanted = sys.argv[1:] or [*TOOLS]
+    x = images(8)
     table = Table("tool", *SPECS)
     with TemporaryDirectory() as folder:
         files = []

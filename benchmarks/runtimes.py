@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from downstream import NETWORK, SAME, SPECS, compressed, snr
+from downstream import SAME, SPECS, compressed, images, snr
 from onnx.reference import ReferenceEvaluator
 from results import FOLDER, write
 
@@ -115,13 +115,7 @@ def seconds(run: Run, x: np.ndarray) -> float:
 
 
 def main() -> None:
-    samples = oc.load_samples(
-        NETWORK.parent / "calibration.npz",
-        oc.input_specs(oc.load(NETWORK)),
-        limit=1,
-        preprocess=NETWORK.parent / "preprocess.yaml",
-    )
-    [x] = next(samples.batches(1)).values()
+    x = images(1)
     lines = [TITLE, "| runtime | " + " | ".join(f"`{name}`" for name in SPECS) + " |"]
     lines.append("|---" * (len(SPECS) + 1) + "|")
     with TemporaryDirectory() as folder:

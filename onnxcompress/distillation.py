@@ -236,14 +236,14 @@ def _are_probabilities(rows: Any) -> bool:
     return bool((rows >= 0).all()) and torch.allclose(rows.sum(1), ones, atol=1e-3)
 
 
-def hint_loss(reference: Sequence[Array]) -> Loss:
-    """Squared error relative to the variance, the mean over the hints; nothing without any."""
+def relative_loss(reference: Sequence[Array]) -> Loss:
+    """Squared error relative to the variance, the mean over outputs and hints alike."""
     variances = [max(float(np.var(y.astype(np.float64))), 1e-12) for y in reference]
 
     def loss(outputs: Sequence[Any], expected: Sequence[Any]) -> Any:
         pairs = zip(outputs, expected, variances, strict=True)
         parts = [(a - b).square().mean() / variance for a, b, variance in pairs]
-        return torch.stack(parts).mean() if parts else 0.0
+        return torch.stack(parts).mean()
 
     return loss
 

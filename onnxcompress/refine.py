@@ -40,7 +40,7 @@ import numpy as np
 from onnxcompress.cache import Cache
 from onnxcompress.core import Array
 from onnxcompress.data import Samples
-from onnxcompress.graph import Model, digest, expose, operations, with_values
+from onnxcompress.graph import OPERATORS, Model, digest, expose, operations, with_values
 from onnxcompress.measuring import Track, untracked
 from onnxcompress.parallel import cores, each
 from onnxcompress.report import Epoch
@@ -88,7 +88,6 @@ FIXED = {  # operator -> inputs that are settings or statistics, not weights
     "Resize": (1, 2),
     "Upsample": (1,),
 }
-LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SINGLE = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # where even a single number is a weight
 
 
@@ -228,7 +227,7 @@ def weights(model: Model) -> set[str]:
         name
         for operation in operations(model)
         for place, name in enumerate(operation.inputs[:2])
-        if operation.op_type in LINEAR and name in model.constants
+        if operation.op_type in OPERATORS and name in model.constants
         if place or operation.op_type == "MatMul"
         if len(model.constants[name].dims) > 1
     }
@@ -434,7 +433,7 @@ class _Run:
             self.labelled.check(classes)
         self.answers = self._answers(teacher)
         seen = floating(session.run(next(self.training.batches())[0]))
-        self.hinted = distillation.hint_loss(seen)
+        self.relative = distillation.relative_loss(seen)
         self.parameters = _Parameters(model, trainable(model), lookups(model), seed, device)
         self.graph = TorchGraph(self.shown, list(self.parameters.free), device)
         self._checked()
@@ -442,7 +441,7 @@ class _Run:
     def _training_loss(self, outputs: Sequence[Any], expected: Sequence[Any]) -> Any:
         count = self.count
         loss = self.loss(outputs[:count], expected[:count])
-        return SCORES * loss + self.hinted(outputs, expected)
+        return SCORES * loss + self.relative(outputs, expected)
 
     def _answers(self, teacher: Model) -> Callable[[Sample], Sequence[Any]]:
         """What the teacher says to an augmented batch; on a GPU torch is faster."""

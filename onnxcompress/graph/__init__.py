@@ -24,6 +24,7 @@ from onnxcompress.graph.layers import (
     operations,
 )
 from onnxcompress.graph.model import (
+    OPERATORS,
     Model,
     ModelError,
     declared_inputs,
@@ -57,6 +58,7 @@ from onnxcompress.graph.spill import rest
 
 __all__ = [
     "DETACHED_BYTES",
+    "OPERATORS",
     "Model",
     "ModelError",
     "Operation",
