@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxcompress.budget import BudgetError
+    from onnxcompress.candidates import sweep
     from onnxcompress.core import Candidate, CompressedWeight, Layer, Method, Statistics
     from onnxcompress.data import Samples, input_specs, load_samples, random_samples
     from onnxcompress.expansion import expand
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from onnxcompress.methods.hashed import Hashed
     from onnxcompress.methods.integer import Integer
     from onnxcompress.packed import Packed
-    from onnxcompress.pipeline import compress, sweep, trade_off
+    from onnxcompress.pipeline import compress, trade_off
     from onnxcompress.report import Comparison, Point, Report
     from onnxcompress.targets import Target, TargetError
 
@@ -73,7 +74,7 @@ __all__ = [
 ]
 
 _MODULES = (  # have all of these
-    *("pipeline", "data", "graph", "targets"),
+    *("pipeline", "candidates", "data", "graph", "targets"),
     *("methods", "methods.basis", "methods.binary", "methods.codebook"),
     *("methods.half", "methods.hashed", "methods.integer", "packed", "expansion"),
 )

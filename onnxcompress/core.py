@@ -115,6 +115,11 @@ class Layer:
         return self.stored or self.weight.nbytes
 
     @property
+    def correctable(self) -> bool:
+        """Whether there is a bias that can be changed, or a place for one."""
+        return isinstance(self.bias, Array | None) and self.op_type != "Constant"
+
+    @property
     def fan_in(self) -> int:
         """Entries of a patch of one group."""
         return prod(self.weight.shape[1:])

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxcompress.calibration import GATHERED_BYTES, patches
 from onnxcompress.core import Array, Candidate, Layer, Statistics
-from onnxcompress.data import Samples, from_batches
+from onnxcompress.data import Samples, from_batches, input_specs, random_samples
 from onnxcompress.graph import (
     Model,
     expose,
@@ -54,14 +54,18 @@ class Job:
     """What all steps of one compression share.
 
     Attributes:
-        model: the original; `runnable` is the same where onnxruntime has all kernels, else its
-            float32 twin.
+        original: the model that was given.
+        model: the same, its local functions written out where layers are found in them;
+            `runnable` is that where onnxruntime has all kernels, else its float32 twin.
         layers: those to compress, in network order.
         shapes: layer -> shape of its input for the first sample, where it is known.
         macs: multiplications of every linear node for the first sample.
         fit, held_out: samples to fit with, and to validate with; None without data.
+        given: shapes of model inputs that the user states.
+        seed: of the random inputs.
     """
 
+    original: Model
     model: Model
     runnable: Model
     layers: Mapping[str, Layer]
@@ -69,8 +73,15 @@ class Job:
     macs: Mapping[str, int]
     fit: Samples | None
     held_out: Samples | None
+    given: Mapping[str, Sequence[int]]
+    seed: int
     jobs: int
     track: Track[Any]
+
+    @cached_property
+    def random(self) -> Samples:
+        """Random inputs, for what no samples are there."""
+        return random_samples(input_specs(self.original), 2, self.seed, self.given)
 
     @cached_property
     def calibrated(self) -> dict[str, Layer]:

@@ -71,9 +71,15 @@ BELOW = {  # module -> the modules of ours that it may import
         *{"core", "data", "graph", "measuring", "metrics", "parallel"},
         *{"report", "runtime", "targets"},
     },
+    "candidates": {"core", "graph", "measuring", "parallel"},
+    "limits": {
+        *{"budget", "core", "curves", "graph", "measuring", "parallel", "runtime", "targets"},
+    },
+    "building": {"candidates", "core", "graph", "measuring", "refit", "validation"},
     "pipeline": {
-        *{"budget", "cache", "cluster", "core", "curves", "data", "graph", "measuring", "parallel"},
-        *{"refit", "report", "runtime", "specs", "targets", "validation"},
+        *{"budget", "building", "cache", "candidates", "cluster", "core", "curves", "data"},
+        *{"graph", "limits", "measuring", "parallel", "refit", "report", "runtime", "specs"},
+        *{"targets", "validation"},
     },
 }
 TOP = {"cli", "__init__", "__main__", "supervisor"}  # may import all of ours; none imports them

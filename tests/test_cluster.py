@@ -93,7 +93,7 @@ def test_calibration_and_fits_are_done_by_the_workers(two, monkeypatch):
     layers, _ = oc.find_layers(model)
     here = oc.calibrate(model, layers, samples)
     monkeypatch.setattr("onnxcompress.measuring.each", None)
-    monkeypatch.setattr("onnxcompress.pipeline.each", None)
+    monkeypatch.setattr("onnxcompress.candidates.each", None)
     with engine(two):
         there = oc.calibrate(model, layers, samples)
         swept = oc.sweep(layers, there, [oc.Integer(bits=4)])

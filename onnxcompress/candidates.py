@@ -1,0 +1,185 @@
+"""Every setting of every layer: what the layers read, and how far each setting is off on that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from onnxcompress.core import (
+    Candidate,
+    Layer,
+    Method,
+    Statistics,
+    Unread,
+    all_candidates,
+    moment_bytes,
+)
+from onnxcompress.graph import Model, ModelError, find_constants, find_layers
+from onnxcompress.measuring import Job, Track, calibrate, largest_first, untracked, weigh
+from onnxcompress.parallel import apart, each, elsewhere, portable
+
+STATISTICS_BYTES = 1 << 29  # of the layers of a large model whose statistics are kept together
+HEAVY = 400_000  # weights to fit, once for every setting: about 2 s, which processes halve
+
+Methods = Sequence[Method] | Callable[[Layer], Sequence[Method]]
+
+
+def usable(methods: Methods, opset: int) -> Callable[[Layer], list[Method]]:
+    """Says for each layer which of the methods a model of this opset can hold.
+
+    Raises:
+        ModelError: all of them need a newer opset (when it is called).
+    """
+
+    def offered(layer: Layer) -> list[Method]:
+        own = methods(layer) if callable(methods) else methods
+        usable = [method for method in own if method.opset <= opset]
+        if own and not usable:
+            needed = min(own, key=lambda method: method.opset)
+            raise ModelError(f"{needed.name} needs opset {needed.opset}, and the model has {opset}")
+        return usable
+
+    return offered
+
+
+def find_compressible(
+    model: Model,
+    offered: Callable[[Layer], Sequence[Method]],
+    only: Callable[[str], bool] | None = None,
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The layers and constants that the methods can compress, and why the other layers stay.
+
+    Args:
+        only: says by name which may be changed; None for all.
+    """
+    every, skipped = find_layers(model)
+    layers = dict(every)
+    for name, layer in every.items():
+        methods, read = offered(layer), layer.read()
+        reasons = [method.declined(read) for method in methods]
+        if not methods or (only is not None and not only(name)):
+            skipped[name] = "it was left out on request"
+        elif None not in reasons:
+            skipped[name] = reasons[0] or ""
+        else:
+            continue
+        del layers[name]
+    for name, layer in find_constants(model, every).items():
+        wanted, read = only is None or only(name), layer.read()
+        if wanted and any(method.declined(read) is None for method in offered(layer)):
+            layers[name] = layer
+    leaders = {n: layer if layer.shared in layers else replace(layer, shared=n)
+               for n, layer in layers.items()}  # fmt: skip
+    return leaders, skipped
+
+
+def sweep(
+    layers: Mapping[str, Layer],
+    statistics: Mapping[str, Statistics],
+    methods: Methods,
+    *,
+    jobs: int = 1,
+    track: Track[Any] = untracked,
+) -> dict[str, list[Candidate]]:
+    """Every setting of every method on every layer, with its size and its predicted error.
+
+    Args:
+        methods: for all layers, or a function that says which for each one.
+    """
+    offered = methods if callable(methods) else lambda _: methods
+    order = largest_first(layers)
+    work = [(layers[name], statistics[name], list(offered(layers[name]))) for name in order]
+    in_memory = not any(isinstance(layer.weight, Unread) for layer in layers.values())
+    away = elsewhere() or (in_memory and _heavy(work))
+    run: Any = each
+    tasks: Iterable[Any] = work
+    if away and portable([own for _, _, own in work]):
+        run, tasks = apart, ((layer.read(), seen, own) for layer, seen, own in work)
+    found = track(run(all_candidates, tasks, jobs, len(work)), "fitting", len(work))
+    fitted = dict(zip(order, found, strict=True))
+    return {name: fitted[name] for name in layers}
+
+
+def _heavy(work: Iterable[tuple[Layer, Statistics, Sequence[Method]]]) -> bool:
+    """Whether fits take long enough to be worth processes of their own."""
+    fits = (
+        layer.weight.size * len(method.settings(layer))
+        for layer, _, methods in work
+        for method in methods
+        if not method.quick
+    )
+    return sum(fits) > HEAVY
+
+
+class Observed:
+    """Statistics of what the layers read, by weight; of a large model taken again when needed."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.kept: dict[str, Statistics] = {}
+
+    def of(self, leaders: Collection[str]) -> dict[str, Statistics]:
+        """What the layers with these weights read, for each weight."""
+        job = self.job
+        layers = {name: layer for name, layer in job.layers.items() if layer.shared in leaders}
+        if job.fit is None:
+            return {name: Statistics.white(job.layers[name]) for name in leaders}
+        reading = {name: layer for name, layer in layers.items() if name in job.calibrated}
+        seen = calibrate(
+            job.runnable, reading, job.fit, shapes=job.shapes, jobs=job.jobs, track=job.track
+        )
+        seen |= {n: Statistics.white(layers[n]) for n in layers.keys() - reading.keys()}
+        merged: dict[str, Statistics] = {}
+        for name, layer in layers.items():
+            known = merged.get(layer.shared)
+            merged[layer.shared] = seen[name] if known is None else known + seen[name]
+        return merged
+
+    def each(self, names: Iterable[str]) -> Iterator[tuple[str, Statistics]]:
+        """These layers with what they read."""
+        layers, wanted = self.job.layers, [*names]
+        if self.kept:
+            yield from ((name, self.kept[layers[name].shared]) for name in wanted)
+            return
+        for group in self.groups(dict.fromkeys(layers[name].shared for name in wanted)):
+            seen = self.of(group)
+            yield from ((n, seen[layers[n].shared]) for n in wanted if layers[n].shared in seen)
+
+    def groups(self, leaders: Iterable[str]) -> list[list[str]]:
+        """The weights of a large model in groups whose statistics and fits fit into memory."""
+        groups: list[list[str]] = [[]]
+        filled = 0
+        for name in leaders:
+            layer = self.job.layers[name]
+            moments = moment_bytes(layer) if self.job.fit is not None else 0
+            nbytes = self.job.model.large * (layer.weight.nbytes + moments)
+            if groups[-1] and filled + nbytes > STATISTICS_BYTES:
+                groups.append([])
+                filled = 0
+            groups[-1].append(name)
+            filled += nbytes
+        return groups
+
+    def keep(self) -> None:
+        """Keep the statistics of all weights where they fit into memory."""
+        if not self.kept and (self.job.fit is None or not self.job.model.large):
+            self.kept = self.of(self.job.leaders)
+
+
+def find_candidates(
+    job: Job, observed: Observed, methods: Methods
+) -> tuple[dict[str, list[Candidate]], dict[str, float]]:
+    """The candidates of every weight, and how much each weight's error reaches the output."""
+    found = dict[str, list[Candidate]]()
+    for names in observed.groups(job.leaders):
+        layers, seen = {name: job.leaders[name] for name in names}, observed.of(names)
+        found |= sweep(layers, seen, methods, jobs=job.jobs, track=job.track)
+        if job.model.large:
+            found |= {n: [replace(c, weight=None) for c in found[n]] for n in names}
+        else:
+            observed.kept = seen
+    found = {name: candidates for name, candidates in found.items() if candidates}
+    if job.model.large:
+        return found, dict.fromkeys(found, 1.0)
+    return found, weigh(job, found, observed.kept)

@@ -1,0 +1,129 @@
+"""What a size target leaves for the layers, by building and measuring the model as it would be.
+
+A file is more than its weights, and a model takes longer than its layers: the limit of the layers
+is moved until the whole keeps the target.  The values of the weights do not matter here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxcompress.budget import BudgetError
+from onnxcompress.core import Candidate, CompressedWeight
+from onnxcompress.curves import Curves
+from onnxcompress.graph import annotate, rewrite
+from onnxcompress.measuring import PROVIDERS, Job
+from onnxcompress.parallel import each
+from onnxcompress.runtime import Latency, latency
+from onnxcompress.targets import Target
+
+LATENCY_TRIALS = 4  # of a limit for the layers, until the whole model keeps the target
+BYTE_TRIALS = 10  # files built, without data, to find what graph overhead leaves of a ratio
+
+
+def size_limit(job: Job, curves: Curves, target: Target, metadata: Mapping[str, str]) -> float:
+    """The most that the layers may cost, in the unit of ``curves``, under the size target.
+
+    Args:
+        metadata: entries of the result's metadata_props, which count in its size.
+
+    Raises:
+        BudgetError: the target is out of reach; the message names what can be attained.
+    """
+    if target.latency is not None:
+        return _latency_limit(job, curves, target.latency)
+    least, most = curves.bounds
+    limit = float(most)
+    if target.macs is not None and curves.cost == "macs":
+        total = sum(job.macs.values())
+        limit = target.macs * total - curves.outside
+        if limit < least:
+            raise too_much_work(target.macs, (least + curves.outside) / total)
+    if target.ratio is not None:
+        limit = _byte_limit(job, curves, target.ratio, metadata)
+    return limit
+
+
+def too_much_work(asked: float | None, least: float) -> BudgetError:
+    """The error of a share of the multiplications that the layers do not allow."""
+    return BudgetError(
+        f"{asked:g} of the multiplications is out of reach; "
+        f"the least that the layers allow is {least:.3f}"
+    )
+
+
+def _latency_limit(job: Job, curves: Curves, share: float) -> float:
+    """The time of the layers at which the whole model takes this share, by measurement."""
+    smallest, most = curves.bounds
+    one = next(iter((job.held_out or job.random).batches(1)))
+
+    def spent(limit: float) -> Latency:
+        rough = rewrite(job.runnable, _blanks(job, curves.at(limit)), {}, {})
+        return latency(job.runnable, rough, one, PROVIDERS)
+
+    first = spent(most)
+    goal, limit = share * first.before, most - (1 - share) * first.before
+    for _ in range(LATENCY_TRIALS):
+        if limit < smallest:
+            break
+        found = spent(limit)
+        if found.ratio <= share:
+            return limit
+        limit -= 1.1 * (found.ratio * found.before - goal)
+    reached = spent(smallest).ratio
+    raise BudgetError(
+        f"{share:g} of the time is out of reach; the least that was measured is {reached:.3f}"
+    )
+
+
+def _byte_limit(job: Job, curves: Curves, ratio: float, metadata: Mapping[str, str]) -> float:
+    """The layer bytes that make the file, graph overhead included, so many times smaller."""
+    least, most = curves.bounds
+    before = job.original.nbytes
+    goal = before / ratio
+    limit, best = goal - (before - most), None
+    for _ in range(BYTE_TRIALS):
+        limit = float(np.clip(limit, least, most))
+        size = _file_bytes(job, curves.at(limit), metadata)
+        if size <= goal:
+            best = limit if best is None else max(best, limit)
+            if size > 0.99 * goal or limit >= most:
+                break
+            limit += 0.999 * goal - size
+        elif limit <= least:
+            raise BudgetError(
+                f"a ratio of {ratio:g} is out of reach; the most that the layers allow is "
+                f"{before / size:.2f}"
+            )
+        else:
+            limit -= 1.001 * (size - goal) + 64
+    if best is None:
+        raise BudgetError(f"no choice of settings makes the file {ratio:g} times smaller")
+    return best
+
+
+def _file_bytes(job: Job, chosen: Mapping[str, Candidate], metadata: Mapping[str, str]) -> int:
+    """Bytes of the file with these settings."""
+    every = _blanks(job, chosen)
+    biases = {  # all different, as equal ones would be stored once
+        name: index + np.arange(len(job.layers[name].weight)) / 7
+        for index, name in enumerate(every)
+        if job.fit is not None and job.layers[name].correctable
+    }
+    return annotate(rewrite(job.model, every, biases, {}), metadata).nbytes
+
+
+def _blanks(job: Job, chosen: Mapping[str, Candidate]) -> dict[str, CompressedWeight]:
+    """Weights of these settings for every layer that reads them, with any values."""
+
+    def blank(item: tuple[str, Candidate]) -> CompressedWeight:
+        name, candidate = item
+        assert candidate.setting is not None
+        made = candidate.weight or candidate.setting.blank(job.layers[name])
+        return made.mapped(job.model.keep)
+
+    picked = [(name, c) for name, c in chosen.items() if c.setting is not None]
+    made = zip(picked, each(blank, picked, job.jobs), strict=True)
+    return {reader: weight for (name, _), weight in made for reader in job.readers(name)}
