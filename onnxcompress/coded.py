@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from itertools import product
 from math import prod
 from typing import Any, Self
@@ -110,7 +110,7 @@ def encode(
     weight = weight.astype(kind)
     table = table.astype(kind)
     if not statistics.count:
-        return _blind(weight, table, first, parts, learn)
+        return _blind(weight, table, first, parts, learn, trial)
     blocks = _blocks(weight, statistics, table, parts, trial)
     if trial:
         first = first[len(first) // 2 :][:1] if weight.size > FINE else first
@@ -452,56 +452,87 @@ def _in_bytes(table: Array) -> Array:
     return np.rint(table / unit) * unit
 
 
-def _blind(weight: Array, table: Array, first: Sequence[float], parts: int, learn: bool) -> Coded:
+def _blind(
+    weight: Array,
+    table: Array,
+    first: Sequence[float],
+    parts: int,
+    learn: bool,
+    trial: bool = False,
+) -> Coded:
     """Without knowledge of the inputs: the nearest rows, and least-squares scales."""
     n, width = weight.shape[2], table.shape[1]
     pieces = -(-n // width)
-    weight = np.pad(weight.reshape(1, -1, n), ((0, 0), (0, 0), (0, pieces * width - n)))[0]
-    size = -(-n // parts)
-    part = np.minimum(np.arange(pieces) * width // size, parts - 1)
-    columns = np.repeat(part, width)
-    best: Any = None
-    for factor in first:
-        scale = _sizes(weight[None, :, :n], parts)[0] * factor
-        codes, unit = np.zeros((0, 0), np.intp), weight
-        for _ in range(BLIND_ROUNDS):
-            codes = _nearest(weight, table, scale[:, part])
-            unit = table[codes].reshape(len(weight), -1)
-            for p in range(parts):
-                z, w = unit[:, columns == p], weight[:, columns == p]
-                gain = (z * w).sum(1) / np.maximum(np.square(z).sum(1), 1e-30)
-                scale[:, p] = stored(np.maximum(gain, 1e-12))
-        error = np.square(weight - unit * scale[:, columns]).sum(1)
-        if best is None:
-            best = (codes, scale, error)
-        wins = error < best[2]
-        best = (
-            np.where(wins[:, None], codes, best[0]),
-            np.where(wins[:, None], scale, best[1]),
-            np.minimum(error, best[2]),
-        )
-    codes, scale, error = best
+    part = np.minimum(np.arange(pieces) * width // -(-n // parts), parts - 1)
+    rows = np.pad(weight.reshape(-1, n), ((0, 0), (0, pieces * width - n)))
+    step = rows.size // TRIED  # a large weight has rows enough to choose and to judge by
+    some = rows[step // 2 :: step] if step > 1 else rows
     if learn:
-        table = _means(weight, codes, scale[:, part], table)
-        codes = _nearest(weight, table, scale[:, part])
-        unit = table[codes].reshape(len(weight), -1)
-        error = np.square(weight - unit * scale[:, columns]).sum(1)
-    energy = float(np.square(weight).sum(dtype=np.float64))
+        lesson = rows[:: -(-rows.size // LEARNED)]
+        codes, scale, _ = _by_turns(lesson, n, table, first, part)
+        table = _means(lesson, codes, scale[:, part], table)
+    rows = some if trial else rows
+    height = max(1, CHUNKED // rows.shape[1])
+    chunks = [rows[i : i + height] for i in range(0, len(rows), height)]
+    found = side_by_side(lambda chunk: _by_turns(chunk, n, table, first, part), chunks)
+    codes, scale, error = (np.concatenate(each) for each in zip(*found, strict=True))
+    energy = float(np.square(rows).sum(dtype=np.float64))
     return Coded(codes, scale, table, float(error.sum(dtype=np.float64)) / max(energy, 1e-30))
+
+
+def _by_turns(
+    weight: Array, n: int, table: Array, first: Sequence[float], part: Array
+) -> tuple[Array, Array, Array]:
+    """Codes, scales and the squared error of every row, from the best of the first scales.
+
+    Args:
+        weight: ``(rows, pieces * width)``, padded with zeros after ``n`` columns.
+        part: of every piece.
+    """
+    columns = np.repeat(part, table.shape[1])
+    size = _sizes(weight[None, :, :n], int(part[-1]) + 1)[0]
+
+    def turn(scale: Array) -> tuple[Array, Array, Array]:
+        scale, codes = scale.copy(), _nearest(weight, table, scale[:, part])
+        unit = table[codes].reshape(len(weight), -1)
+        for p in range(scale.shape[1]):
+            own = columns == p if scale.shape[1] > 1 else slice(None)
+            z, w = unit[:, own], weight[:, own]
+            gain = np.einsum("rn,rn->r", z, w) / np.maximum(np.einsum("rn,rn->r", z, z), 1e-30)
+            scale[:, p] = stored(np.maximum(gain, 1e-12))
+        return codes, scale, np.square(weight - unit * scale[:, columns]).sum(1)
+
+    def better(one: tuple[Array, ...], other: tuple[Array, ...]) -> Any:
+        wins = other[2] < one[2]
+        codes, scale = (np.where(wins[:, None], b, a) for a, b in zip(one[:2], other, strict=False))
+        return codes, scale, np.minimum(one[2], other[2])
+
+    best = reduce(better, (turn(size * factor) for factor in first))
+    for _ in range(BLIND_ROUNDS - 1):
+        best = better(best, turn(best[1]))
+    return best
 
 
 def _nearest(weight: Array, table: Array, scale: Array) -> Array:
     """Rows of the table nearest to every piece, ``(rows, pieces)``."""
     targets = weight.reshape(-1, table.shape[1]) / np.maximum(scale, 1e-30).reshape(-1, 1)
     if table.shape[1] == 1:
-        middle = (table[1:, 0] + table[:-1, 0]) / 2
-        return np.searchsorted(middle, targets[:, 0]).reshape(scale.shape)
+        return _places(table[:, 0], targets[:, 0]).reshape(scale.shape)
     codes = np.empty(len(targets), np.intp)
     energy = np.square(table).sum(1) / 2
     for start in range(0, len(targets), CHUNK):
         some = slice(start, start + CHUNK)
         codes[some] = (targets[some] @ table.T - energy).argmax(1)
     return codes.reshape(scale.shape)
+
+
+def _places(table: Array, targets: Array) -> Array:
+    """Where the nearest values of a sorted table are."""
+    middle = (table[1:] + table[:-1]) / 2
+    step = (middle[-1] - middle[0]) / max(len(middle) - 1, 1)
+    if len(middle) > 1 and np.allclose(np.diff(middle), step):
+        return np.clip(np.ceil((targets - middle[0]) / step), 0, len(middle)).astype(np.intp)
+    return np.searchsorted(middle, targets)
 
 
 def _means(weight: Array, codes: Array, scale: Array, table: Array) -> Array:
