@@ -75,8 +75,9 @@ class Curves:
     @property
     def bounds(self) -> tuple[float, float]:
         """The least and the greatest cost of the layers."""
+        cheapest = least(self.options)  # with what is shared, which may outweigh all else
         most = sum(max(o.cost for o in points) for points in self.options.values())
-        return least(self.options), most
+        return cheapest, max(most, cheapest)
 
     def points(self) -> dict[str, list[tuple[float, float]]]:
         """For every layer, the share of its cost that is left against its relative error."""

@@ -48,6 +48,27 @@ def test_a_ratio_is_met_and_hardly_exceeded(net, batches, ratio, calibrated):
     assert report.comparison.after.nbytes == model.nbytes
 
 
+def test_a_setting_that_is_fixed_keeps_any_ratio_below_its_own(net):
+    fixed, _ = oc.compress(net, methods=[oc.Integer(bits=4)])
+    model, report = oc.compress(
+        net, methods=[oc.Integer(bits=4)], target=oc.Target(ratio=0.9 * net.nbytes / fixed.nbytes)
+    )
+    assert not report.failures
+    assert model.nbytes == fixed.nbytes
+
+
+def test_a_table_that_outweighs_the_layers_is_within_the_budget():
+    text = "<ir_version: 8, opset_import: ['' : 17]> g (float[n, 64] x) => (float[n, 64] y) {"
+    proto = onnx.parser.parse_model(text.replace("'", '"') + "a = MatMul(x, v) y = MatMul(a, w) }")
+    rng = np.random.default_rng(0)
+    for name in ("v", "w"):
+        weight = rng.standard_normal((64, 64), np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    small = oc.Model(proto)
+    model, _ = oc.compress(small, methods=[oc.Integer(bits=4)], target=oc.Target(ratio=1.5))
+    assert small.nbytes / model.nbytes > 1.5
+
+
 def test_two_size_targets_hold_together(net, batches):
     target = oc.Target(ratio=1.3, macs=0.5)
     _, report = oc.compress(net, target=target, samples=batches)
