@@ -29,7 +29,7 @@ from scipy.linalg.lapack import get_lapack_funcs
 
 from onnxcompress.core import Array, Statistics
 
-BLOCK = 128  # columns between two updates of all the others
+BLOCK = 64  # columns between two updates of all the others
 WIDEST = 4096  # inputs of a filter that are rounded together,
 WIDEST_SKETCHED = 1024  # and where few patches say how they vary together
 GRANULE = (
