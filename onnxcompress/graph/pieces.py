@@ -131,10 +131,11 @@ class Step:
 def in_steps(model: Model) -> list[Step]:
     """What a model has to do that is too large to be loaded as a whole; else nothing.
 
+    Of a large model, a part too is loaded in steps: onnxruntime takes weights several times.
     Nodes that lead to no output are left out, as are those that compute with constants alone.
     """
     sizes = _dense(model)
-    if sum(sizes.values()) <= LARGE_MODEL:
+    if sum(sizes.values()) <= (STEP if model.large else LARGE_MODEL):
         return []
     steps: list[Step] = []
     filled, counted = 0, set[str]()
