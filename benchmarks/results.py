@@ -67,6 +67,7 @@ class Row:
     latency: Sequence[float] = (1.0, 1.0, 1.0)  # median, quartiles
     seconds: float = 0.0
     megabytes: int = 0
+    agreement: float | None = None  # where there are classes
 
     @property
     def ours(self) -> bool:

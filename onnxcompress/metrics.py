@@ -30,11 +30,12 @@ def has_class_scores(output: Array) -> bool:
     )
 
 
-def scores(output: Array) -> Array:
-    """Class scores ``(N, K)`` in float64; probabilities (rows that sum to 1) as logarithms."""
-    flat = output.reshape(len(output), -1).astype(np.float64)
-    if flat.size and flat.min() >= 0 and np.allclose(flat.sum(1), 1, atol=1e-3):
-        return np.log(np.maximum(flat, 1e-12))
+def scores(*outputs: Array) -> list[Array]:
+    """Class scores ``(N, K)`` in float64; as logarithms where the first are probabilities."""
+    flat = [output.reshape(len(output), -1).astype(np.float64) for output in outputs]
+    first = flat[0]
+    if first.size and first.min() >= 0 and np.allclose(first.sum(1), 1, atol=1e-3):
+        return [np.log(np.maximum(one, 1e-12)) for one in flat]
     return flat
 
 
@@ -68,7 +69,7 @@ class Fidelity:
                 self.finite = False
                 continue
             if has_class_scores(a):
-                a, b = scores(a), scores(b)
+                a, b = scores(a, b)
                 self.agreed += int(np.sum(a.argmax(1) == b.argmax(1)))
                 self.ranked += len(a)
             a, b = a.astype(np.float64), b.astype(np.float64)
@@ -114,7 +115,7 @@ def top(k: int) -> Metric:
             raise MetricError(f"top{k} needs class scores, but the output is {output.shape}")
         if labels.size != len(output):
             raise MetricError(f"top{k} needs one class number a sample, not {labels.shape[1:]}")
-        best = np.argsort(-scores(output), 1, kind="stable")[:, :k]
+        best = np.argsort(-scores(output)[0], 1, kind="stable")[:, :k]
         return 100.0 * (best == labels.reshape(len(best), 1)).any(1)
 
     return metric

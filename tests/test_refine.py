@@ -56,7 +56,7 @@ def labelled_by(teacher, samples, exact=False):
 
 def cross_entropy(model, samples):
     session = Session(model)
-    found = np.concatenate([scores(session.run(batch)[0]) for batch in samples])
+    found = np.concatenate([scores(session.run(batch)[0])[0] for batch in samples])
     logarithms = found - np.log(np.exp(found).sum(1, keepdims=True))
     return -logarithms[np.arange(len(found)), samples.labels].mean()
 
