@@ -163,11 +163,11 @@ ROWS = (
     ),
     refined("resnet20-refined", "resnet20", "--method basis --macs 0.5", 10, "90.8 %, goal 91.3"),
     refined(
-        "resnet56-refined", "resnet56", "--method basis --macs 0.36 --ratio 2.63", 10, "92.6 %"
+        "resnet56-refined", "resnet56", "--method basis --macs 0.36 --ratio 2.63", 20, "92.6 %"
     ),
-    refined("resnet56-12x-refined", "resnet56", "--ratio 12", 5, "92.4 %, goal 93.3"),
-    refined("resnet56-16x-refined", "resnet56", "--ratio 16", 5, "91.2 %, goal 92.8"),
-    refined("resnet56-binary-refined", "resnet56", "--method binary:stacks=1", 10, "89.9 %"),
+    refined("resnet56-12x-refined", "resnet56", "--ratio 12", 8, "92.4 %, goal 93.3"),
+    refined("resnet56-16x-refined", "resnet56", "--ratio 16", 8, "91.2 %, goal 92.8"),
+    refined("resnet56-binary-refined", "resnet56", "--method binary:stacks=1", 12, "89.9 %"),
     refined("resnet56-hashed-refined", "resnet56", "--method hashed:share=16", 40, "85.4 %"),
     Row(
         "dncnn-refined",
