@@ -113,7 +113,6 @@ class Curves:
         def pair(choice: Mapping[str, Option]) -> tuple[float, float]:
             return outside + spent(choice), self.snr({n: o.candidate for n, o in choice.items()})
 
-        taken = {n: next(o for o in self.options[n] if o.candidate is c) for n, c in chosen.items()}
         fours = {
             name: next((o for o in found if str(o.candidate.setting) == GRID), found[-1])
             for name, found in self.options.items()
@@ -124,8 +123,19 @@ class Curves:
             if not points or snr > points[-1][1]:
                 points.append((cost, snr))
         return TradeOff(
-            self.cost, whole, tuple(points), pair(taken), pair(fours) if known else None
+            self.cost,
+            whole,
+            tuple(points),
+            pair(self._options_of(chosen)),
+            pair(fours) if known else None,
         )
+
+    def spent(self, chosen: Mapping[str, Candidate]) -> float:
+        """What the layers cost so, what they share included."""
+        return spent(self._options_of(chosen))
+
+    def _options_of(self, chosen: Mapping[str, Candidate]) -> dict[str, Option]:
+        return {n: next(o for o in self.options[n] if o.candidate is c) for n, c in chosen.items()}
 
     def _model_cost(self) -> float:
         """Of the original."""

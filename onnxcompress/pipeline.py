@@ -500,8 +500,7 @@ class _Run:
     ) -> tuple[Mapping[str, Candidate], Model, dict[str, Fitted]]:
         """The same with the layer that hurts most as it was, if that is better at the same cost."""
         worst = max(hurting, key=lambda name: hurting[name])
-        spent = sum(o.cost for n, c in chosen.items() for o in self.curves.options[n]
-                    if o.candidate is c)  # fmt: skip
+        spent = self.curves.spent(chosen)
         options = self.curves.options[worst]
         self.curves.options[worst] = [o for o in options if o.candidate.setting is None]
         try:
