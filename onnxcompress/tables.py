@@ -48,6 +48,11 @@ def write(text: str) -> None:
     _Console().out(text, highlight=False)
 
 
+def say(text: str) -> None:
+    """Print one line to the standard error."""
+    print(printable(text), file=sys.stderr)
+
+
 def _print(*parts: RenderableType) -> None:
     """Print some things, each with an empty line before it, but the first."""
     console = _Console(highlight=False)
