@@ -150,14 +150,17 @@ class Builder:
     def _helpful(self, fitted: dict[str, Fitted]) -> dict[str, Fitted]:
         """Keep the correction of the deviations only where it lowers the held-out error.
 
-        Neighbouring layers are judged together where there are more than ``CORRECTION_TRIALS``.
+        Neighbouring layers are judged together where there are more than ``CORRECTION_TRIALS``, all
+        layers of a large model.
         """
         names = [name for name, f in fitted.items() if f.plain is not None]
         if not names:
             return fitted
         best, least = fitted, self.loss(fitted)
-        count = min(len(names), CORRECTION_TRIALS)
-        groups = [names, *(list(group) for group in np.array_split(names, count))]
+        groups = [names]
+        if not self.job.model.large:  # a run of which takes minutes
+            count = min(len(names), CORRECTION_TRIALS)
+            groups += [list(group) for group in np.array_split(names, count)]
         for group in self.job.track(groups, "checking corrections", len(groups)):
             undone = {name: best[name].plain or best[name] for name in group}
             error = self.loss(best | undone)
