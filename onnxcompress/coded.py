@@ -55,7 +55,9 @@ SMALL = 2**14  # weights up to which a fit that knows nothing of the inputs is l
 TRIED = 2**20  # weights that are rounded with every first scale
 LEARNED = 2**17  # weights that a table is learned from
 CHUNKED = 2**19  # weights that are rounded together,
-CHUNK_ROWS = 256  # but no fewer rows than these
+CHUNK_ROWS = 256  # but no fewer rows than these, each of which takes numpy little time,
+CHUNK_MOST = 2**23  # unless that is more weights than these,
+FEWEST_ROWS = 32  # and no fewer than these at all
 TRIAL_INPUTS = 4096  # inputs of a filter that are looked at, and
 TRIAL_WORK = 2**27  # multiplications of a sweep where only the error is wanted: of so many rows,
 TRIAL_ROWS = 32  # but no fewer than these
@@ -74,9 +76,9 @@ class Coded:
     """The fit of a weight.
 
     Attributes:
-        codes: ``(out, pieces)``, rows of the table.
+        codes: ``(out, pieces)``, rows of the table; uint8.
         scale: ``(out, parts)``.
-        table: ``(k, d)``.
+        table: ``(k, d)``, k at most 256.
         error: relative squared output error, of the rows that were looked at.
     """
 
@@ -121,7 +123,8 @@ def encode(
     if learn and weight.size > LEARNED:
         some = weight[:, :: -(-weight.size // LEARNED)]
         table, learn = _Fit(some, blocks, table, parts).run(first, True, effort)[2], False
-    rows = max(CHUNK_ROWS, CHUNKED // (weight.shape[0] * weight.shape[2]))
+    row = weight.shape[0] * weight.shape[2]
+    rows = max(CHUNKED // row, min(CHUNK_ROWS, CHUNK_MOST // row), FEWEST_ROWS)
     rows = weight.shape[1] if learn else rows
     chunks = [weight[:, i : i + rows] for i in range(0, weight.shape[1], rows)]
     found = side_by_side(
@@ -510,7 +513,7 @@ def _by_turns(
     best = reduce(better, (turn(size * factor) for factor in first))
     for _ in range(BLIND_ROUNDS - 1):
         best = better(best, turn(best[1]))
-    return best
+    return best[0].astype(np.uint8), *best[1:]
 
 
 def _nearest(weight: Array, table: Array, scale: Array) -> Array:
@@ -557,21 +560,21 @@ def counting(levels: int) -> Array:
 
 
 def packed(numbers: Array, levels: int) -> list[Array]:
-    """Numbers from 0 to ``levels - 1`` as bytes for each digit's table."""
-    found = []
+    """Numbers from 0 to ``levels - 1``, less than 256 of them, as bytes for each digit's table."""
+    found, numbers = [], numbers.astype(np.uint8, copy=False)
     for radix in reversed(LEVELS[levels]):
         digits, numbers = numbers % radix, numbers // radix
         count = DIGITS[radix]
         flat = np.pad(digits.ravel(), (0, -digits.size % count)).reshape(-1, count)
-        found.append((flat @ radix ** np.arange(count - 1, -1, -1)).astype(np.uint8))
+        found.append(flat @ (radix ** np.arange(count - 1, -1, -1)).astype(np.uint8))
     return found[::-1]
 
 
-def some_codes(layer: Layer, width: int, parts: int = 1) -> tuple[Array, Array]:
+def some_codes(layer: Layer, width: int, parts: int = 1, levels: int = 256) -> tuple[Array, Array]:
     """Codes and scales of the right shapes, with any values."""
     rng = np.random.default_rng([crc32(layer.name.encode()), layer.weight.size])
     out, fan_in = len(layer.weight), layer.fan_in
-    codes = rng.integers(0, 256, (out, -(-fan_in // width)))
+    codes = rng.integers(0, levels, (out, -(-fan_in // width)), np.uint8)
     return codes, rng.uniform(1, 2, (out, parts))
 
 
@@ -645,18 +648,16 @@ class CodedWeight(DecodedWeight):
 
     def decode(self) -> Array:
         out, count = self.shape[0], self.shape[0] * self.columns
-        if self.tables:
-            parts = [
-                table[codes].ravel()[:count].astype(np.float32) * radix
-                for codes, table, radix in zip(self.codes, self.tables, self._radices, strict=True)
-            ]
-            units = np.sum(parts, axis=0)
-        else:
-            units = 2 * self.codes[0].astype(np.float32) + 1
-        parts = self.scale.shape[1]
-        rows = units.reshape(out, parts, -1) * self.scale.astype(np.float32)[:, :, None]
+        units = np.zeros(count, np.float32)
+        if not self.tables:
+            units += self.codes[0]
+            units += units + 1
+        for codes, table, radix in zip(self.codes, self.tables, self._radices, strict=False):
+            units += table[codes].ravel()[:count].astype(np.float32) * np.float32(radix)
+        rows = units.reshape(out, self.scale.shape[1], -1)
+        rows *= self.scale.astype(np.float32)[:, :, None]
         rows = rows.reshape(out, -1)[:, : prod(self.shape[1:])]
-        return np.ascontiguousarray(rows).reshape(self.shape).astype(self.dtype)
+        return np.ascontiguousarray(rows).reshape(self.shape).astype(self.dtype, copy=False)
 
     def emit_weight(self, op: Emitter, dtype: Any) -> Value:
         out, *rest = self.shape

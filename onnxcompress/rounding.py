@@ -128,13 +128,13 @@ def feedback(weight: Array, pick: Pick, factor: Array, width: int = 1) -> tuple[
         factor: of `feedback_factor`, ``(groups, n, n)``.
 
     Returns:
-        Codes ``(groups, rows, n // width)``, and what they mean, like the weight.
+        Codes ``(groups, rows, n // width)``, uint8, and what they mean, like the weight.
     """
     left, n = weight.copy(), weight.shape[2]
     factor = factor.astype(weight.dtype, copy=False)
     inverses = np.linalg.inv(_diagonal(factor, width))
     inner = inverses @ inverses.swapaxes(2, 3)
-    codes = np.empty((*weight.shape[:2], n // width), np.intp)
+    codes = np.empty((*weight.shape[:2], n // width), np.uint8)
     values = np.empty_like(left)
     block = max(1, BLOCK // width) * width
     for start in range(0, n, block):

@@ -114,10 +114,10 @@ class Codebook(Method):
 
     def blank(self, layer: Layer) -> CodedWeight:
         levels = self.levels or ROWS
-        codes, scale = some_codes(layer, 1 if self.levels else self._width)
+        codes, scale = some_codes(layer, 1 if self.levels else self._width, levels=levels)
         drawn = np.random.default_rng(codes.ravel()[:8]).uniform(-1, 1, (levels, 1))
         table = np.repeat(np.sort(drawn, axis=0), 1 if self.levels else self._width, axis=1)
-        return self._weight(Coded(codes % levels, scale, table, 0.0), layer)
+        return self._weight(Coded(codes, scale, table, 0.0), layer)
 
     def _weight(self, found: Coded, layer: Layer) -> CodedWeight:
         unit = np.abs(found.table).max() / 127

@@ -86,8 +86,8 @@ class Integer(Method):
 
     def blank(self, layer: Layer) -> CodedWeight:
         levels = self.count or 256
-        numbers, scale = some_codes(layer, 1, self._parts(layer))
-        return CodedWeight.of_levels(numbers % levels, scale, levels, layer)
+        numbers, scale = some_codes(layer, 1, self._parts(layer), levels)
+        return CodedWeight.of_levels(numbers, scale, levels, layer)
 
     def _encoded(self, layer: Layer, statistics: Statistics, **given: Any) -> Coded:
         levels = self.count or 256
