@@ -568,6 +568,53 @@ def test_a_batchnorm_whose_parameters_callers_may_override_is_not_folded(rng, na
     assert graph.fold_batchnorm(Model(proto)).proto == proto
 
 
+def with_pad(rng, around=(0, 0, 1, 0, 0, 0, 2, 1), own=(), opset=17, fill=0.0, **attributes):
+    weights = {"w": rng.standard_normal((6, 4, 3, 3), np.float32)}
+    pad = helper.make_node("Pad", ["x"], ["p"], "pad", **attributes)
+    if opset < 11:
+        pad.attribute.append(helper.make_attribute("pads", around))
+    else:
+        weights |= {"around": np.int64(around), "fill": np.float32(fill)}
+        pad.input.extend(("around", "fill"))
+    given = {"pads": own} if isinstance(own, tuple) and own else {"auto_pad": own} if own else {}
+    nodes = [pad, helper.make_node("Conv", ["p", "w"], ["y"], "c", **given)]
+    return build(nodes, {"x": [2, 4, 7, 7]}, {"y": [2, 6, None, None]}, weights, 10, opset)
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+@pytest.mark.parametrize("own", [(), (1, 2, 0, 1), "VALID"])
+def test_a_conv_adds_the_zeros_of_a_pad_itself(rng, opset, own):
+    model = with_pad(rng, own=own, opset=opset)
+    result = graph.fold_pads(model)
+    graph.check(result)
+    assert [node.op_type for node in result.graph.node] == ["Conv"]
+    assert weight_names(result) == ["w"]
+    same_outputs(model, result, x=rng.standard_normal((2, 4, 7, 7), np.float32))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"fill": 1.0},
+        {"mode": "reflect", "around": (0, 0, 1, 1, 0, 0, 1, 1)},
+        {"around": (1, 0, 1, 1, 0, 0, 1, 1)},
+        {"around": (0, 0, 1, 1, 0, 0, -1, 1)},
+        {"own": "SAME_UPPER"},
+    ],
+)
+def test_a_pad_that_is_no_zeros_around_an_image_is_left_alone(rng, given):
+    model = with_pad(rng, **given)
+    assert graph.fold_pads(model).proto == model.proto
+
+
+def test_a_pad_with_other_readers_or_that_callers_may_override_is_left_alone(rng):
+    read, overridden = with_pad(rng).proto, with_pad(rng).proto
+    read.graph.output.append(value("p", [2, 4, 10, 8]))
+    overridden.graph.input.append(value("around", [8], TensorProto.INT64))
+    for proto in (read, overridden):
+        assert graph.fold_pads(Model(proto)).proto == proto
+
+
 def test_drop_dead_removes_the_named_constants_that_nothing_reads(rng):
     proto = two_convs(rng, ir=3, opset=9).proto
     for name in ("dead", "kept"):
