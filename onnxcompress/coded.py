@@ -438,8 +438,7 @@ def _sizes(weight: Array, parts: int) -> Array:
 
 def stored(scale: Array) -> Array:
     """Scales as float16 has them, unless it cannot."""
-    small = scale.astype(np.float16).astype(scale.dtype)
-    return small if fits_half(scale) else scale
+    return scale.astype(np.float16).astype(scale.dtype) if fits_half(scale) else scale
 
 
 def fits_half(scale: Array) -> bool:

@@ -66,6 +66,8 @@ from onnxcompress.validation import (
 )
 
 TRIALS = 9  # real evaluations of a fidelity target
+SIZE_TRIALS = 3  # further ones of a ratio that is missed,
+SPARE = 64  # with so many bytes less than it takes
 SUSPECTS = 6  # layers that are looked at as they were, the others compressed,
 HURTS = 0.3  # named if that takes away this share of the outputs' error
 FALLS_BACK = 0.5  # and left as it was
@@ -320,8 +322,7 @@ class _Run:
                 limit = size_limit(self.job, self.curves, target, self.metadata)
             except BudgetError:
                 continue
-            chosen = self.curves.at(limit)
-            model, fitted = self._build(chosen)
+            chosen, model, fitted = self._sized(self.curves.at(limit))
             rows = list(self._rows(chosen, fitted))
             fidelity = self.validation.fidelity(model)
             yield Point(
@@ -410,6 +411,25 @@ class _Run:
         self.skipped |= built.failed
         return built.model, built.fitted
 
+    def _sized(
+        self, chosen: Mapping[str, Candidate]
+    ) -> tuple[Mapping[str, Candidate], Model, dict[str, Fitted]]:
+        """The model with these settings, or with less where its file is larger than was foreseen.
+
+        The size was found without data: scales that float16 does not hold take twice as much.
+        """
+        result, fitted = self._build(chosen)
+        for _ in range(SIZE_TRIALS):
+            excess = result.nbytes - self.original.nbytes / (self.target.ratio or 1e-9)
+            if excess <= 0:
+                break
+            try:
+                chosen = self.curves.at(self.curves.spent(chosen) - excess - SPARE)
+            except BudgetError:
+                break
+            result, fitted = self._build(chosen)
+        return chosen, result, fitted
+
     def _finished(self, chosen: Mapping[str, Candidate]) -> tuple[Model, Report]:
         predicted = self._predicted(chosen)
         if predicted is not None and predicted < NOISE:
@@ -417,7 +437,7 @@ class _Run:
                 f"the output SNR was predicted to be {predicted:.1f} dB: that is noise "
                 "unless the corrections or a distillation recover it"
             )
-        result, fitted = self._build(chosen)
+        chosen, result, fitted = self._sized(chosen)
         if self.target.faithful and not self._holds(result):
             result, fitted = self._build(chosen, tried=True)
         hurting = self._hurting(chosen, fitted)

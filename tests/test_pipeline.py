@@ -57,6 +57,22 @@ def test_a_setting_that_is_fixed_keeps_any_ratio_below_its_own(net):
     assert model.nbytes == fixed.nbytes
 
 
+@pytest.mark.parametrize("ratio", np.linspace(3.2, 5.2, 9))
+def test_a_ratio_is_met_where_scales_take_more_bytes_than_foreseen(ratio):
+    names = [f"w{i}" for i in range(8)]
+    calls = [f"y{i} = MatMul({f'y{i - 1}' if i else 'x'}, {name})" for i, name in enumerate(names)]
+    head = "<ir_version: 8, opset_import: ['' : 17]> g (float[n, 64] x) => (float[n, 64] y7) {"
+    proto = onnx.parser.parse_model(head.replace("'", '"') + " ".join(calls) + "}")
+    rng = np.random.default_rng(0)
+    for index, name in enumerate(names):  # scales that float16 does not hold, and their opposite
+        weight = rng.standard_normal((64, 64)) * 10.0 ** (6 if index % 2 else -7)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight.astype("f"), name))
+    model = oc.Model(proto)
+    result, report = oc.compress(model, methods=[oc.Integer()], target=oc.Target(ratio=ratio))
+    assert not report.failures
+    assert model.nbytes / result.nbytes >= ratio
+
+
 def test_a_table_that_outweighs_the_layers_is_within_the_budget():
     text = "<ir_version: 8, opset_import: ['' : 17]> g (float[n, 64] x) => (float[n, 64] y) {"
     proto = onnx.parser.parse_model(text.replace("'", '"') + "a = MatMul(x, v) y = MatMul(a, w) }")
