@@ -109,7 +109,7 @@ def encode(
     """
     weight = layer.grouped
     kind = np.float64 if weight.size <= FINE else np.float32
-    weight = weight.astype(kind)
+    weight = weight.astype(kind, copy=False)
     table = table.astype(kind)
     if not statistics.count:
         return _blind(weight, table, first, parts, learn, trial)
