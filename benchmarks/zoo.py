@@ -165,7 +165,7 @@ ROWS = (
     refined(
         "resnet56-refined", "resnet56", "--method basis --macs 0.36 --ratio 2.63", 20, "92.6 %"
     ),
-    refined("resnet56-12x-refined", "resnet56", "--ratio 12", 8, "92.4 %, goal 93.3"),
+    refined("resnet56-12x-refined", "resnet56", "--ratio 12", 6, "92.4 %, goal 93.3"),
     refined("resnet56-16x-refined", "resnet56", "--ratio 16", 8, "91.2 %, goal 92.8"),
     refined("resnet56-binary-refined", "resnet56", "--method binary:stacks=1", 12, "89.9 %"),
     refined("resnet56-hashed-refined", "resnet56", "--method hashed:share=16", 40, "85.4 %"),
