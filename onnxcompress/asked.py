@@ -113,13 +113,13 @@ def offered(
     every = (*rules.layers.values(), *rules.op_types.values())
     known = {rule.specs: methods(rule.specs, None, target) for rule in every}
 
-    def offered(layer: Layer) -> Sequence[Method]:
+    def ruled(layer: Layer) -> Sequence[Method]:
         rule = rules.of(layer.name, layer.op_type)
         if rule is None or not (rule.specs or rule.skip):
             return default
         return [] if rule.skip else known[rule.specs]
 
-    return offered
+    return ruled
 
 
 def target(given: Mapping[str, Any]) -> Target | None:

@@ -34,11 +34,11 @@ def usable(methods: Methods, opset: int) -> Callable[[Layer], list[Method]]:
 
     def offered(layer: Layer) -> list[Method]:
         own = methods(layer) if callable(methods) else methods
-        usable = [method for method in own if method.opset <= opset]
-        if own and not usable:
+        fitting = [method for method in own if method.opset <= opset]
+        if own and not fitting:
             needed = min(own, key=lambda method: method.opset)
             raise ModelError(f"{needed.name} needs opset {needed.opset}, and the model has {opset}")
-        return usable
+        return fitting
 
     return offered
 
@@ -56,22 +56,24 @@ def find_compressible(
     every, skipped = find_layers(model)
     layers = dict(every)
     for name, layer in every.items():
-        methods, read = offered(layer), layer.read()
-        reasons = [method.declined(read) for method in methods]
+        methods = offered(layer)
         if not methods or (only is not None and not only(name)):
             skipped[name] = "it was left out on request"
-        elif None not in reasons:
-            skipped[name] = reasons[0] or ""
         else:
-            continue
+            read = layer.read()
+            reasons = [method.declined(read) for method in methods]
+            if None in reasons:
+                continue
+            skipped[name] = reasons[0] or ""
         del layers[name]
     for name, layer in find_constants(model, every).items():
-        wanted, read = only is None or only(name), layer.read()
-        if wanted and any(method.declined(read) is None for method in offered(layer)):
-            layers[name] = layer
-    leaders = {n: layer if layer.shared in layers else replace(layer, shared=n)
-               for n, layer in layers.items()}  # fmt: skip
-    return leaders, skipped
+        if only is None or only(name):
+            read = layer.read()
+            if any(method.declined(read) is None for method in offered(layer)):
+                layers[name] = layer
+    found = {n: layer if layer.shared in layers else replace(layer, shared=n)
+             for n, layer in layers.items()}  # fmt: skip
+    return found, skipped
 
 
 def sweep(

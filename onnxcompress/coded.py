@@ -467,13 +467,13 @@ def _blind(
     pieces = -(-n // width)
     part = np.minimum(np.arange(pieces) * width // -(-n // parts), parts - 1)
     rows = np.pad(weight.reshape(-1, n), ((0, 0), (0, pieces * width - n)))
-    step = rows.size // TRIED  # a large weight has rows enough to choose and to judge by
-    some = rows[step // 2 :: step] if step > 1 else rows
     if learn:
         lesson = rows[:: -(-rows.size // LEARNED)]
         codes, scale, _ = _by_turns(lesson, n, table, first, part)
         table = _means(lesson, codes, scale[:, part], table)
-    rows = some if trial else rows
+    if trial:
+        step = max(1, rows.size // TRIED)  # a large weight has rows enough to judge by
+        rows = rows[step // 2 :: step]
     height = max(1, CHUNKED // rows.shape[1])
     chunks = [rows[i : i + height] for i in range(0, len(rows), height)]
     found = side_by_side(lambda chunk: _by_turns(chunk, n, table, first, part), chunks)
@@ -506,7 +506,8 @@ def _by_turns(
 
     def better(one: tuple[Array, ...], other: tuple[Array, ...]) -> Any:
         wins = other[2] < one[2]
-        codes, scale = (np.where(wins[:, None], b, a) for a, b in zip(one[:2], other, strict=False))
+        pairs = zip(one[:2], other[:2], strict=True)
+        codes, scale = (np.where(wins[:, None], b, a) for a, b in pairs)
         return codes, scale, np.minimum(one[2], other[2])
 
     best = reduce(better, (turn(size * factor) for factor in first))
@@ -531,9 +532,10 @@ def _nearest(weight: Array, table: Array, scale: Array) -> Array:
 def _places(table: Array, targets: Array) -> Array:
     """Where the nearest values of a sorted table are."""
     middle = (table[1:] + table[:-1]) / 2
-    step = (middle[-1] - middle[0]) / max(len(middle) - 1, 1)
-    if len(middle) > 1 and np.allclose(np.diff(middle), step):
-        return np.clip(np.ceil((targets - middle[0]) / step), 0, len(middle)).astype(np.intp)
+    steps = np.diff(middle)
+    if len(steps) and np.allclose(steps, steps.mean()):  # faster than a search
+        found = np.ceil((targets - middle[0]) / steps.mean())
+        return np.clip(found, 0, len(middle)).astype(np.intp)
     return np.searchsorted(middle, targets)
 
 
@@ -648,11 +650,12 @@ class CodedWeight(DecodedWeight):
     def decode(self) -> Array:
         out, count = self.shape[0], self.shape[0] * self.columns
         units = np.zeros(count, np.float32)
-        if not self.tables:
+        if self.tables:
+            for codes, table, radix in zip(self.codes, self.tables, self._radices, strict=True):
+                units += table[codes].ravel()[:count].astype(np.float32) * np.float32(radix)
+        else:
             units += self.codes[0]
             units += units + 1
-        for codes, table, radix in zip(self.codes, self.tables, self._radices, strict=False):
-            units += table[codes].ravel()[:count].astype(np.float32) * np.float32(radix)
         rows = units.reshape(out, self.scale.shape[1], -1)
         rows *= self.scale.astype(np.float32)[:, :, None]
         rows = rows.reshape(out, -1)[:, : prod(self.shape[1:])]

@@ -418,9 +418,11 @@ class _Run:
 
         The size was found without data: scales that float16 does not hold take twice as much.
         """
+        ratio = self.target.ratio
+        goal = inf if ratio is None else self.original.nbytes / ratio
         result, fitted = self._build(chosen)
         for _ in range(SIZE_TRIALS):
-            excess = result.nbytes - self.original.nbytes / (self.target.ratio or 1e-9)
+            excess = result.nbytes - goal
             if excess <= 0:
                 break
             try:
@@ -431,13 +433,13 @@ class _Run:
         return chosen, result, fitted
 
     def _finished(self, chosen: Mapping[str, Candidate]) -> tuple[Model, Report]:
+        chosen, result, fitted = self._sized(chosen)
         predicted = self._predicted(chosen)
         if predicted is not None and predicted < NOISE:
             self.warnings.append(
                 f"the output SNR was predicted to be {predicted:.1f} dB: that is noise "
                 "unless the corrections or a distillation recover it"
             )
-        chosen, result, fitted = self._sized(chosen)
         if self.target.faithful and not self._holds(result):
             result, fitted = self._build(chosen, tried=True)
         hurting = self._hurting(chosen, fitted)
@@ -531,7 +533,7 @@ class _Run:
         except BudgetError:
             self.curves.options[worst] = options
             return chosen, result, fitted
-        model, fits = self._build(other)
+        other, model, fits = self._sized(other)
         if self.builder.loss(fits) >= self.builder.loss(fitted):
             self.curves.options[worst] = options
             return chosen, result, fitted

@@ -68,8 +68,8 @@ def known(samples: Samples | None) -> list[Any] | None:
 
 def told(config: Mapping[str, Any]) -> str:
     """A configuration as it is recorded, without what is not set."""
-    told = {key: value for key, value in config.items() if value not in (None, (), {})}
-    return json.dumps(told, sort_keys=True, separators=(",", ":"))
+    given = {key: value for key, value in config.items() if value not in (None, (), {})}
+    return json.dumps(given, sort_keys=True, separators=(",", ":"))
 
 
 def made(
