@@ -40,6 +40,7 @@ from onnxcompress.runtime import Sample, Session
 SHRINK = 0.05  # toward the original weight, share of the mean input variance
 ENOUGH = 2  # patches per input of a patch; with fewer, the plain weight is the target
 HARDLY = 1e-3  # inputs whose variance is less than this share of their energy hardly vary
+WIDE = 1 << 24  # weights of a layer from which memory counts more than time
 GAIN = 2.0  # largest correction of a standard deviation, and its inverse the smallest
 
 
@@ -103,7 +104,8 @@ def refit(
             fitted[name] = fit.corrected(weight, gain and alone)
         if model.large:
             fitted[name] = fitted[name].mapped(model.keep)
-        streams.replace(name, fitted[name])
+        del fit
+        streams.replace(name, fitted[name], fold=layer.weight.size < WIDE)
     return fitted
 
 
@@ -138,11 +140,14 @@ class _Fit:
             responses = truth @ weight.swapaxes(1, 2)
             self.squares += np.square(responses, dtype=np.float64).sum(1)
             self.answers += responses.sum(1)
-            self.cross = self.cross + responses.swapaxes(1, 2) @ seen
+            if self.changed:
+                self.cross += responses.swapaxes(1, 2) @ seen
         count = self.statistics.count
         self.mean = self.answers / count
         self.variance = np.maximum(self.squares / count - np.square(self.mean), 0)
-        self.cross = self.cross / count - self.mean[:, :, None] * self.statistics.mean[:, None]
+        if self.changed:
+            means = self.mean[:, :, None] * self.statistics.mean[:, None]
+            self.cross = self.cross / count - means
 
     def target(self) -> Layer:
         """The layer with the asymmetric target for its weight."""
@@ -194,16 +199,22 @@ class _Fit:
     def _noise(self, decoded: Array, spread: Array) -> float:
         """Variance of ``W q - Ŵ p``, summed over the channels."""
         if not self.changed:
-            difference = self.layer.grouped.astype(np.float32) - decoded
-            return float(_variance(self.statistics, difference).sum())
+            return float(_variance(self.statistics, decoded, self.layer.grouped).sum())
         both = np.einsum("gof,gof->go", self.cross, decoded, dtype=np.float64)
         return float(np.maximum(self.variance + spread - 2 * both, 0).sum())
 
 
-def _variance(statistics: Statistics, flat: Array) -> Array:
-    """Output variances ``(groups, out // groups)`` of a grouped weight, without the ridge."""
-    product = statistics.times(flat) - np.asarray(statistics.ridge, flat.dtype) * flat
-    return np.maximum(np.einsum("gof,gof->go", product, flat, dtype=np.float64), 0)
+def _variance(statistics: Statistics, weight: Array, other: Array | None = None) -> Array:
+    """Output variances ``(groups, out // groups)`` of a grouped weight, or of its difference from
+    another one; without the ridge."""
+    rows, found = max(1, WIDE // weight.shape[2]), []
+    for start in range(0, weight.shape[1], rows):
+        flat = weight[:, start : start + rows]
+        if other is not None:
+            flat = other[:, start : start + rows].astype(np.float32) - flat
+        product = statistics.times(flat) - np.asarray(statistics.ridge, flat.dtype) * flat
+        found.append(np.einsum("gof,gof->go", product, flat, dtype=np.float64))
+    return np.maximum(np.concatenate(found, axis=1), 0)
 
 
 class _Streams:
@@ -248,7 +259,7 @@ class _Streams:
         self._flush()
         return self._original[tensor], self._compressed[tensor]
 
-    def replace(self, name: str, fitted: Fitted) -> None:
+    def replace(self, name: str, fitted: Fitted, fold: bool) -> None:
         """Go past the layer: the original as it is, the compressed stream with its new weight."""
         node = self._nodes[self._next]
         read = [t for t in reads(node) if t in self._compressed]
@@ -259,7 +270,7 @@ class _Streams:
         alone = rewrite(alone, {key: fitted.weight}, biases, failed={})  # the result reports it
         self._pending[0].append(node)
         self._next += 1
-        self._compressed |= self._run(alone, values)
+        self._compressed |= self._run(alone, values, fold)
         self._forget(self._compressed, self._pending[1])
 
     def _flush(self) -> None:
@@ -297,8 +308,10 @@ class _Streams:
         first = {name: value[0] for name, value in inputs.items()}
         values |= self._run(segment(model, nodes, first, needed), inputs)
 
-    def _run(self, model: Model, inputs: Mapping[str, list[Array]]) -> dict[str, list[Array]]:
-        session = Session(model)
+    def _run(
+        self, model: Model, inputs: Mapping[str, list[Array]], fold: bool = True
+    ) -> dict[str, list[Array]]:
+        session = Session(model, fold=fold)
 
         def one(index: int) -> Sequence[Any]:
             return session.run({name: values[index] for name, values in inputs.items()})

@@ -55,6 +55,12 @@ class Session:
 
     Where onnxruntime has no kernel for a type (bfloat16, float64 Conv), its float32 twin runs.  A
     model too large to be loaded as a whole runs in steps, each of which is loaded for every batch.
+
+    Args:
+        threads: of one run.
+        optimize: whether onnxruntime may rewrite the graph.
+        fold: whether weights are decoded when the model is loaded, which takes six times their
+            memory, or in every run, which takes twice that.
     """
 
     def __init__(
@@ -63,9 +69,10 @@ class Session:
         providers: Sequence[str] = ("CPUExecutionProvider",),
         threads: int = 1,
         optimize: bool = True,
+        fold: bool = True,
     ) -> None:
         self._model, self._steps = model, in_steps(model)
-        self._how = providers, threads, optimize
+        self._how = providers, threads, optimize, fold and not self._steps
         if self._steps:
             self._floats = {n: dtype == np.float32 for n, dtype, _ in declared_inputs(model)}
             self.outputs = [name for name, _, _ in declared_outputs(model)]
@@ -118,10 +125,10 @@ class Session:
 
 
 def _loaded(
-    model: Model, providers: Sequence[str], threads: int, optimize: bool
+    model: Model, providers: Sequence[str], threads: int, optimize: bool, fold: bool
 ) -> ort.InferenceSession:
     def load(version: Model) -> ort.InferenceSession:
-        return _load(version, _options(version, threads, optimize), providers)
+        return _load(version, _options(version, threads, optimize), providers, fold)
 
     try:
         try:
@@ -167,7 +174,7 @@ def _options(model: Model, threads: int, optimize: bool) -> ort.SessionOptions:
 
 
 def _load(
-    model: Model, options: ort.SessionOptions, providers: Sequence[str]
+    model: Model, options: ort.SessionOptions, providers: Sequence[str], fold: bool
 ) -> ort.InferenceSession:
     graph, weights = detached(model)
     sizes = {name: value for name, value in weights.items() if value.dtype in PLAIN}
@@ -175,7 +182,11 @@ def _load(
         graph, sizes = serialized(model), {}
     values = [ort.OrtValue.ortvalue_from_numpy(value) for value in sizes.values()]
     options.add_external_initializers(list(sizes), values)
-    return ort.InferenceSession(graph, options, providers=list(providers))
+    options.enable_cpu_mem_arena = fold
+    left_out = [] if fold else ["ConstantFolding"]
+    return ort.InferenceSession(
+        graph, options, providers=list(providers), disabled_optimizers=left_out
+    )
 
 
 @dataclass(frozen=True)
