@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from rich.console import Console
@@ -41,6 +41,8 @@ MODELS: Mapping[str, tuple[Callable[[Path], np.ndarray], int]] = {  # samples, h
 @dataclass(frozen=True)
 class Remembered(oc.Method):
     """A method whose candidates are fitted once: `auto` chooses among those of single methods."""
+
+    quick: ClassVar[bool] = True  # fitted in this process, where it remembers
 
     inner: oc.Method
     known: dict[tuple[str, str], list[oc.Candidate]] = field(repr=False, compare=False)
