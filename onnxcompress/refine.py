@@ -71,7 +71,9 @@ WARM_UP = 0.05  # of all steps
 ALONE = 0.5  # of the epochs, in which codes stay as they are
 TRAVEL = 0.5  # half-distances between rows that a latent goes, at most, in those that follow,
 LEAP = 0.1  # and in one step
-SCORES = 1e-3  # weight of class scores beside hints: with more, what is learnt holds for less
+SCORES = 1e-3, 1e-2  # weight of class scores beside hints: little, as more teaches what holds for
+# these samples only, but more where the model cannot follow the hints:
+ASTRAY = 0.2  # times the square of the loss that it starts from
 MUON = 0.2  # root mean square of its steps at rate 1
 CLIP = 1e-3  # largest norm of the gradient, which few are below: all steps count alike
 PATIENCE = 5  # epochs no better than one before after which it is over, or half of all:
@@ -437,11 +439,18 @@ class _Run:
         self.parameters = _Parameters(model, trainable(model), lookups(model), seed, device)
         self.graph = TorchGraph(self.shown, list(self.parameters.free), device)
         self._checked()
+        self.scores = self._weight_of_scores()
+
+    def _weight_of_scores(self) -> float:
+        sample, expected = next(self._batches(np.random.default_rng(self.seed)))
+        with torch.no_grad():
+            astray = float(self.relative(self._outputs(sample), expected))
+        return float(np.clip(ASTRAY * astray**2, *SCORES))
 
     def _training_loss(self, outputs: Sequence[Any], expected: Sequence[Any]) -> Any:
         count = self.count
         loss = self.loss(outputs[:count], expected[:count])
-        return SCORES * loss + self.relative(outputs, expected)
+        return self.scores * loss + self.relative(outputs, expected)
 
     def _answers(self, teacher: Model) -> Callable[[Sample], Sequence[Any]]:
         """What the teacher says to an augmented batch; on a GPU torch is faster."""
@@ -593,7 +602,7 @@ class _Run:
             if labelled is not None:
                 sample, labels = next(labelled)
                 outputs = self._outputs(self.augmented(sample, order))
-                loss = SCORES * self.label_loss(outputs, tensor(labels, self.device))
+                loss = self.scores * self.label_loss(outputs, tensor(labels, self.device))
                 loss.backward()
                 total += float(loss.detach())
             for optimizer in self.optimizers:
