@@ -182,7 +182,8 @@ def measure(bench: Bench, name: str, wanted: Sequence[str], versions: str) -> No
     """Make and judge the files of one model, and keep every row as it comes."""
     rows = load(name)
     size = (bench.folder / "original.onnx").stat().st_size
-    rows["original"] = Row("original", nbytes=size, score=bench.score("original.onnx"))
+    if "original" not in rows or rows["original"].nbytes != size:
+        rows["original"] = Row("original", nbytes=size, score=bench.score("original.onnx"))
     for file in VARIANTS:
         if not wanted or Path(file).stem in wanted:
             title, command = (text.format(file=file, **aims(rows)) for text in VARIANTS[file])
