@@ -442,6 +442,7 @@ class _Run:
         self.scores = self._weight_of_scores()
 
     def _weight_of_scores(self) -> float:
+        """By how far off the hints of one batch are before anything is trained."""
         sample, expected = next(self._batches(np.random.default_rng(self.seed)))
         with torch.no_grad():
             astray = float(self.relative(self._outputs(sample), expected))

@@ -260,7 +260,11 @@ class _Streams:
         return self._original[tensor], self._compressed[tensor]
 
     def replace(self, name: str, fitted: Fitted, fold: bool) -> None:
-        """Go past the layer: the original as it is, the compressed stream with its new weight."""
+        """Go past the layer: the original as it is, the compressed stream with its new weight.
+
+        Args:
+            fold: as `Session` takes it.
+        """
         node = self._nodes[self._next]
         read = [t for t in reads(node) if t in self._compressed]
         values = {t: self._compressed[t] for t in read}

@@ -8,6 +8,7 @@ from models import images, network
 from onnxcompress.graph import Model, expose, find_layers, rewrite
 from onnxcompress.measuring import calibrate
 from onnxcompress.methods.basis import Basis
+from onnxcompress.methods.integer import Integer
 from onnxcompress.metrics import Fidelity
 from onnxcompress.refit import refit
 from onnxcompress.runtime import Session
@@ -127,6 +128,17 @@ def test_threads_do_not_change_a_bit(net, batches):
 
 
 # --------------------------------------------------------------------------- shapes of networks
+
+
+def test_a_wide_layer_in_blocks_and_decoded_in_every_run_gives_the_same(net, batches, monkeypatch):
+    layers, _ = find_layers(net)
+    settings = settings_for(layers, 0.5) | {next(iter(layers)): Integer(bits=4)}
+    folded = refitted(net, settings, batches)
+    monkeypatch.setattr("onnxcompress.refit.WIDE", 1)
+    for name, fitted in refitted(net, settings, batches).items():
+        assert fitted.snr == pytest.approx(folded[name].snr, rel=1e-3)
+        size = float(np.abs(folded[name].bias).max())
+        assert fitted.bias == pytest.approx(folded[name].bias, abs=1e-3 * size)
 
 
 def test_a_shared_weight_is_fitted_once_and_each_layer_has_its_own_bias(rng):

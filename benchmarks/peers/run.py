@@ -69,7 +69,7 @@ VARIANTS = {  # file: title, command; {ratio}, {quality} and {exact} are those o
         + "basis.onnx {file} calibration.npy",
     ),
 }
-HARDLY = 10  # dB
+HARDLY = 10  # dB of SNR: below, it is the logarithms of lost probabilities that differ
 HELD_OUT = 64  # samples that no tool sees, for the SNR
 CIFAR = "classify {file} $ZOO/data/cifar10/test.npz --prep cifar --batch 200 --threads 1"
 IMAGENET = "classify {file} $ZOO/data/imagenet1k-sample --limit 500 --threads 1 --prep "
