@@ -81,12 +81,13 @@ class Validation:
         if limit is not None and limit < len(samples):
             samples = samples[: max(limit, samples.batch if samples.exact else 1)]
         session = Session(runnable(model), self._providers)
-        expected = self._expected(samples)
         result, batches = Fidelity(), samples.batches(samples.even)
         if limit is None:  # else it is a short step of a longer one
             batches = self._track(batches, "comparing outputs", -(-len(samples) // samples.even))
-        for outputs in each(session.run, batches, self._jobs):
-            result.add(session.outputs, next(expected), outputs)
+        # The original's outputs come first: only when these are asked for one more are they kept.
+        pairs = zip(self._expected(samples), each(session.run, batches, self._jobs), strict=True)
+        for expected, outputs in pairs:
+            result.add(session.outputs, expected, outputs)
         return result
 
     def metric_of(self, model: Model) -> float | None:

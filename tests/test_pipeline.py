@@ -6,12 +6,14 @@ import pytest
 
 import onnxcompress as oc
 from models import images, network
+from onnxcompress.data import Samples
 from onnxcompress.measuring import input_shapes
 from onnxcompress.methods.basis import BasisWeight
 from onnxcompress.metrics import Fidelity, MetricError, decibel, find_metric, has_class_scores
 from onnxcompress.report import Epoch
 from onnxcompress.runtime import Latency
 from onnxcompress.tables import show_report
+from onnxcompress.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,19 @@ def net():
 @pytest.fixture(scope="module")
 def batches():
     return images(np.random.default_rng(2), 192)
+
+
+def test_the_original_answers_once_however_many_models_are_compared_with_it(net, batches):
+    index = np.arange(48)
+    whole = np.concatenate([batch["x"] for batch in batches])
+    samples = Samples(lambda rows: {"x": whole[rows]}, index, batch=16)
+    validation = Validation(net, samples)
+    small, _ = oc.compress(net, methods=[oc.Integer(bits=3)])
+    first = [validation.fidelity(small, limit) for limit in (None, 20)]
+    validation.__dict__["_reference"] = None  # nothing answers any more
+    again = [validation.fidelity(small, limit) for limit in (None, 20)]
+    assert [f.loss for f in first] == [f.loss for f in again]
+    assert first[0].loss != first[1].loss
 
 
 # --------------------------------------------------------------------------------- the targets
