@@ -20,6 +20,7 @@ from onnxcompress.runtime import Latency, latency
 from onnxcompress.targets import Target
 
 LATENCY_TRIALS = 4  # of a limit for the layers, until the whole model keeps the target
+SPARE = 64  # bytes less than needed at the first trial, twice as many at each that follows
 BYTE_TRIALS = 10  # files built, without data, to find what graph overhead leaves of a ratio
 
 
@@ -84,9 +85,10 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, metadata: Mapping[str, s
     before = job.original.nbytes
     goal = before / ratio
     limit, best = goal - (before - most), None
-    for _ in range(BYTE_TRIALS):
+    for trial in range(BYTE_TRIALS):
         limit = float(np.clip(limit, least, most))
-        size = _file_bytes(job, curves.at(limit), metadata)
+        chosen = curves.at(limit)
+        size = _file_bytes(job, chosen, metadata)
         if size <= goal:
             best = limit if best is None else max(best, limit)
             if size > 0.99 * goal or limit >= most:
@@ -97,8 +99,8 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, metadata: Mapping[str, s
                 f"a ratio of {ratio:g} is out of reach; the most that the layers allow is "
                 f"{before / size:.2f}"
             )
-        else:
-            limit -= 1.001 * (size - goal) + 64
+        else:  # less than what was spent, as the next settings may be far below the limit
+            limit = min(limit, curves.spent(chosen)) - 1.001 * (size - goal) - SPARE * 2**trial
     if best is None:
         raise BudgetError(f"no choice of settings makes the file {ratio:g} times smaller")
     return best

@@ -1,11 +1,14 @@
 """Targets, fits in place, and the whole way on a small network."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
 
 import onnxcompress as oc
 from models import images, network
+from onnxcompress import limits
 from onnxcompress.data import Samples
 from onnxcompress.measuring import input_shapes
 from onnxcompress.methods.basis import BasisWeight
@@ -61,6 +64,20 @@ def test_a_ratio_is_met_and_hardly_exceeded(net, batches, ratio, calibrated):
     )
     assert ratio <= net.nbytes / model.nbytes < 1.1 * ratio
     assert report.comparison.after.nbytes == model.nbytes
+
+
+def test_a_ratio_is_met_where_settings_are_far_apart_and_the_first_is_a_few_bytes_too_large(
+    monkeypatch,
+):
+    class Steps:
+        bounds = (0, 12_000)
+        at = staticmethod(lambda limit: limit // 2000 * 2000)
+        spent = staticmethod(lambda chosen: chosen)
+
+    monkeypatch.setattr(limits, "_file_bytes", lambda job, chosen, metadata: chosen + 2135)
+    job = SimpleNamespace(original=SimpleNamespace(nbytes=12_200))
+    found = limits._byte_limit(job, Steps, 2, {})
+    assert Steps.at(found) == 2000  # with 4000 the file has 35 bytes more than half
 
 
 def test_a_setting_that_is_fixed_keeps_any_ratio_below_its_own(net):
