@@ -6,7 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from onnxcompress.core import (
+    Array,
     Candidate,
     Layer,
     Method,
@@ -20,6 +23,9 @@ from onnxcompress.measuring import Job, Track, calibrate, largest_first, untrack
 from onnxcompress.parallel import apart, each, elsewhere, portable
 
 STATISTICS_BYTES = 1 << 29  # of the layers of a large model whose statistics are kept together
+FEW = 4  # patches for each input of a patch, below which fits follow them closely,
+JUDGED = 6  # so many settings are tried on others,
+FILTERS = 128  # with at most so many filters
 HEAVY = 400_000  # weights to fit, once for every setting: about 2 s, which processes halve
 
 Methods = Sequence[Method] | Callable[[Layer], Sequence[Method]]
@@ -184,4 +190,59 @@ def find_candidates(
     found = {name: candidates for name, candidates in found.items() if candidates}
     if job.model.large:
         return found, dict.fromkeys(found, 1.0)
-    return found, weigh(job, found, observed.kept)
+    weights = weigh(job, found, observed.kept)
+    return found | dict(_judged(job, observed, found)), weights
+
+
+def _judged(
+    job: Job, observed: Observed, found: Mapping[str, Sequence[Candidate]]
+) -> Iterator[tuple[str, list[Candidate]]]:
+    """The candidates of layers that see few patches, with their errors on held-out samples.
+
+    A fit follows few patches closely: what it errs on others may be a hundred times as much.
+    """
+    seen, layers = observed.kept, job.leaders
+    few = [n for n in found if 0 < seen[n].count < FEW * layers[n].fan_in]
+    unseen = Observed(replace(job, fit=job.held_out)).of(few)
+
+    def judged(name: str) -> tuple[str, list[Candidate]]:
+        return name, _on_others(found[name], layers[name].read(), seen[name], unseen[name])
+
+    yield from job.track(each(judged, few, job.jobs, len(few)), "judging errors", len(few))
+
+
+def _on_others(
+    candidates: Sequence[Candidate], layer: Layer, seen: Statistics, unseen: Statistics
+) -> list[Candidate]:
+    """Errors times what some decoded settings err more on unseen patches, by interpolation.
+
+    Measured on some of the filters, and between settings as a function of the error.
+    """
+    decoded = sorted((c for c in candidates if len(c.factors) == 1), key=lambda c: c.error)
+    decoded = [c for c in decoded if c.error > 0]
+    if layer.groups > 1 or not decoded:
+        return [*candidates]
+    tried = [decoded[i] for i in np.linspace(0, len(decoded) - 1, JUDGED).round().astype(int)]
+    some = replace(layer, weight=layer.weight[:FILTERS])
+    more = []
+    for candidate in tried:
+        assert candidate.setting is not None
+        approximation = candidate.setting.fit(some, replace(seen)).decode()
+        fitted = seen.error(some.weight, approximation)
+        more.append(_error(unseen, some.weight, approximation) / fitted if fitted > 0 else 1.0)
+    known, logs = np.log([c.error for c in tried]), np.log(np.maximum(more, 1))
+    return [
+        replace(c, error=c.error * float(np.exp(np.interp(np.log(c.error), known, logs))))
+        if c.error > 0 else c
+        for c in candidates
+    ]  # fmt: skip
+
+
+def _error(statistics: Statistics, weight: Array, approximation: Array) -> float:
+    """Relative output error as these statistics have it, without what fits add to them."""
+
+    def energy(w: Array) -> float:
+        ridge = statistics.ridge * float(np.sum(np.square(w, dtype=np.float64)))
+        return max(statistics.energy(w) - ridge, 0.0)
+
+    return energy(weight - approximation) / max(energy(weight), 1e-30)

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
+import onnxcompress as oc
 from models import KINDS, images, layer_model, network
-from onnxcompress import measuring
+from onnxcompress import candidates, measuring
 from onnxcompress.core import Layer, Statistics
 from onnxcompress.graph import find_layers
 from onnxcompress.measuring import calibrate
@@ -29,6 +30,25 @@ def test_statistics_predict_mean_and_energy_of_the_layers_real_output(kind, rng)
     mean = (layer.grouped @ statistics.mean[:, :, None]).ravel()
     np.testing.assert_allclose(mean, answers.mean(0), atol=1e-4)
     assert statistics.count == len(answers)
+
+
+def test_errors_of_a_layer_that_sees_few_patches_are_those_on_patches_that_it_has_not_seen(rng):
+    mixed = rng.normal(size=(96, 96)) * np.linspace(2, 0.2, 96)[:, None]
+
+    def seen_in(count):
+        patches = np.maximum(rng.normal(size=(count, 96)) @ mixed, 0)
+        return Statistics.of(patches.astype(np.float32)[None])
+
+    weight = rng.normal(size=(140, 96)).astype(np.float32)
+    layer = Layer("layer", "Gemm", weight, None, {})
+    few, others, all_there_are = map(seen_in, (20, 40, 20_000))
+    found = [c for m in (oc.Integer(), oc.Codebook()) for c in m.candidates(layer, few)]
+    judged = candidates._on_others(found, layer, few, others)
+    for before, after in zip(found, judged, strict=True):
+        approximation = before.setting.fit(layer, few).decode()
+        true = all_there_are.error(weight, approximation)
+        assert before.error < 0.75 * true
+        assert 0.8 < after.error / true < 1.3
 
 
 def test_a_drawn_part_of_the_patches_is_close_to_all(rng):
