@@ -222,12 +222,12 @@ def _on_others(
     decoded = [c for c in decoded if c.error > 0]
     if layer.groups > 1 or not decoded:
         return [*candidates]
-    tried = [decoded[i] for i in np.linspace(0, len(decoded) - 1, JUDGED).round().astype(int)]
-    some = replace(layer, weight=layer.weight[:FILTERS])
-    more = []
+    tried = [decoded[i] for i in np.unique(np.linspace(0, len(decoded) - 1, JUDGED).astype(int))]
+    some, more = replace(layer, weight=layer.weight[:FILTERS]), []
+    seen = replace(seen)  # fits derive more from it, which is let go with the copy
     for candidate in tried:
         assert candidate.setting is not None
-        approximation = candidate.setting.fit(some, replace(seen)).decode()
+        approximation = candidate.setting.fit(some, seen).decode()
         fitted = seen.error(some.weight, approximation)
         more.append(_error(unseen, some.weight, approximation) / fitted if fitted > 0 else 1.0)
     known, logs = np.log([c.error for c in tried]), np.log(np.maximum(more, 1))
