@@ -174,7 +174,7 @@ ROWS = (
         12,
         "89.9 %",
     ),
-    refined("resnet56-hashed-refined", "resnet56", "--method hashed:share=16", 40, "85.4 %"),
+    refined("resnet56-hashed-refined", "resnet56", "--method hashed --ratio 11.56", 56, "85.4 %"),
     Row(
         "dncnn-refined",
         "dncnn_s25",
