@@ -202,7 +202,11 @@ def _judged(
     A fit follows few patches closely: what it errs on others may be a hundred times as much.
     """
     seen, layers = observed.kept, job.leaders
-    few = [n for n in found if 0 < seen[n].count < FEW * layers[n].fan_in]
+    few = [
+        name
+        for name in found
+        if layers[name].groups == 1 and 0 < seen[name].count < FEW * layers[name].fan_in
+    ]
     unseen = Observed(replace(job, fit=job.held_out)).of(few)
 
     def judged(name: str) -> tuple[str, list[Candidate]]:
@@ -218,9 +222,9 @@ def _on_others(
 
     Measured on some of the filters, and between settings as a function of the error.
     """
-    decoded = sorted((c for c in candidates if len(c.factors) == 1), key=lambda c: c.error)
-    decoded = [c for c in decoded if c.error > 0]
-    if layer.groups > 1 or not decoded:
+    decoded = [c for c in candidates if len(c.factors) == 1 and c.error > 0]
+    decoded.sort(key=lambda c: c.error)
+    if not decoded:
         return [*candidates]
     tried = [decoded[i] for i in np.unique(np.linspace(0, len(decoded) - 1, JUDGED).astype(int))]
     some, more = replace(layer, weight=layer.weight[:FILTERS]), []

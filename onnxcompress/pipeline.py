@@ -37,7 +37,7 @@ from onnxcompress.graph import (
     emptied_inputs,
     inline_functions,
 )
-from onnxcompress.limits import size_limit, too_much_work
+from onnxcompress.limits import SPARE, size_limit, too_much_work
 from onnxcompress.measuring import (
     Job,
     Track,
@@ -66,8 +66,7 @@ from onnxcompress.validation import (
 )
 
 TRIALS = 9  # real evaluations of a fidelity target
-SIZE_TRIALS = 3  # further ones of a ratio that is missed,
-SPARE = 64  # with so many bytes less than it takes
+SIZE_TRIALS = 3  # further ones of a ratio that is missed
 SUSPECTS = 6  # layers that are looked at as they were, the others compressed,
 HURTS = 0.3  # named if that takes away this share of the outputs' error
 FALLS_BACK = 0.5  # and left as it was
