@@ -24,7 +24,7 @@ from onnxcompress.parallel import apart, each, elsewhere, portable
 
 STATISTICS_BYTES = 1 << 29  # of the layers of a large model whose statistics are kept together
 FEW = 4  # patches for each input of a patch, below which fits follow them closely,
-JUDGED = 6  # so many settings are tried on others,
+JUDGED = 4  # so many settings are tried on others,
 FILTERS = 128  # with at most so many filters
 HEAVY = 400_000  # weights to fit, once for every setting: about 2 s, which processes halve
 
@@ -99,7 +99,7 @@ def sweep(
     order = largest_first(layers)
     work = [(layers[name], statistics[name], list(offered(layers[name]))) for name in order]
     in_memory = not any(isinstance(layer.weight, Unread) for layer in layers.values())
-    away = elsewhere() or (in_memory and _heavy(work))
+    away = elsewhere() or (in_memory and _fits(work) > HEAVY)
     run: Any = each
     tasks: Iterable[Any] = work
     if away and portable([own for _, _, own in work]):
@@ -109,15 +109,14 @@ def sweep(
     return {name: fitted[name] for name in layers}
 
 
-def _heavy(work: Iterable[tuple[Layer, Statistics, Sequence[Method]]]) -> bool:
-    """Whether fits take long enough to be worth processes of their own."""
-    fits = (
+def _fits(work: Iterable[tuple[Layer, Statistics, Sequence[Method]]]) -> int:
+    """Weights of all fits that take long."""
+    return sum(
         layer.weight.size * len(method.settings(layer))
         for layer, _, methods in work
         for method in methods
         if not method.quick
     )
-    return sum(fits) > HEAVY
 
 
 class Observed:
@@ -204,39 +203,55 @@ def _judged(
     seen, layers = observed.kept, job.leaders
     few = [
         name
-        for name in found
+        for name in largest_first({n: layers[n] for n in found})
         if layers[name].groups == 1 and 0 < seen[name].count < FEW * layers[name].fan_in
     ]
     unseen = Observed(replace(job, fit=job.held_out)).of(few)
+    work = [(_tried(found[n]), _part(layers[n].read()), seen[n], unseen[n]) for n in few]
+    away = elsewhere() or sum(len(tried) * layer.weight.size for tried, layer, *_ in work) > HEAVY
+    run = apart if away and portable([tried for tried, *_ in work]) else each
+    more = job.track(run(_on_others, work, job.jobs, len(few)), "judging errors", len(few))
+    for name, known in zip(few, more, strict=True):
+        yield name, _adjusted(found[name], known)
 
-    def judged(name: str) -> tuple[str, list[Candidate]]:
-        return name, _on_others(found[name], layers[name].read(), seen[name], unseen[name])
 
-    yield from job.track(each(judged, few, job.jobs, len(few)), "judging errors", len(few))
+def _tried(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Some decoded settings, from those that err least to those that err most."""
+    decoded = [replace(c, weight=None) for c in candidates if len(c.factors) == 1 and c.error > 0]
+    decoded.sort(key=lambda c: c.error)
+    return decoded[:: max(1, (len(decoded) - 1) // (JUDGED - 1))]
+
+
+def _part(layer: Layer) -> Layer:
+    """Some of the filters."""
+    return replace(layer, weight=layer.weight[:FILTERS])
 
 
 def _on_others(
-    candidates: Sequence[Candidate], layer: Layer, seen: Statistics, unseen: Statistics
-) -> list[Candidate]:
-    """Errors times what some decoded settings err more on unseen patches, by interpolation.
-
-    Measured on some of the filters, and between settings as a function of the error.
-    """
-    decoded = [c for c in candidates if len(c.factors) == 1 and c.error > 0]
-    decoded.sort(key=lambda c: c.error)
-    if not decoded:
-        return [*candidates]
-    tried = [decoded[i] for i in np.unique(np.linspace(0, len(decoded) - 1, JUDGED).astype(int))]
-    some, more = replace(layer, weight=layer.weight[:FILTERS]), []
-    seen = replace(seen)  # fits derive more from it, which is let go with the copy
-    for candidate in tried:
+    job: tuple[Sequence[Candidate], Layer, Statistics, Statistics],
+) -> tuple[list[float], list[float]]:
+    """Errors of settings, and how many times as much they err on unseen patches."""
+    candidates, layer, seen, unseen = job
+    seen, weight = replace(seen), layer.weight  # what fits derive is let go with the copy
+    factors = []
+    for candidate in candidates:
         assert candidate.setting is not None
-        approximation = candidate.setting.fit(some, seen).decode()
-        fitted = seen.error(some.weight, approximation)
-        more.append(_error(unseen, some.weight, approximation) / fitted if fitted > 0 else 1.0)
-    known, logs = np.log([c.error for c in tried]), np.log(np.maximum(more, 1))
+        approximation = candidate.setting.fit(layer, seen).decode()
+        fitted = seen.error(weight, approximation)
+        more = _error(unseen, weight, approximation) / fitted if fitted > 0 else 1.0
+        factors.append(max(more, 1.0))
+    return [c.error for c in candidates], factors
+
+
+def _adjusted(
+    candidates: Sequence[Candidate], known: tuple[Sequence[float], Sequence[float]]
+) -> list[Candidate]:
+    """Errors times what others like them err more, by interpolation."""
+    if not known[0]:
+        return [*candidates]
+    errors, factors = np.log(known)
     return [
-        replace(c, error=c.error * float(np.exp(np.interp(np.log(c.error), known, logs))))
+        replace(c, error=c.error * float(np.exp(np.interp(np.log(c.error), errors, factors))))
         if c.error > 0 else c
         for c in candidates
     ]  # fmt: skip

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
 from math import inf
 
-from onnxcompress.budget import Option, choose, frontier, hull, least, spent
+from onnxcompress.budget import BudgetError, Option, choose, frontier, hull, least, spent
 from onnxcompress.core import Candidate
 from onnxcompress.graph import overhead
 from onnxcompress.measuring import Job, time_layers
@@ -145,5 +146,24 @@ class Curves:
 
     def at(self, limit: float) -> dict[str, Candidate]:
         """What each weight gets so that the layers cost at most ``limit``."""
-        chosen = choose(self.options, limit, self.work - self.outside)
+        return self._chosen(self.options, limit)
+
+    def by_one_method(self, limit: float) -> Iterator[dict[str, Candidate]]:
+        """The same with each of the methods alone, where there are several."""
+        settings = [o.candidate.setting for found in self.options.values() for o in found]
+        methods = {setting.name for setting in settings if setting is not None}
+        for method in sorted(methods) if len(methods) > 1 else ():
+            options = {
+                name: [o for o in found if getattr(o.candidate.setting, "name", method) == method]
+                for name, found in self.options.items()
+            }
+            with suppress(BudgetError):
+                yield self._chosen(options, limit)
+
+    def _chosen(
+        self, options: Mapping[str, Sequence[Option]], limit: float
+    ) -> dict[str, Candidate]:
+        if not all(options.values()):
+            raise BudgetError("a layer has no option")
+        chosen = choose(options, limit, self.work - self.outside)
         return {name: option.candidate for name, option in chosen.items()}

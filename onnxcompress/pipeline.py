@@ -70,6 +70,7 @@ SIZE_TRIALS = 3  # further ones of a ratio that is missed
 SUSPECTS = 6  # layers that are looked at as they were, the others compressed,
 HURTS = 0.3  # named if that takes away this share of the outputs' error
 FALLS_BACK = 0.5  # and left as it was
+CLOSE = 1.0  # dB of predicted output SNR below the best that single methods are tried in
 WORTHWHILE = 0.05  # least saving for which a fidelity target is worth a changed model
 UNDONE = (
     "weights are decoded when the model is loaded; tools that fold constants would write them "
@@ -80,6 +81,7 @@ NOISE = 3.0  # dB of predicted output SNR below which the user is warned
 DEFAULT_AGREEMENT = 0.98
 DEFAULT_SNR = 25.0
 
+_Built = tuple[Mapping[str, Candidate], Model, dict[str, Fitted]]  # of what, and its layers
 Refine = Callable[[Model, Model, Samples], tuple[Model, Sequence[Epoch]]]
 
 
@@ -303,11 +305,11 @@ class _Run:
     def result(self) -> tuple[Model, Report]:
         self._look()
         if not self.target.sized and not self.target.faithful:
-            return self._finished(self.curves.at(self.curves.bounds[0] if self.all_pinned else inf))
+            return self._finished(self.curves.bounds[0] if self.all_pinned else inf)
         limit = size_limit(self.job, self.curves, self.target, self.metadata)
         if self.target.faithful:
             limit = self._bisected(limit)
-        return self._finished(self.curves.at(limit))
+        return self._finished(limit)
 
     def trade_off(
         self, targets: Sequence[Target], metadata: Callable[[Target], Mapping[str, str]]
@@ -321,7 +323,7 @@ class _Run:
                 limit = size_limit(self.job, self.curves, target, self.metadata)
             except BudgetError:
                 continue
-            chosen, model, fitted = self._sized(self.curves.at(limit))
+            chosen, model, fitted = self._best(limit)
             rows = list(self._rows(chosen, fitted))
             fidelity = self.validation.fidelity(model)
             yield Point(
@@ -410,9 +412,24 @@ class _Run:
         self.skipped |= built.failed
         return built.model, built.fitted
 
-    def _sized(
-        self, chosen: Mapping[str, Candidate]
-    ) -> tuple[Mapping[str, Candidate], Model, dict[str, Fitted]]:
+    def _best(self, limit: float) -> _Built:
+        """The model predicted to be best, or one by a single method that turns out better.
+
+        Predictions are a few tenths of a decibel off, and more so where methods are mixed.
+        """
+        first = best = self._sized(self.curves.at(limit))
+        if self.job.held_out is None or self.job.model.large or not self.target.sized:
+            return best
+        least = self.curves.snr(first[0]) - CLOSE
+        for chosen in self.curves.by_one_method(limit):
+            if chosen == first[0] or self.curves.snr(chosen) < least:
+                continue
+            other = self._sized(chosen)
+            if self.builder.loss(other[2]) < self.builder.loss(best[2]):
+                best = other
+        return best
+
+    def _sized(self, chosen: Mapping[str, Candidate]) -> _Built:
         """The model with these settings, or with less where its file is larger than was foreseen.
 
         The size was found without data: scales that float16 does not hold take twice as much.
@@ -431,8 +448,8 @@ class _Run:
             result, fitted = self._build(chosen)
         return chosen, result, fitted
 
-    def _finished(self, chosen: Mapping[str, Candidate]) -> tuple[Model, Report]:
-        chosen, result, fitted = self._sized(chosen)
+    def _finished(self, limit: float) -> tuple[Model, Report]:
+        chosen, result, fitted = self._best(limit)
         predicted = self._predicted(chosen)
         if predicted is not None and predicted < NOISE:
             self.warnings.append(
@@ -518,7 +535,7 @@ class _Run:
         chosen: Mapping[str, Candidate],
         result: Model,
         fitted: dict[str, Fitted],
-    ) -> tuple[Mapping[str, Candidate], Model, dict[str, Fitted]]:
+    ) -> _Built:
         """The same with the layer that hurts most as it was, if that is better at the same cost."""
         worst = max(hurting, key=lambda name: hurting[name])
         spent = self.curves.spent(chosen)

@@ -65,7 +65,8 @@ BATCH = 32  # samples a step, at most
 STEPS = 8  # an epoch where there are enough samples for so many
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # steps, as shares of a tensor's own size
 TRIAL_STEPS = (24, 64)  # tried with each of them, at least and at most,
-TRIAL_SHARE = 8  # and one of so many that follow,
+TRIAL_SHARE = 8  # and one of so many that follow, or of many steps one of so many,
+LONG_SHARE = 64  # as what is best in few steps is too short for many,
 ENOUGH = 1.1  # until the loss is so many times the least
 WARM_UP = 0.05  # of all steps
 ALONE = 0.5  # of the epochs, in which codes stay as they are
@@ -571,7 +572,9 @@ class _Run:
 
         By the training loss: the held-out one says less in few steps, and judges every epoch.
         """
-        found, few = {}, int(np.clip(steps // TRIAL_SHARE, *TRIAL_STEPS))
+        least, most = TRIAL_STEPS
+        few = int(np.clip(steps // TRIAL_SHARE, least, max(most, steps // LONG_SHARE)))
+        found: dict[float, float] = {}
         for rate in RATES:
             self._restart()
             epochs = (self._epoch(epoch, rate, few, few) for epoch in count(1))

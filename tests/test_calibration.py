@@ -43,7 +43,8 @@ def test_errors_of_a_layer_that_sees_few_patches_are_those_on_patches_that_it_ha
     layer = Layer("layer", "Gemm", weight, None, {})
     few, others, all_there_are = map(seen_in, (20, 40, 20_000))
     found = [c for m in (oc.Integer(), oc.Codebook()) for c in m.candidates(layer, few)]
-    judged = candidates._on_others(found, layer, few, others)
+    job = candidates._tried(found), candidates._part(layer), few, others
+    judged = candidates._adjusted(found, candidates._on_others(job))
     for before, after in zip(found, judged, strict=True):
         approximation = before.setting.fit(layer, few).decode()
         true = all_there_are.error(weight, approximation)

@@ -1,5 +1,6 @@
 """Targets, fits in place, and the whole way on a small network."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import onnxcompress as oc
 from models import images, network
-from onnxcompress import limits
+from onnxcompress import candidates, limits, pipeline
 from onnxcompress.data import Samples
 from onnxcompress.measuring import input_shapes
 from onnxcompress.methods.basis import BasisWeight
@@ -373,6 +374,24 @@ def test_auto_is_no_worse_than_each_of_its_methods(net, batches):
     }
     snr = {name: report.comparison.worst_snr for name, report in reached.items()}
     assert snr["auto"] > max(snr.values()) - 1
+
+
+def test_a_single_method_is_taken_where_it_turns_out_better_than_the_mix(net, batches, monkeypatch):
+    def misjudged(job, observed, found):
+        for name, known in found.items():
+            coarse = [c for c in known if name == "wide" and str(c.setting) == "integer:bits=2"]
+            others = [c for c in known if not isinstance(c.setting, oc.Integer)]
+            yield name, [replace(c, error=1e-6 * c.error) for c in coarse] + others
+
+    monkeypatch.setattr(candidates, "_judged", misjudged)
+    found = {}
+    for close in (0.0, np.inf):
+        monkeypatch.setattr(pipeline, "CLOSE", close)
+        _, report = oc.compress(net, target=oc.Target(ratio=3.5), samples=batches)
+        found[close] = {row.method.partition(":")[0] for row in report.rows}, report.comparison
+    assert "integer" in found[0.0][0]
+    assert found[np.inf][0] <= {"codebook", ""}
+    assert found[np.inf][1].worst_snr > found[0.0][1].worst_snr + 1
 
 
 def test_a_slower_model_fails_where_speed_was_asked_and_is_a_warning_elsewhere(
