@@ -22,6 +22,11 @@ def cifar10_all(zoo: Path) -> Array:
     return _normalized(np.load(zoo / "data/cifar10/train5k.npz")["x"])
 
 
+def cifar10_whole(large: Path) -> Array:
+    """All 50,000 training images, unlabelled; of the folder of what is not kept in the zoo."""
+    return _normalized(np.load(large / "cifar10_train.npz")["x"])
+
+
 def cifar10_labelled(zoo: Path) -> tuple[Array, Array]:
     """2,000 training images, and their labels, none of those of `cifar10`."""
     data = np.load(zoo / "data/cifar10/train5k.npz")

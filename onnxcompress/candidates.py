@@ -25,7 +25,9 @@ from onnxcompress.parallel import apart, each, elsewhere, portable
 STATISTICS_BYTES = 1 << 29  # of the layers of a large model whose statistics are kept together
 FEW = 4  # patches for each input of a patch, below which fits follow them closely,
 JUDGED = 4  # so many settings are tried on others,
-FILTERS = 128  # with at most so many filters
+FILTERS = 128  # with at most so many filters,
+VARIES = 0.01  # where their outputs vary at least so much of what those of the others do,
+MOST = 1e3  # and count as so many times worse at most
 HEAVY = 400_000  # weights to fit, once for every setting: about 2 s, which processes halve
 
 Methods = Sequence[Method] | Callable[[Layer], Sequence[Method]]
@@ -207,6 +209,7 @@ def _judged(
         if layers[name].groups == 1 and 0 < seen[name].count < FEW * layers[name].fan_in
     ]
     unseen = Observed(replace(job, fit=job.held_out)).of(few)
+    few = [name for name in few if unseen[name].count > 1]
     work = [(_tried(found[n]), _part(layers[n].read()), seen[n], unseen[n]) for n in few]
     away = elsewhere() or sum(len(tried) * layer.weight.size for tried, layer, *_ in work) > HEAVY
     run = apart if away and portable([tried for tried, *_ in work]) else each
@@ -219,12 +222,13 @@ def _tried(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Some decoded settings, from those that err least to those that err most."""
     decoded = [replace(c, weight=None) for c in candidates if len(c.factors) == 1 and c.error > 0]
     decoded.sort(key=lambda c: c.error)
-    return decoded[:: max(1, (len(decoded) - 1) // (JUDGED - 1))]
+    places = np.linspace(0, len(decoded) - 1, JUDGED).astype(int) if decoded else []
+    return [decoded[i] for i in np.unique(places)]
 
 
 def _part(layer: Layer) -> Layer:
-    """Some of the filters."""
-    return replace(layer, weight=layer.weight[:FILTERS])
+    """Some of the filters; a copy, as a view would keep the others."""
+    return replace(layer, weight=layer.weight[:FILTERS].copy())
 
 
 def _on_others(
@@ -233,13 +237,14 @@ def _on_others(
     """Errors of settings, and how many times as much they err on unseen patches."""
     candidates, layer, seen, unseen = job
     seen, weight = replace(seen), layer.weight  # what fits derive is let go with the copy
+    whole = max(_energy(unseen, weight), VARIES * seen.energy(weight), 1e-30)
     factors = []
     for candidate in candidates:
         assert candidate.setting is not None
         approximation = candidate.setting.fit(layer, seen).decode()
         fitted = seen.error(weight, approximation)
-        more = _error(unseen, weight, approximation) / fitted if fitted > 0 else 1.0
-        factors.append(max(more, 1.0))
+        others = _energy(unseen, weight - approximation) / whole
+        factors.append(float(np.clip(others / fitted, 1, MOST)) if fitted > 0 else 1.0)
     return [c.error for c in candidates], factors
 
 
@@ -257,11 +262,7 @@ def _adjusted(
     ]  # fmt: skip
 
 
-def _error(statistics: Statistics, weight: Array, approximation: Array) -> float:
-    """Relative output error as these statistics have it, without what fits add to them."""
-
-    def energy(w: Array) -> float:
-        ridge = statistics.ridge * float(np.sum(np.square(w, dtype=np.float64)))
-        return max(statistics.energy(w) - ridge, 0.0)
-
-    return energy(weight - approximation) / max(energy(weight), 1e-30)
+def _energy(statistics: Statistics, weight: Array) -> float:
+    """Output variance as these statistics have it, without what fits add to them."""
+    ridge = statistics.ridge * float(np.sum(np.square(weight, dtype=np.float64)))
+    return max(statistics.energy(weight) - ridge, 0.0)

@@ -145,12 +145,12 @@ def compress(source: Path, output: Path, **given: Any) -> int:
         graph.save(result, output.resolve(), external=given["external"])
     code = MISSED if report.worse and not written else DONE
     files = [source, output] if written else [source]
-    report = replace(report, provenance=provenance.made(metadata, files, _command()))
     place = f"written to {output}" if written else "nothing was written"
     if given["dry_run"]:
         place += " (--dry-run)"
-    report = _paged(report, given, files, f"{source.name} → {output.name}", place)
     try:
+        report = replace(report, provenance=provenance.made(metadata, files, _command()))
+        report = _paged(report, given, files, f"{source.name} → {output.name}", place)
         if given["as_json"]:
             facts = {"output": str(output) if written else None, "exit_code": code}
             _print_json(report.to_dict() | facts)

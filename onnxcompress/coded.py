@@ -135,7 +135,7 @@ def encode(
         np.concatenate(codes, axis=1).reshape(-1, codes[0].shape[2]),
         np.concatenate(scale, axis=1).reshape(-1, parts),
         tables[-1],
-        sum(errors) / max(sum(energies), 1e-30),
+        max(sum(errors), 0.0) / max(sum(energies), 1e-30),
     )
     if weight.size <= SMALL and not trial:
         blind = _blind(weight, table, first, parts, learn)

@@ -463,10 +463,13 @@ class Statistics:
         return self.energy(weight - approximation) / energy if energy else 0.0
 
     def energy(self, weight: Array) -> float:
-        """Output variance of a weight of any layout that starts with the outputs."""
+        """Output variance of a weight of any layout that starts with the outputs.
+
+        Where the inputs hardly vary, rounding may take away more than there is.
+        """
         flat = weight.reshape(len(self.total), len(weight) // len(self.total), -1)
         flat = flat.astype(np.result_type(flat, np.float32))
-        return float(np.sum(flat * self.times(flat), dtype=np.float64))
+        return max(float(np.sum(flat * self.times(flat), dtype=np.float64)), 0.0)
 
     def shift(self, weight: Array, approximation: Array) -> Array:
         """What must be added to the bias ``(out,)`` so that the mean output stays as it is."""

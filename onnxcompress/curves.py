@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
 from math import inf
@@ -144,26 +143,28 @@ class Curves:
             return sum(self.whole.values())
         return self.job.model.nbytes if self.cost == "bytes" else sum(self.job.macs.values())
 
-    def at(self, limit: float) -> dict[str, Candidate]:
-        """What each weight gets so that the layers cost at most ``limit``."""
-        return self._chosen(self.options, limit)
-
-    def by_one_method(self, limit: float) -> Iterator[dict[str, Candidate]]:
-        """The same with each of the methods alone, where there are several."""
+    @property
+    def methods(self) -> list[str]:
+        """Names of those that there are settings of."""
         settings = [o.candidate.setting for found in self.options.values() for o in found]
-        methods = {setting.name for setting in settings if setting is not None}
-        for method in sorted(methods) if len(methods) > 1 else ():
+        return sorted({setting.name for setting in settings if setting is not None})
+
+    def at(self, limit: float, method: str | None = None) -> dict[str, Candidate]:
+        """What each weight gets so that the layers cost at most ``limit``.
+
+        Args:
+            method: the only one that is allowed, by name; None for all.
+
+        Raises:
+            BudgetError: the limit is out of reach.
+        """
+        options = self.options
+        if method is not None:
             options = {
                 name: [o for o in found if getattr(o.candidate.setting, "name", method) == method]
-                for name, found in self.options.items()
+                for name, found in options.items()
             }
-            with suppress(BudgetError):
-                yield self._chosen(options, limit)
-
-    def _chosen(
-        self, options: Mapping[str, Sequence[Option]], limit: float
-    ) -> dict[str, Candidate]:
-        if not all(options.values()):
-            raise BudgetError("a layer has no option")
+            if not all(options.values()):
+                raise BudgetError(f"some layers cannot become smaller by {method} alone")
         chosen = choose(options, limit, self.work - self.outside)
         return {name: option.candidate for name, option in chosen.items()}

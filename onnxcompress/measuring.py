@@ -276,11 +276,11 @@ def weigh(
         setting = min(candidates[name], key=lambda c: (abs(c.error - WEIGH_ERROR), c.nbytes))
         weight = setting.fitted(layer, replace(statistics[name]))
         readers = job.readers(name)
+        shift = statistics[name].shift(layer.weight, weight.astype(np.float32).decode())
         biases = {
-            reader: job.layers[reader].bias
-            + statistics[name].shift(layer.weight, weight.astype(np.float32).decode())
+            reader: shift if (bias := job.layers[reader].bias) is None else bias + shift
             for reader in readers
-            if isinstance(job.layers[reader].bias, Array)
+            if job.layers[reader].correctable
         }
         alone = Session(rewrite(job.runnable, dict.fromkeys(readers, weight), biases, {}))
         fidelity = Fidelity()

@@ -6,6 +6,7 @@ find_layers ─► calibrate ─► sweep ─► weigh ─► choose ─► refi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from math import inf
@@ -277,7 +278,11 @@ class _Run:
 
     def _target(self, target: Target | None) -> Target:
         if target is None and self.all_pinned:
-            return Target()
+            target = Target()
+        judged = target is None or target.faithful or target.faster or self.refinement
+        if self.unknown and judged:
+            unknown = ", ".join(self.unknown)
+            raise TargetError(f"onnxruntime does not know {unknown}, so only --ratio can be asked")
         if target is None:
             if self.job.held_out is None:
                 raise TargetError(
@@ -292,8 +297,6 @@ class _Run:
             raise TargetError(
                 "the model is too large to be loaded as a whole, which --latency and --refine need"
             )
-        if self.unknown and target.faster:
-            raise TargetError("onnxruntime cannot run the model, so only --ratio can be asked for")
         if (target.min_snr or target.min_agreement) and self.job.held_out is None:
             raise TargetError("a fidelity target needs calibration samples: give --calib")
         if target.min_agreement and not self.validation.scores:
@@ -323,7 +326,7 @@ class _Run:
                 limit = size_limit(self.job, self.curves, target, self.metadata)
             except BudgetError:
                 continue
-            chosen, model, fitted = self._best(limit)
+            (chosen, model, fitted), _ = self._compressed(limit)
             rows = list(self._rows(chosen, fitted))
             fidelity = self.validation.fidelity(model)
             yield Point(
@@ -342,7 +345,9 @@ class _Run:
         model = digest(self.original) if self.cache.folder else None
         key: list[Any] = [version("onnxcompress"), model]
         key += [(name, *map(str, self.methods(layer))) for name, layer in job.layers.items()]
-        key += [str(job.shapes), job.fit and self.cache.folder and job.fit.content]
+        if self.cache.folder and job.fit and job.held_out:
+            key += [job.fit.content, job.held_out.content]
+        key.append(str(job.shapes))
         self.candidates, self.weights = self.cache.get(
             key, lambda: find_candidates(job, self.observed, self.methods)
         )
@@ -412,56 +417,84 @@ class _Run:
         self.skipped |= built.failed
         return built.model, built.fitted
 
+    def _compressed(self, limit: float) -> tuple[_Built, dict[str, float]]:
+        """The best model within the limit, and the layers that hurt it: their shares.
+
+        The one that hurts most is left as it was where that helps.
+        """
+        chosen, result, fitted = self._best(limit)
+        if self.target.faithful and not self._holds(result):
+            result, fitted = self._build(chosen, tried=True)
+        built, hurting = (chosen, result, fitted), self._hurting(chosen, fitted)
+        free = {name: share for name, share in hurting.items() if name not in self.pinned}
+        if free and max(free.values()) > FALLS_BACK:
+            other = self._without(free, built)
+            if other is not None:
+                return other, self._hurting(other[0], other[2])
+        return built, hurting
+
     def _best(self, limit: float) -> _Built:
         """The model predicted to be best, or one by a single method that turns out better.
 
         Predictions are a few tenths of a decibel off, and more so where methods are mixed.
         """
-        first = best = self._sized(self.curves.at(limit))
-        if self.job.held_out is None or self.job.model.large or not self.target.sized:
+        best = self._sized(limit)
+        several = len(self.curves.methods) > 1 and self.target.sized and not self.target.latency
+        if not several or self.job.held_out is None or self.job.model.large:
             return best
-        least = self.curves.snr(first[0]) - CLOSE
-        for chosen in self.curves.by_one_method(limit):
-            if chosen == first[0] or self.curves.snr(chosen) < least:
-                continue
-            other = self._sized(chosen)
-            if self.builder.loss(other[2]) < self.builder.loss(best[2]):
-                best = other
+        mixed, least, loss = best[0], self.curves.snr(best[0]) - CLOSE, self.builder.loss(best[2])
+        for method in self.curves.methods:
+            with suppress(BudgetError):
+                chosen = self.curves.at(limit, method)
+                if chosen == mixed or self.curves.snr(chosen) < least:
+                    continue
+                other = self._sized(limit, method)
+                error = self.builder.loss(other[2])
+                if error < loss and self._keeps(other[1]):
+                    best, loss = other, error
         return best
 
-    def _sized(self, chosen: Mapping[str, Candidate]) -> _Built:
-        """The model with these settings, or with less where its file is larger than was foreseen.
+    def _keeps(self, model: Model) -> bool:
+        """Whether the file is as small, and the answers as good, as was asked."""
+        small = model.nbytes <= self._goal
+        return small and (not self.target.faithful or self._holds(model))
+
+    @property
+    def _goal(self) -> float:
+        """Bytes of the file, at most."""
+        return inf if self.target.ratio is None else self.original.nbytes / self.target.ratio
+
+    def _sized(self, limit: float, method: str | None = None) -> _Built:
+        """The model within the limit, or with less where its file is larger than was foreseen.
 
         The size was found without data: scales that float16 does not hold take twice as much.
         """
-        ratio = self.target.ratio
-        goal = inf if ratio is None else self.original.nbytes / ratio
+        chosen = self.curves.at(limit, method)
         result, fitted = self._build(chosen)
         for _ in range(SIZE_TRIALS):
-            excess = result.nbytes - goal
+            excess = result.nbytes - self._goal
             if excess <= 0:
                 break
             try:
-                chosen = self.curves.at(self.curves.spent(chosen) - excess - SPARE)
+                chosen = self.curves.at(self.curves.spent(chosen) - excess - SPARE, method)
             except BudgetError:
                 break
             result, fitted = self._build(chosen)
         return chosen, result, fitted
 
     def _finished(self, limit: float) -> tuple[Model, Report]:
-        chosen, result, fitted = self._best(limit)
+        (chosen, result, fitted), hurting = self._compressed(limit)
         predicted = self._predicted(chosen)
         if predicted is not None and predicted < NOISE:
             self.warnings.append(
                 f"the output SNR was predicted to be {predicted:.1f} dB: that is noise "
                 "unless the corrections or a distillation recover it"
             )
-        if self.target.faithful and not self._holds(result):
-            result, fitted = self._build(chosen, tried=True)
-        hurting = self._hurting(chosen, fitted)
-        free = {name: share for name, share in hurting.items() if name not in self.pinned}
-        if free and max(free.values()) > FALLS_BACK:
-            chosen, result, fitted = self._without(free, chosen, result, fitted)
+        self.warnings += [
+            f"{name} alone causes {share:.0%} of the output's error; "
+            f"--skip {quote(name)} leaves it as it is"
+            for name, share in hurting.items()
+        ]
         rows = tuple(self._rows(chosen, fitted))
         macs = sum(self.job.macs.values())
         saved = sum(row.macs[0] - row.macs[1] for row in rows)
@@ -494,7 +527,7 @@ class _Run:
             refined=refined,
             predicted=predicted,
             trade_off=self.curves.trade_off(chosen),
-            hurting={name: share for name, share in hurting.items() if name not in self.skipped},
+            hurting=hurting,
             failures=tuple(failed),
             curves={} if not self.target.faithful else self.curves.points(),
             warnings=(*self.warnings, *noted),
@@ -523,38 +556,26 @@ class _Run:
             share = 1 - self.builder.loss(others) / max(whole, 1e-30)
             if share > HURTS:
                 found[name] = share
-                self.warnings.append(
-                    f"{name} alone causes {share:.0%} of the output's error; "
-                    f"--skip {quote(name)} leaves it as it is"
-                )
         return found
 
-    def _without(
-        self,
-        hurting: Mapping[str, float],
-        chosen: Mapping[str, Candidate],
-        result: Model,
-        fitted: dict[str, Fitted],
-    ) -> _Built:
+    def _without(self, hurting: Mapping[str, float], built: _Built) -> _Built | None:
         """The same with the layer that hurts most as it was, if that is better at the same cost."""
         worst = max(hurting, key=lambda name: hurting[name])
-        spent = self.curves.spent(chosen)
-        options = self.curves.options[worst]
+        limit, options = self.curves.spent(built[0]), self.curves.options[worst]
         self.curves.options[worst] = [o for o in options if o.candidate.setting is None]
         try:
-            sized = self.target.sized
-            other = self.curves.at(
-                size_limit(self.job, self.curves, self.target, self.metadata) if sized else spent
-            )
+            if self.target.sized:
+                limit = size_limit(self.job, self.curves, self.target, self.metadata)
+            other = self._sized(limit)
         except BudgetError:
+            return None
+        finally:
             self.curves.options[worst] = options
-            return chosen, result, fitted
-        other, model, fits = self._sized(other)
-        if self.builder.loss(fits) >= self.builder.loss(fitted):
-            self.curves.options[worst] = options
-            return chosen, result, fitted
+        better = self.builder.loss(other[2]) < self.builder.loss(built[2])
+        if not better or (self.target.faithful and not self._holds(other[1])):
+            return None
         self.skipped[worst] = f"it caused {hurting[worst]:.0%} of the output's error"
-        return other, model, fits
+        return other
 
     def _holds(self, model: Model) -> bool:
         """Whether a model reaches the fidelity target; one that does not run does not."""

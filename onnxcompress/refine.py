@@ -506,7 +506,7 @@ class _Run:
         """Train; from the last checkpoint on, where there is one."""
         state = self._resumed(checkpoints)
         if state is None:
-            state = self._started(epochs, rate)
+            state = self._started(epochs, rate, track)
             self._keep(checkpoints, *state)
         rate, rows, best = state
         for epoch in track(range(len(rows), epochs + 1), "refining", epochs + 1 - len(rows)):
@@ -527,11 +527,11 @@ class _Run:
         self.parameters.restore(best)
         return with_values(self.model, self.parameters.arrays()), rows
 
-    def _started(self, epochs: int, rate: float | None) -> _State:
+    def _started(self, epochs: int, rate: float | None, track: Track[Any]) -> _State:
         began = time.perf_counter()
         held_out = self._judged(self.model)
         if rate is None:
-            rate = self._best_rate(epochs * self.training.steps) if epochs else 0.0
+            rate = self._best_rate(epochs * self.training.steps, track) if epochs else 0.0
         self._restart()
         return rate, [Epoch(0, float("nan"), held_out, time.perf_counter() - began)], {}
 
@@ -567,7 +567,7 @@ class _Run:
             torch.optim.Adam([others, latents], eps=1e-12),
         )
 
-    def _best_rate(self, steps: int) -> float:
+    def _best_rate(self, steps: int, track: Track[Any]) -> float:
         """The rate with which a few steps, on the same batches, lead to the least loss.
 
         By the training loss: the held-out one says less in few steps, and judges every epoch.
@@ -575,7 +575,7 @@ class _Run:
         least, most = TRIAL_STEPS
         few = int(np.clip(steps // TRIAL_SHARE, least, max(most, steps // LONG_SHARE)))
         found: dict[float, float] = {}
-        for rate in RATES:
+        for rate in track(RATES, "trying rates", len(RATES)):
             self._restart()
             epochs = (self._epoch(epoch, rate, few, few) for epoch in count(1))
             losses = list(islice(chain.from_iterable(epochs), few))

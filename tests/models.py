@@ -1,5 +1,7 @@
 """Small models, one for every kind of layer; the layer's node is called "layer"."""
 
+from itertools import pairwise
+
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
@@ -120,6 +122,42 @@ def network(rng, size=12):
         "net",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, size, size])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+        tensors,
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return Model(proto)
+
+
+def perceptron(rng, sizes, side=0):
+    """Dense layers "fc0", "fc1", ... with ReLUs between them.
+
+    Args:
+        side: size of a second input, which the layer "side" adds to the first one's output.
+    """
+    nodes, tensors, given, x = [], [], [("x", sizes[0])], "x"
+
+    def dense(x, inputs, out, name):
+        weight = rng.normal(size=(out, inputs)) * np.sqrt(2 / inputs)
+        tensors.append(numpy_helper.from_array(weight.astype(np.float32), f"{name}.w"))
+        nodes.append(helper.make_node("Gemm", [x, f"{name}.w"], [f"{name}.y"], name, transB=1))
+        return f"{name}.y"
+
+    for index, (inputs, out) in enumerate(pairwise(sizes)):
+        if index:
+            nodes.append(helper.make_node("Relu", [x], [f"relu{index}.y"], f"relu{index}"))
+            x = f"relu{index}.y"
+        x = dense(x, inputs, out, f"fc{index}")
+        if side and not index:
+            given.append(("t", side))
+            nodes.append(
+                helper.make_node("Add", [x, dense("t", side, out, "side")], ["sum"], "add")
+            )
+            x = "sum"
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", size]) for n, size in given],
+        [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["n", sizes[-1]])],
         tensors,
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -52,6 +52,17 @@ def test_errors_of_a_layer_that_sees_few_patches_are_those_on_patches_that_it_ha
         assert 0.8 < after.error / true < 1.3
 
 
+@pytest.mark.parametrize("varying", [0, 1e-6, 1e-4, 1e-3])
+def test_patches_that_hardly_vary_say_nothing_about_errors(varying, rng):
+    layer = Layer("layer", "Gemm", rng.normal(size=(64, 96)).astype(np.float32), None, {})
+    mean, patches = rng.normal(size=96), rng.normal(size=(2, 40, 96))
+    few = Statistics.of(patches[:1].astype(np.float32))
+    others = Statistics.of((mean + varying * patches[1:, :20]).astype(np.float32))
+    found = [*oc.Integer().candidates(layer, few)]
+    _, factors = candidates._on_others((found, layer, few, others))
+    assert factors == [1] * len(found)
+
+
 def test_a_drawn_part_of_the_patches_is_close_to_all(rng):
     model, batches = network(rng), images(rng, 64)
     layers, _ = find_layers(model)

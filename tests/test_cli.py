@@ -467,6 +467,16 @@ def test_ctrl_c_leaves_nothing_behind_and_exits_with_130(options, folder, tmp_pa
     assert os.listdir(work) == ["slow.py"] and not os.listdir(scratch)
 
 
+def test_ctrl_c_after_the_file_is_written_does_not_deny_it(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxcompress.provenance.made", interrupted)
+    code, _, err = run(f"{GOOD} --macs 0.6 --eval {{data}}/labelled.npz")
+    assert code == 130 and Path("out.onnx").exists()
+    assert "nothing was written" not in err
+
+
 def test_a_page_is_written_of_a_run_that_succeeds_and_of_one_that_does_not(run):
     line = f"{GOOD} --macs 0.6 --eval {{data}}/labelled.npz --report new/page.html --json"
     code, out, _ = run(line)

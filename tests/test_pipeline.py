@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 import onnxcompress as oc
-from models import images, network
+from models import images, network, perceptron
 from onnxcompress import candidates, limits, pipeline
 from onnxcompress.data import Samples
 from onnxcompress.measuring import input_shapes
@@ -272,6 +272,17 @@ def test_samples_that_never_vary_do_no_harm(level, seed):
     assert report.comparison.worst_snr > 30
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_input_that_never_varies_takes_no_bytes_from_others(seed):
+    rng = np.random.default_rng(seed)
+    net = perceptron(rng, (32, 64, 64, 10), side=128)
+    constant = np.tile(rng.normal(size=128), (16, 1)).astype(np.float32)
+    batches = [{"x": rng.normal(size=(16, 32)).astype(np.float32), "t": constant} for _ in range(4)]
+    _, report = oc.compress(net, methods=[oc.Integer()], target=oc.Target(ratio=5), samples=batches)
+    assert report.comparison.worst_snr > 30
+    assert abs(report.predicted - report.comparison.worst_snr) < 6
+
+
 @pytest.mark.parametrize("target", [{"ratio": 1}, {"macs": 1}])
 def test_a_target_that_asks_for_nothing_changes_nothing(net, batches, target):
     model, report = oc.compress(net, target=oc.Target(**target), samples=batches)
@@ -422,7 +433,10 @@ def test_a_latency_target_is_met_by_measurement_or_refused(batches):
         assert report.worse == (report.comparison.latency.low > 0.9)
 
 
-def test_the_trade_off_shows_what_compress_gives(net, batches, tmp_path):
+@pytest.mark.parametrize("least", [0.3, -np.inf])
+def test_the_trade_off_shows_what_compress_gives(least, net, batches, tmp_path, monkeypatch):
+    for name in ("HURTS", "FALLS_BACK"):  # of every layer, where it is infinite
+        monkeypatch.setattr(pipeline, name, least)
     targets = [oc.Target(ratio=ratio) for ratio in (2, 3.5, 500)]
     points = list(oc.trade_off(net, targets, samples=batches, cache=tmp_path))
     assert len(points) == 2  # the last is out of reach
@@ -439,6 +453,29 @@ def test_a_cache_changes_no_byte(net, batches, tmp_path):
         for cache in (None, tmp_path, tmp_path)
     ]
     assert len({model.proto.SerializeToString(deterministic=True) for model in results}) == 1
+
+
+def test_a_cache_is_of_the_samples_that_errors_are_judged_on_too(net, tmp_path, monkeypatch):
+    fitted, find = [], pipeline.find_candidates
+    monkeypatch.setattr(
+        pipeline, "find_candidates", lambda *given: fitted.append(given) or find(*given)
+    )
+    pixels = np.random.default_rng(0).normal(size=(48, 3, 12, 12)).astype(np.float32)
+
+    def samples():
+        whole = pixels.copy()
+        return Samples(lambda rows: {"x": whole[rows]}, np.arange(48), batch=16)
+
+    def run():
+        oc.compress(net, target=oc.Target(ratio=2), samples=samples(), cache=tmp_path)
+
+    run()
+    run()
+    assert len(fitted) == 1
+    [*_, held_out] = samples().split()[1].index
+    pixels[held_out] += 1
+    run()
+    assert len(fitted) == 2
 
 
 def test_a_layer_that_causes_much_of_the_error_is_named(net, batches):
