@@ -71,7 +71,8 @@ SIZE_TRIALS = 3  # further ones of a ratio that is missed
 SUSPECTS = 6  # layers that are looked at as they were, the others compressed,
 HURTS = 0.3  # named if that takes away this share of the outputs' error
 FALLS_BACK = 0.5  # and left as it was
-CLOSE = 1.0  # dB of predicted output SNR below the best that single methods are tried in
+CLOSE = 1.0  # dB of predicted output SNR below the best that single methods are tried in,
+SMALL = 1 << 25  # for files of so many bytes at most: more take minutes
 WORTHWHILE = 0.05  # least saving for which a fidelity target is worth a changed model
 UNDONE = (
     "weights are decoded when the model is loaded; tools that fold constants would write them "
@@ -436,11 +437,12 @@ class _Run:
     def _best(self, limit: float) -> _Built:
         """The model predicted to be best, or one by a single method that turns out better.
 
-        Predictions are a few tenths of a decibel off, and more so where methods are mixed.
+        Predictions are off by some decibels where few samples tell what layers read, and more so
+        where methods are mixed.
         """
         best = self._sized(limit)
         several = len(self.curves.methods) > 1 and self.target.sized and not self.target.latency
-        if not several or self.job.held_out is None or self.job.model.large:
+        if not several or self.job.held_out is None or self.original.nbytes > SMALL:
             return best
         mixed, least, loss = best[0], self.curves.snr(best[0]) - CLOSE, self.builder.loss(best[2])
         for method in self.curves.methods:
