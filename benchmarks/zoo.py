@@ -216,8 +216,8 @@ def measure(row: Row, zoo: Path, large: Path) -> list[str]:
         model = next((p for p in _places(row.model, zoo, large) if p.exists()), folder / "net.onnx")
         if not model.exists():
             resnet50(model)
-        folder_of = large if row.samples is cifar10_whole else zoo
-        samples = row.samples(folder_of) if row.samples else _random_images()
+        source = large if row.samples is cifar10_whole else zoo
+        samples = row.samples(source) if row.samples else _random_images()
         np.save(folder / "calibration.npy", samples)
         out = folder / "small.onnx"
         labelled = folder / "labelled.npz"

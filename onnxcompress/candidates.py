@@ -101,14 +101,19 @@ def sweep(
     order = largest_first(layers)
     work = [(layers[name], statistics[name], list(offered(layers[name]))) for name in order]
     in_memory = not any(isinstance(layer.weight, Unread) for layer in layers.values())
-    away = elsewhere() or (in_memory and _fits(work) > HEAVY)
-    run: Any = each
+    run = _way(_fits(work) if in_memory else 0, [own for _, _, own in work])
     tasks: Iterable[Any] = work
-    if away and portable([own for _, _, own in work]):
-        run, tasks = apart, ((layer.read(), seen, own) for layer, seen, own in work)
+    if run is apart:
+        tasks = ((layer.read(), seen, own) for layer, seen, own in work)
     found = track(run(all_candidates, tasks, jobs, len(work)), "fitting", len(work))
     fitted = dict(zip(order, found, strict=True))
     return {name: fitted[name] for name in layers}
+
+
+def _way(weights: int, methods: object) -> Any:
+    """Threads, or processes where fits of so many weights take long and pickle can hold them."""
+    away = elsewhere() or weights > HEAVY
+    return apart if away and portable(methods) else each
 
 
 def _fits(work: Iterable[tuple[Layer, Statistics, Sequence[Method]]]) -> int:
@@ -211,8 +216,8 @@ def _judged(
     unseen = Observed(replace(job, fit=job.held_out)).of(few)
     few = [name for name in few if unseen[name].count > 1]
     work = [(_tried(found[n]), _part(layers[n].read()), seen[n], unseen[n]) for n in few]
-    away = elsewhere() or sum(len(tried) * layer.weight.size for tried, layer, *_ in work) > HEAVY
-    run = apart if away and portable([tried for tried, *_ in work]) else each
+    weights = sum(len(tried) * layer.weight.size for tried, layer, *_ in work)
+    run = _way(weights, [tried for tried, *_ in work])
     more = job.track(run(_on_others, work, job.jobs, len(few)), "judging errors", len(few))
     for name, known in zip(few, more, strict=True):
         yield name, _adjusted(found[name], known)

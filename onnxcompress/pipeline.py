@@ -444,17 +444,23 @@ class _Run:
         several = len(self.curves.methods) > 1 and self.target.sized and not self.target.latency
         if not several or self.job.held_out is None or self.original.nbytes > SMALL:
             return best
-        mixed, least, loss = best[0], self.curves.snr(best[0]) - CLOSE, self.builder.loss(best[2])
+        close = [*self._close(limit, best[0])]
+        loss = self.builder.loss(best[2]) if close else 0.0
+        for method in close:
+            other = self._sized(limit, method)
+            error = self.builder.loss(other[2])
+            if error < loss and self._keeps(other[1]):
+                best, loss = other, error
+        return best
+
+    def _close(self, limit: float, mixed: Mapping[str, Candidate]) -> Iterator[str]:
+        """The methods that alone are predicted to do nearly as well as the mix."""
+        least = self.curves.snr(mixed) - CLOSE
         for method in self.curves.methods:
             with suppress(BudgetError):
                 chosen = self.curves.at(limit, method)
-                if chosen == mixed or self.curves.snr(chosen) < least:
-                    continue
-                other = self._sized(limit, method)
-                error = self.builder.loss(other[2])
-                if error < loss and self._keeps(other[1]):
-                    best, loss = other, error
-        return best
+                if chosen != mixed and self.curves.snr(chosen) >= least:
+                    yield method
 
     def _keeps(self, model: Model) -> bool:
         """Whether the file is as small, and the answers as good, as was asked."""
