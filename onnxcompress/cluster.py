@@ -24,7 +24,7 @@ from cloudpickle import dumps, loads
 
 from onnxcompress.parallel import WorkerError, given_away, one_thread_each
 
-SAME = ("onnxcompress", "numpy", "scipy", "onnx", "onnxruntime")  # packages, everywhere
+SAME = ("onnxcompress", "numpy", "onnx", "onnxruntime")  # packages, everywhere
 REACHED = 10.0  # seconds in which the scheduler answers
 PATIENCE = 60.0  # seconds without any worker until work is given up,
 LOOK = 5.0  # which is looked at so often

@@ -78,7 +78,7 @@ def made(
     """All that it takes to repeat a run, and to know its files again."""
     from onnxcompress.graph import sha256
 
-    names = ("onnxcompress", "onnx", "onnxruntime", "numpy", "scipy")
+    names = ("onnxcompress", "onnx", "onnxruntime", "numpy")
     return {
         "command": command,
         "metadata": metadata,

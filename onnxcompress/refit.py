@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.linalg import solve
 
 from onnxcompress.calibration import gathered, patches
 from onnxcompress.core import Array, CompressedWeight, Layer, Method, Statistics
@@ -167,7 +166,7 @@ class _Fit:
             shrink = SHRINK * np.trace(moment) / len(moment) + 1e-12
             moment[np.diag_indices_from(moment)] += shrink
             cross = self.cross[g] + shrink * weight
-            result.append(solve(moment, cross.T, assume_a="pos", check_finite=False).T)
+            result.append(np.linalg.solve(moment, cross.T).T)
         target = np.stack(result).reshape(self.layer.weight.shape)
         return replace(self.layer, weight=target.astype(self.layer.weight.dtype))
 

@@ -24,10 +24,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cholesky
-from scipy.linalg.lapack import get_lapack_funcs
 
 from onnxcompress.core import Array, Statistics
+from onnxcompress.factors import cholesky, inverse
 
 BLOCK = 64  # columns between two updates of all the others
 WIDEST = 4096  # inputs of a filter that are rounded together,
@@ -35,6 +34,7 @@ WIDEST_SKETCHED = 1024  # and where few patches say how they vary together
 GRANULE = (
     24  # columns that stay together in wide layers, so that pieces of 2, 3, 4, 8 share a metric
 )
+NOISE = 1e-8  # of a metric, relative to its diagonal
 NARROW = 1024  # inputs up to which the pieces themselves are sorted
 
 Pick = Callable[[Array, int, Array], tuple[Array, Array]]
@@ -56,7 +56,7 @@ class Metric:
     @cached_property
     def factor(self) -> Array:
         """The upper triangular U with ``H⁻¹ = Uᵀ U``, ``(groups, n, n)``."""
-        factors = [feedback_factor(v.astype(np.float64)) for v in self.values]
+        factors = [feedback_factor(v.astype(np.float64, copy=False)) for v in self.values]
         return np.stack([f.astype(self.values.dtype) for f in factors])
 
     def taken(self, weight: Array) -> Array:
@@ -105,19 +105,8 @@ def _sorted(statistics: Statistics, start: int, stop: int, granule: int, dtype: 
 
 def feedback_factor(metric: Array) -> Array:
     """The upper triangular U with ``metric⁻¹ = Uᵀ U``."""
-    size = np.sqrt(np.maximum(np.diagonal(metric), 1e-30))
-    scaled = metric / size[:, None] / size
-    noise = 1e-8
-    while True:
-        scaled[np.diag_indices_from(scaled)] = 1 + noise
-        try:  # metric = A Aᵀ with A upper is a Cholesky factor from the other end
-            upper = cholesky(scaled[::-1, ::-1], lower=True, check_finite=False)[::-1, ::-1]
-        except np.linalg.LinAlgError:
-            noise *= 10
-        else:
-            invert: Any = get_lapack_funcs("trtri", (upper,))
-            inverse, _ = invert(upper)
-            return np.triu(inverse) / size
+    lower = cholesky(metric[::-1, ::-1].copy(), NOISE)  # of the metric from its other end
+    return np.ascontiguousarray(inverse(lower)[::-1, ::-1])
 
 
 def feedback(weight: Array, pick: Pick, factor: Array, width: int = 1) -> tuple[Array, Array]:

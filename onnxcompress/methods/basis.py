@@ -41,7 +41,6 @@ from zlib import crc32
 
 import numpy as np
 from einops import einsum, rearrange
-from scipy.linalg import cholesky, solve_triangular
 
 from onnxcompress.core import (
     Array,
@@ -54,6 +53,7 @@ from onnxcompress.core import (
     Statistics,
     Value,
 )
+from onnxcompress.factors import cholesky, inverse
 
 INPUT_RANKS = 8  # tucker tries multiples of an eighth of the inputs
 ALTERNATIONS = 2  # rounds in which both weights of a chain are fitted in turn
@@ -251,7 +251,7 @@ class _Unfolding:
         if fan_in < out:  # the same components from the smaller side of the same matrix
             identity = np.broadcast_to(np.eye(fan_in, dtype=weight.dtype), (groups, fan_in, fan_in))
             metric = self._statistics.times(identity).astype(np.float64)
-            roots = np.stack([_root(h, 1e-9) for h in metric])
+            roots = np.stack([cholesky(h, 1e-9) for h in metric])
             weight = roots.swapaxes(1, 2) @ (weight.swapaxes(1, 2) @ weight)
             moment = weight @ roots
         else:
@@ -265,22 +265,22 @@ class _Unfolding:
         """Spatial, tucker: what of the kept axes the weight uses, in their own metric."""
         result = []
         for w, metric in zip(self._weight, metrics, strict=True):
-            root = _root(metric.copy(), 1e-9)
+            root = cholesky(metric.copy(), 1e-9)
             seen = root.T @ w[:, self._places].swapaxes(0, 1).reshape(len(metric), -1)
             _, vectors = np.linalg.eigh(seen @ seen.T)
-            result.append(solve_triangular(root.T, vectors[:, ::-1], lower=False).T)
+            result.append((vectors.T @ inverse(root))[::-1])
         return np.stack(result).astype(self._weight.dtype)
 
     def _solve(self, seeds: Array) -> None:
         """Least squares of the coefficients for these seeds."""
         images = self._images(seeds)
         grams = self._products(images, seeds)
-        self.seeds, self.root, self.z = seeds, [], []
+        self.seeds, self.whitening, self.z = seeds, [], []
         for h, gram, w in zip(images, grams, self._weight, strict=True):
-            root = _root(gram.astype(np.float64), 1e-13 if h.dtype == np.float64 else 1e-7)
-            cross = (h @ w.T).astype(np.float64)
-            self.root.append(root)
-            self.z.append(solve_triangular(root, cross, lower=True, check_finite=False))
+            noise = 1e-13 if h.dtype == np.float64 else 1e-7
+            whitening = inverse(cholesky(gram.astype(np.float64), noise))
+            self.whitening.append(whitening)
+            self.z.append(whitening @ (h @ w.T).astype(np.float64))
         self._spectra: dict[int, list[tuple[Array, Array]]] = {}
 
     def _images(self, seeds: Array) -> Array:
@@ -347,8 +347,8 @@ class _Unfolding:
     def _coefficients(self, setting: Basis) -> Iterator[Array]:
         """What the rows of the basis are multiplied with, ``(out, blocks * block)``, by group."""
         n = _blocks(setting) * self.block
-        for g, (root, z) in enumerate(zip(self.root, self.z, strict=True)):
-            w = solve_triangular(root[:n, :n], z[:n], lower=True, trans=1, check_finite=False).T
+        for g, (whitening, z) in enumerate(zip(self.whitening, self.z, strict=True)):
+            w = z[:n].T @ whitening[:n, :n]
             if setting.unfolding == "tucker":
                 top = self._spectrum(setting)[g][1][:, : setting.rank]
                 w = top @ (top.T @ w)
@@ -393,29 +393,6 @@ def _conjugate_gradients(
         turn = np.where(going, square / np.where(going, previous, 1), 0)
         direction = (residual + turn * direction).astype(start.dtype)
     return x
-
-
-def _root(gram: Array, noise: float) -> Array:
-    """Cholesky factor of a Gram matrix that rounding may have made slightly indefinite.
-
-    The matrix itself is overwritten.
-
-    Args:
-        noise: what is added to each diagonal entry at first, relative to it.
-    """
-    diagonal = np.diagonal(gram)
-    size = np.sqrt(np.maximum(diagonal, max(noise * diagonal.max(), 1e-30)))
-    gram /= size[:, None]
-    gram /= size
-    while True:
-        gram[np.diag_indices_from(gram)] = 1 + noise
-        try:
-            root = cholesky(gram, lower=True, check_finite=False)
-        except np.linalg.LinAlgError:
-            noise *= 10
-        else:
-            root *= size[:, None]
-            return root
 
 
 def _largest(setting: Basis, layer: Layer) -> int:

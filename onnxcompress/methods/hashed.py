@@ -35,8 +35,6 @@ from math import prod
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from scipy.fft import dct
-from scipy.sparse import csr_array
 
 from onnxcompress.core import (
     Array,
@@ -150,7 +148,7 @@ class _Tile:
     @property
     def transform(self) -> Array:
         """D, ``(frequencies, kernel positions)``."""
-        axes: list[Any] = [dct(np.eye(k), norm="ortho", axis=0) for k in self.shape[2:]]
+        axes = [_dct(k) for k in self.shape[2:]]
         return reduce(lambda a, b: np.kron(a, b), axes, np.eye(1)).astype(np.float32)
 
     def indices(self, counts: Array) -> Array:
@@ -166,6 +164,14 @@ class _Tile:
             x = x * (x * np.uint32(2) + np.uint32(multiplier))
         numbers = (x >> np.uint32(8)).reshape(self.filters, -1).astype(np.int64)
         return numbers % (2 * counts[0]) + 2 * counts[1]
+
+
+def _dct(length: int) -> Array:
+    """The orthonormal DCT-II, ``(frequencies, positions)``."""
+    frequency, position = np.ogrid[:length, :length]
+    matrix = np.cos(np.pi * frequency * (2 * position + 1) / (2 * length))
+    matrix[0] /= np.sqrt(2)
+    return matrix * np.sqrt(2 / length)
 
 
 def _split(tile: _Tile, buckets: Sequence[int]) -> tuple[Array, Array, Array]:
@@ -252,28 +258,33 @@ class _Problem:
     def solve(self, buckets: Sequence[int], steps: int) -> tuple[tuple[Array, Array], float]:
         """Values ``(blocks, n)`` and exact coefficients ``(out * in, n)``, and their error."""
         exact, hashed, counts = _split(self.tile, buckets)
-        scatter = self._scatter(counts, int(np.maximum(buckets, 0).sum()))
+        place, sign = self._places(counts)
+        count = max(1, int(np.maximum(buckets, 0).sum()))
         shape = (self._blocks, self.tile.filters, len(self.tile.bands))
+
+        def gathered(rows: Array) -> Array:
+            return np.stack([np.bincount(place, row, count) for row in rows]).astype(self._dtype)
 
         def decode(x: tuple[Array, Array]) -> Array:
             full = np.zeros(shape, self._dtype)
             if len(hashed):
-                full[:, :, hashed] = (scatter @ x[0].T).T.reshape(*shape[:2], -1)
+                spread = x[0].take(place, axis=1, mode="clip") * sign  # "clip" checks nothing
+                full[:, :, hashed] = spread.reshape(*shape[:2], -1)
             full[:, :, exact] = x[1]
             return (full @ self._transform).reshape(self._weight.shape)
 
         def adjoint(y: Array) -> tuple[Array, Array]:
             full = self._forward(y).reshape(shape)
             flat = full[:, :, hashed].reshape(self._blocks, -1)
-            return np.ascontiguousarray((scatter.T @ flat.T).T), full[:, :, exact]
+            return gathered(flat * sign), full[:, :, exact]
 
         size = self._diagonal()  # of the metric, for each coefficient
         size = np.repeat(size, self._weight.shape[1], axis=1).reshape(shape)
-        flat = abs(scatter).T @ size[:, :, hashed].reshape(self._blocks, -1).T
-        sizes = np.maximum(flat.T, 1e-30), np.maximum(size[:, :, exact], 1e-30)
+        flat = gathered(size[:, :, hashed].reshape(self._blocks, -1))
+        sizes = np.maximum(flat, 1e-30), np.maximum(size[:, :, exact], 1e-30)
         coefficients = self._forward(self._weight).reshape(shape)
         weighted = (size * coefficients)[:, :, hashed].reshape(self._blocks, -1)
-        start = (scatter.T @ weighted.T).T / sizes[0], coefficients[:, :, exact]
+        start = gathered(weighted * sign) / sizes[0], coefficients[:, :, exact]
         if not self._statistics.count:
             steps = 0  # bucket means are the least squares
         found = self._descend(start, sizes, decode, adjoint, steps)
@@ -316,12 +327,10 @@ class _Problem:
         positions = len(self.tile.bands)
         return weight.reshape(-1, positions) @ self._transform.T
 
-    def _scatter(self, counts: Array, values: int) -> csr_array:
-        """The sparse ``(positions, values)`` that spreads a block's values over its positions."""
+    def _places(self, counts: Array) -> tuple[Array, Array]:
+        """The value that every hashed position of a block takes, and its sign."""
         found = self.tile.indices(counts).ravel() if counts.shape[1] else np.zeros(0, np.int64)
-        signs = (1 - 2 * (found % 2)).astype(np.float32)
-        place = np.arange(len(found) + 1)
-        return csr_array((signs, found // 2, place), shape=(len(found), max(values, 1)))
+        return found // 2, (1 - 2 * (found % 2)).astype(np.float32)
 
     def _diagonal(self) -> Array:
         """About the diagonal of the metric in the frequency domain, ``(groups, in, k)``."""
