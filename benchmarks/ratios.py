@@ -33,7 +33,7 @@ MODELS: Mapping[str, tuple[Callable[[Path], np.ndarray], int]] = {  # samples, h
     "dncnn_s25": (lambda zoo: noisy(zoo)[..., :64, :64], 60),
     "waifu2x_photo_x2": (pictures, 24),
     "squeezenet1_1": (imagenet_caffe, 96),
-    "efficientnet_lite0": (imagenet_lite, 48),
+    "efficientnet_lite0": (imagenet_lite, 192),
     "vgg16_brain_mri": (brain, 32),
 }
 

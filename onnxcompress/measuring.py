@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxcompress.calibration import GATHERED_BYTES, patches
 from onnxcompress.core import Array, Candidate, Layer, Statistics
-from onnxcompress.data import Samples, from_batches, input_specs, random_samples
+from onnxcompress.data import DataError, Samples, from_batches, input_specs, random_samples
 from onnxcompress.graph import (
     Model,
     expose,
@@ -155,6 +155,9 @@ def calibrate(
     Args:
         shapes: input shape of each layer for one sample, to plan the memory.
         exact: look at every patch instead of at most ``PATCHES`` drawn ones.
+
+    Raises:
+        DataError: with some samples a layer reads NaN or infinities.
     """
     samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
     if shapes is None:
@@ -186,7 +189,11 @@ def calibrate(
 
 
 class _Look:
-    """What some layers read of a batch.  Where it is unpickled, the model is loaded anew."""
+    """What some layers read of a batch.  Where it is unpickled, the model is loaded anew.
+
+    Raises:
+        DataError: a layer reads what is not finite.
+    """
 
     def __init__(self, model: Model, read: Mapping[str, tuple[Layer, str, int | None]]) -> None:
         """
@@ -209,10 +216,17 @@ class _Look:
         values = dict(sample)
         if self.session is not None:
             values |= dict(zip(self.session.outputs, self.session.run(sample), strict=True))
-        return {
+        found = {
             name: patches(layer, values[tensor], limit, index)
             for name, (layer, tensor, limit) in self.read.items()
         }
+        for name, part in found.items():
+            if not np.isfinite(part).all():
+                raise DataError(
+                    f"with some samples layer {name!r} reads NaN or infinities; "
+                    "leave out these samples, or the layer (--skip)"
+                )
+        return found
 
 
 def _bare(layer: Layer) -> Layer:

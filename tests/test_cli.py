@@ -325,6 +325,9 @@ def bad_inputs(folder):
     np.savez(folder / "names.npz", a=np.zeros((4, 3, SIZE, SIZE), np.float32), b=np.zeros(4))
     np.savez(folder / "shapes.npz", x=np.zeros((4, 3, SIZE, 7), np.float32))
     np.savez(folder / "types.npz", x=np.zeros((4, 3, SIZE, SIZE), np.complex64))
+    samples = np.zeros((8, 3, SIZE, SIZE), np.float32)
+    samples[0, 0, 0, 0] = np.nan
+    np.savez(folder / "nan.npz", x=samples)
     np.savez(folder / "pickle.npz", x=np.array([{}] * 4, object))
     np.savez(folder / "onehot.npz", x=np.zeros((4, 3, SIZE, SIZE), np.float32), y=np.zeros((4, 10)))
     (folder / "images").mkdir(exist_ok=True)
@@ -348,6 +351,7 @@ def bad_inputs(folder):
         with_data + "shapes.npz": "shape",
         with_data + "types.npz": "complex64",
         with_data + "pickle.npz": "pickle",
+        with_data + "nan.npz": "reads NaN or infinities",
         with_data + "nothing.npz": "no such file",
         with_data + "images --preprocess unit": "a.png",
         with_data + "blank --preprocess unit": "image",
