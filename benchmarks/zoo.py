@@ -167,6 +167,14 @@ ROWS = (
     refined(
         "resnet56-refined", "resnet56", "--method basis --macs 0.36 --ratio 2.63", 20, "92.6 %"
     ),
+    refined(
+        "resnet56-refined-50000",
+        "resnet56",
+        "--method basis --macs 0.36 --ratio 2.63",
+        4,
+        "93.0 %, goal 93.3",
+        50_000,
+    ),
     refined("resnet56-12x-refined", "resnet56", "--ratio 12", 6, "92.4 %, goal 93.3"),
     refined("resnet56-16x-refined", "resnet56", "--ratio 16", 8, "91.2 %, goal 92.8"),
     refined(
@@ -175,6 +183,14 @@ ROWS = (
         "--method binary:stacks=1,channels=16 --skip /conv1/Conv --skip /linear/Gemm",
         12,
         "89.9 %",
+    ),
+    refined(
+        "resnet56-binary-refined-50000",
+        "resnet56",
+        "--method binary:stacks=1,channels=16 --skip /conv1/Conv --skip /linear/Gemm",
+        3,
+        "90.89 %, goal 91.89",
+        50_000,
     ),
     refined("resnet56-hashed-refined", "resnet56", "--method hashed --ratio 11.56", 56, "85.4 %"),
     refined(

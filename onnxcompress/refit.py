@@ -132,15 +132,22 @@ class _Fit:
         self.cross = np.zeros(weight.shape, np.float32)
         self.answers = np.zeros(weight.shape[:2])
         self.squares = np.zeros(weight.shape[:2])
-        work = zip(range(len(original)), original, compressed, strict=True)
-        for group in gathered(each(look, work, jobs)):
+
+        def summed(group: list[tuple[Array, Array]]) -> tuple[Statistics, Array, Array, Array]:
             seen, truth = (np.concatenate(parts, axis=1) for parts in zip(*group, strict=True))
-            self.statistics = self.statistics + Statistics.of(seen)
             responses = truth @ weight.swapaxes(1, 2)
-            self.squares += np.square(responses, dtype=np.float64).sum(1)
-            self.answers += responses.sum(1)
+            squares = np.square(responses, dtype=np.float64).sum(1)
+            cross = responses.swapaxes(1, 2) @ seen if self.changed else self.cross
+            return Statistics.of(seen), squares, responses.sum(1), cross
+
+        work = zip(range(len(original)), original, compressed, strict=True)
+        groups = gathered(each(look, work, jobs))
+        for statistics, squares, answers, cross in each(summed, groups, jobs, ahead=jobs - 1):
+            self.statistics = self.statistics + statistics
+            self.squares += squares
+            self.answers += answers
             if self.changed:
-                self.cross += responses.swapaxes(1, 2) @ seen
+                self.cross += cross
         count = self.statistics.count
         self.mean = self.answers / count
         self.variance = np.maximum(self.squares / count - np.square(self.mean), 0)
