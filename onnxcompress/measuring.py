@@ -157,7 +157,7 @@ def calibrate(
         exact: look at every patch instead of at most ``PATCHES`` drawn ones.
 
     Raises:
-        DataError: with some samples a layer reads NaN or infinities.
+        DataError: with some samples a layer reads NaN, infinities, or what overflows if squared.
     """
     samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
     if shapes is None:
@@ -192,7 +192,7 @@ class _Look:
     """What some layers read of a batch.  Where it is unpickled, the model is loaded anew.
 
     Raises:
-        DataError: a layer reads what is not finite.
+        DataError: a layer reads what is not finite, or would not be if squared.
     """
 
     def __init__(self, model: Model, read: Mapping[str, tuple[Layer, str, int | None]]) -> None:
@@ -221,10 +221,10 @@ class _Look:
             for name, (layer, tensor, limit) in self.read.items()
         }
         for name, part in found.items():
-            if not np.isfinite(part).all():
+            if not np.isfinite(np.vdot(part, part)):
                 raise DataError(
-                    f"with some samples layer {name!r} reads NaN or infinities; "
-                    "leave out these samples, or the layer (--skip)"
+                    f"with some samples layer {name!r} reads NaN or infinities, or values too "
+                    "large to be squared; leave out these samples, or the layer (--skip)"
                 )
         return found
 

@@ -328,6 +328,8 @@ def bad_inputs(folder):
     samples = np.zeros((8, 3, SIZE, SIZE), np.float32)
     samples[0, 0, 0, 0] = np.nan
     np.savez(folder / "nan.npz", x=samples)
+    samples[0, 0, 0, 0] = 1e25
+    np.savez(folder / "huge.npz", x=samples)
     np.savez(folder / "pickle.npz", x=np.array([{}] * 4, object))
     np.savez(folder / "onehot.npz", x=np.zeros((4, 3, SIZE, SIZE), np.float32), y=np.zeros((4, 10)))
     (folder / "images").mkdir(exist_ok=True)
@@ -352,6 +354,7 @@ def bad_inputs(folder):
         with_data + "types.npz": "complex64",
         with_data + "pickle.npz": "pickle",
         with_data + "nan.npz": "reads NaN or infinities",
+        with_data + "huge.npz": "too large to be squared",
         with_data + "nothing.npz": "no such file",
         with_data + "images --preprocess unit": "a.png",
         with_data + "blank --preprocess unit": "image",
