@@ -45,9 +45,31 @@ def frontier(options: Iterable[Option]) -> list[Option]:
     return best
 
 
-def least(options: Mapping[str, Sequence[Option]]) -> float:
-    """What the cheapest options cost together."""
-    return spent({name: min(p, key=lambda o: o.cost) for name, p in options.items()})
+def leanest(options: Mapping[str, Sequence[Option]]) -> dict[str, Option]:
+    """The choice that costs least, what is shared included.
+
+    What is shared may outweigh all else: it is left out one by one, whatever helps most first.
+    """
+    best = now = _cheapest(options)
+    while needed := frozenset[tuple[str, int]]().union(*(o.shared for o in now.values())):
+        fewer = [_only(options, needed - {one}) for one in sorted(needed)]
+        found = [_cheapest(some) for some in fewer if all(some.values())]
+        if not found:
+            break
+        now = min(found, key=spent)
+        best = min(best, now, key=spent)
+    return best
+
+
+def _cheapest(options: Mapping[str, Sequence[Option]]) -> dict[str, Option]:
+    return {name: min(found, key=lambda o: o.cost) for name, found in options.items()}
+
+
+def _only(
+    options: Mapping[str, Sequence[Option]], allowed: frozenset[tuple[str, int]]
+) -> dict[str, list[Option]]:
+    """The options that share nothing but what is allowed."""
+    return {name: [o for o in found if o.shared <= allowed] for name, found in options.items()}
 
 
 def _cost(shared: Iterable[tuple[str, int]]) -> int:
@@ -66,9 +88,10 @@ def choose(
     Raises:
         BudgetError: no choice is found that keeps within the limits.
     """
-    if least(options) > limit:
+    floor = leanest(options)
+    if spent(floor) > limit:
         raise BudgetError(
-            f"the layers need at least {least(options):,}, but the budget is {int(limit):,}"
+            f"the layers need at least {spent(floor):,}, but the budget is {int(limit):,}"
         )
     allowed = frozenset[tuple[str, int]]().union(*(o.shared for p in options.values() for o in p))
     best, error = _with(options, allowed, limit, work)
@@ -78,12 +101,20 @@ def choose(
         index = int(np.argmin([e for _, e in found]))
         if best is not None and found[index][1] > error:
             break
+        if found[index][0] is None:  # none fits yet: what helps most is left out
+            index = int(np.argmin([_floor(options, some) for some in fewer]))
         allowed, (best, error) = fewer[index], found[index]
     if best is None and work == inf:  # only the cheapest of all fits
-        return {name: min(points, key=lambda o: o.cost) for name, points in options.items()}
+        return floor
     if best is None:
         raise BudgetError("no choice of settings keeps within both limits")
     return best
+
+
+def _floor(options: Mapping[str, Sequence[Option]], allowed: frozenset[tuple[str, int]]) -> float:
+    """What the cheapest options cost that share nothing but what is allowed."""
+    some = _only(options, allowed)
+    return spent(_cheapest(some)) if all(some.values()) else inf
 
 
 def _with(
@@ -93,7 +124,7 @@ def _with(
     work: float,
 ) -> tuple[dict[str, Option] | None, float]:
     """The choice among options that share nothing but what is allowed, and its error."""
-    points = {n: [o for o in found if o.shared <= allowed] for n, found in options.items()}
+    points = _only(options, allowed)
     if not all(points.values()):
         return None, inf
     table = _Table.of(points)

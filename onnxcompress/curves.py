@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha1
 from math import inf
 
-from onnxcompress.budget import BudgetError, Option, choose, frontier, hull, least, spent
+from onnxcompress.budget import BudgetError, Option, choose, frontier, hull, leanest, spent
 from onnxcompress.core import Candidate
 from onnxcompress.graph import overhead
 from onnxcompress.measuring import Job, time_layers
@@ -75,7 +75,7 @@ class Curves:
     @property
     def bounds(self) -> tuple[float, float]:
         """The least and the greatest cost of the layers."""
-        cheapest = least(self.options)  # with what is shared, which may outweigh all else
+        cheapest = spent(leanest(self.options))
         most = sum(max(o.cost for o in points) for points in self.options.values())
         return cheapest, max(most, cheapest)
 

@@ -7,6 +7,7 @@ is moved until the whole keeps the target.  The values of the weights do not mat
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from onnxcompress.parallel import each
 from onnxcompress.runtime import Latency, latency
 from onnxcompress.targets import Target
 
-LATENCY_TRIALS = 4  # of a limit for the layers, until the whole model keeps the target
+LATENCY_TRIALS = 5  # of a limit for the layers, until the whole model keeps the target
+LEAST_KEPT = 0.25  # of what the layers save alone, that a model is supposed to save
 SPARE = 64  # bytes less than needed at the first trial, twice as many at each that follows
 BYTE_TRIALS = 10  # files built, without data, to find what graph overhead leaves of a ratio
 
@@ -64,16 +66,18 @@ def _latency_limit(job: Job, curves: Curves, share: float) -> float:
         rough = rewrite(job.runnable, _blanks(job, curves.at(limit)), {}, {})
         return latency(job.runnable, rough, one, PROVIDERS)
 
-    first = spent(most)
-    goal, limit = share * first.before, most - (1 - share) * first.before
-    for _ in range(LATENCY_TRIALS):
-        if limit < smallest:
-            break
+    found = spent(most)
+    limit, reached = most - (1 - share) * found.before, inf
+    for trial in range(LATENCY_TRIALS):
+        limit = smallest if trial == LATENCY_TRIALS - 1 else max(limit, smallest)
         found = spent(limit)
         if found.ratio <= share:
             return limit
-        limit -= 1.1 * (found.ratio * found.before - goal)
-    reached = spent(smallest).ratio
+        reached = min(reached, found.ratio)
+        if limit == smallest:
+            break
+        kept = (1 - found.ratio) * found.before / (most - limit)  # of what layers alone save
+        limit -= 1.1 * (found.ratio - share) * found.before / max(kept, LEAST_KEPT)
     raise BudgetError(
         f"{share:g} of the time is out of reach; the least that was measured is {reached:.3f}"
     )

@@ -67,6 +67,7 @@ from onnxcompress.validation import (
 )
 
 TRIALS = 9  # real evaluations of a fidelity target
+LESS = 0.98  # of the cost found, at which a single method has to hold to be searched on
 SIZE_TRIALS = 3  # further ones of a ratio that is missed
 SUSPECTS = 6  # layers that are looked at as they were, the others compressed,
 HURTS = 0.3  # named if that takes away this share of the outputs' error
@@ -311,9 +312,10 @@ class _Run:
         if not self.target.sized and not self.target.faithful:
             return self._finished(self.curves.bounds[0] if self.all_pinned else inf)
         limit = size_limit(self.job, self.curves, self.target, self.metadata)
+        method = None
         if self.target.faithful:
-            limit = self._bisected(limit)
-        return self._finished(limit)
+            limit, method = self._bisected(limit)
+        return self._finished(limit, method)
 
     def trade_off(
         self, targets: Sequence[Target], metadata: Callable[[Target], Mapping[str, str]]
@@ -388,21 +390,49 @@ class _Run:
         )
         return "macs" if factored else "bytes"
 
-    def _bisected(self, limit: float) -> float:
-        """The least cost, up to ``limit``, at which the fidelity target holds on real runs."""
+    def _bisected(self, limit: float) -> tuple[float, str | None]:
+        """The least cost, up to ``limit``, at which the fidelity target holds on real runs.
+
+        And the method that reaches it alone; None for all of them.
+        """
         low, high = float(self.curves.bounds[0]), min(limit, float(self.curves.bounds[1]))
         if self.target.sized:  # the size target decides; fidelity is judged at the end
-            return high
+            return high, None
+        found, best = self._searched(low, high, None), None
+        less = LESS * found
+        if self._alone and less > low:
+            for method in self._close(less, self.curves.at(less)):
+                if self._reaches(less, method):
+                    found, best = self._searched(low, less, method), method
+                    less = LESS * found
+        return found, best
+
+    def _searched(self, low: float, high: float, method: str | None) -> float:
+        """The least cost in this range, by bisection; the greatest is not tried."""
         best, tries = high, range(TRIALS)
         for _ in self.job.track(tries, "searching", len(tries)):
             if high - low <= 0.005 * high:
                 break
             middle = (low + high) / 2
-            if self._holds(self.builder.build(self.curves.at(middle), self.metadata).model):
+            if self._reaches(middle, method):
                 best = high = middle
             else:
                 low = middle
         return best
+
+    def _reaches(self, limit: float, method: str | None) -> bool:
+        """Whether the fidelity target holds with layers of this cost."""
+        try:
+            chosen = self.curves.at(limit, method)
+        except BudgetError:
+            return False
+        return self._holds(self.builder.build(chosen, self.metadata).model)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether single methods are worth trying beside the mix."""
+        several = len(self.curves.methods) > 1 and not self.target.latency
+        return several and self.job.held_out is not None and self.original.nbytes <= SMALL
 
     def _predicted(self, chosen: Mapping[str, Candidate]) -> float | None:
         """Output SNR in dB; None without data."""
@@ -418,12 +448,17 @@ class _Run:
         self.skipped |= built.failed
         return built.model, built.fitted
 
-    def _compressed(self, limit: float) -> tuple[_Built, dict[str, float]]:
+    def _compressed(
+        self, limit: float, method: str | None = None
+    ) -> tuple[_Built, dict[str, float]]:
         """The best model within the limit, and the layers that hurt it: their shares.
 
         The one that hurts most is left as it was where that helps.
+
+        Args:
+            method: the only one, by name; None for all.
         """
-        chosen, result, fitted = self._best(limit)
+        chosen, result, fitted = self._best(limit) if method is None else self._sized(limit, method)
         if self.target.faithful and not self._holds(result):
             result, fitted = self._build(chosen, tried=True)
         built, hurting = (chosen, result, fitted), self._hurting(chosen, fitted)
@@ -441,8 +476,7 @@ class _Run:
         where methods are mixed.
         """
         best = self._sized(limit)
-        several = len(self.curves.methods) > 1 and self.target.sized and not self.target.latency
-        if not several or self.job.held_out is None or self.original.nbytes > SMALL:
+        if not self.target.sized or not self._alone:
             return best
         close = [*self._close(limit, best[0])]
         loss = self.builder.loss(best[2]) if close else 0.0
@@ -490,8 +524,8 @@ class _Run:
             result, fitted = self._build(chosen)
         return chosen, result, fitted
 
-    def _finished(self, limit: float) -> tuple[Model, Report]:
-        (chosen, result, fitted), hurting = self._compressed(limit)
+    def _finished(self, limit: float, method: str | None = None) -> tuple[Model, Report]:
+        (chosen, result, fitted), hurting = self._compressed(limit, method)
         predicted = self._predicted(chosen)
         if predicted is not None and predicted < NOISE:
             self.warnings.append(

@@ -5,7 +5,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from onnxcompress.budget import BudgetError, Option, choose, frontier
+from onnxcompress.budget import BudgetError, Option, choose, frontier, leanest, spent
 from onnxcompress.core import Candidate
 
 NOTHING = Candidate(None, 0, (), 0.0)
@@ -49,3 +49,38 @@ def test_an_impossible_limit_names_the_least(options):
     choose(options, least)
     with pytest.raises(BudgetError, match=f"{least:,}"):
         choose(options, least - 1)
+
+
+def _with_tables(rng):
+    """Layers that may share a large table, a small one, or none; the others err less."""
+    tables = [frozenset[tuple[str, int]](), frozenset({("a", 300)}), frozenset({("b", 2000)})]
+    return {
+        name: [
+            Option(int(cost), float(error), NOTHING, shared)
+            for shared, base in zip(tables, (900, 700, 100), strict=True)
+            for cost, error in zip(base + rng.integers(0, 300, 3), rng.random(3), strict=True)
+        ]
+        for name in "abcd"
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_choice_costs_less_than_the_leanest_with_what_is_shared(seed):
+    options = _with_tables(np.random.default_rng(seed))
+    every = (dict(zip(options, c, strict=True)) for c in product(*options.values()))
+    least = min(map(spent, every))
+    assert spent(leanest(options)) == least
+    choose(options, least)
+    with pytest.raises(BudgetError, match=f"{least:,}"):
+        choose(options, least - 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("more", [1.0, 1.1, 1.5])
+def test_what_is_shared_is_never_worse_to_have_than_not(seed, more):
+    options = _with_tables(np.random.default_rng(seed))
+    without = {name: [o for o in found if not o.shared] for name, found in options.items()}
+    limit = more * spent(leanest(without))
+    found, other = choose(options, limit), choose(without, limit)
+    assert spent(found) <= limit
+    assert sum(o.error for o in found.values()) <= sum(o.error for o in other.values())

@@ -16,6 +16,7 @@ from onnxcompress.methods.basis import BasisWeight
 from onnxcompress.metrics import Fidelity, MetricError, decibel, find_metric, has_class_scores
 from onnxcompress.report import Epoch
 from onnxcompress.runtime import Latency
+from onnxcompress.specs import parse
 from onnxcompress.tables import show_report
 from onnxcompress.validation import Validation
 
@@ -387,6 +388,19 @@ def test_auto_is_no_worse_than_each_of_its_methods(net, batches):
     assert snr["auto"] > max(snr.values()) - 0.2
 
 
+@pytest.mark.parametrize("target", [oc.Target(min_snr=25), oc.Target(min_snr=40)])
+def test_a_fidelity_target_costs_no_more_than_by_a_single_method(net, batches, target):
+    sizes = {
+        title: oc.compress(net, methods=methods, target=target, samples=batches)[0].nbytes
+        for title, methods in {
+            "auto": None,
+            "integer": parse("integer"),
+            "codebook": parse("codebook"),
+        }.items()
+    }
+    assert sizes["auto"] <= min(sizes.values()) / pipeline.LESS
+
+
 def test_a_single_method_is_taken_where_it_turns_out_better_than_the_mix(net, batches, monkeypatch):
     def misjudged(job, observed, found):
         for name, known in found.items():
@@ -420,6 +434,30 @@ def test_a_verdict_on_speed_needs_an_effect_above_the_spread():
     ratios = {(0.7, 0.9): "faster", (1.05, 1.2): "slower", (0.9, 1.1): "inconclusive"}
     for (low, high), verdict in ratios.items():
         assert Latency(1, 1, (low + high) / 2, low, high).verdict == verdict
+
+
+@pytest.mark.parametrize("share", [0.9, 0.8, 0.72])
+def test_a_share_of_the_time_that_the_cheapest_settings_reach_is_not_refused(
+    net, batches, monkeypatch, share
+):
+    """By a clock on which the model saves 60 % of what its layers save alone."""
+
+    def clock(fixed, kept):
+        def spent(model, other, sample, *_):
+            before, after = (sum(input_shapes(m, sample)[1].values()) for m in (model, other))
+            took = before - kept * (before - after) + fixed * before
+            ratio = took / (before * (1 + fixed))
+            return Latency(before * (1 + fixed), took, ratio, ratio, ratio)
+
+        return spent
+
+    monkeypatch.setattr("onnxcompress.measuring.latency", clock(0, 1))
+    for module in ("limits", "validation"):
+        monkeypatch.setattr(f"onnxcompress.{module}.latency", clock(1, 0.6))
+    _, report = oc.compress(net, target=oc.Target(latency=share), samples=batches)
+    assert not report.failures and report.comparison.latency.ratio <= share
+    with pytest.raises(oc.BudgetError, match=r"least that was measured is 0\.[67]"):
+        oc.compress(net, target=oc.Target(latency=0.5), samples=batches)
 
 
 def test_a_latency_target_is_met_by_measurement_or_refused(batches):
