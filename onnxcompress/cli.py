@@ -243,6 +243,9 @@ def sweep(source: Path, **given: Any) -> int:
         _print_json({"points": report.to_dict()["points"], "provenance": made})
     else:
         tables.show_points(points, given["metric"])
+    if all(point.failures for point in points):
+        tables.say(f"Error: no target is met: {'; '.join(points[0].failures)}")
+        return MISSED
     return DONE
 
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.cli import main
 from onnxcompress.methods import METHODS
+from onnxcompress.runtime import Latency
 
 SIZE = 12
 
@@ -560,6 +561,25 @@ def test_a_point_of_a_sweep_is_what_compress_writes(run, tmp_path):
     [point] = [p for p in json.loads(out)["points"] if p["target"] == report["target"]]
     assert code == 0 and point["snr"] == min(report["comparison"]["snr"].values())
     assert point["ratio"] == report["comparison"]["ratio"]
+
+
+def test_a_sweep_marks_the_points_that_compress_would_refuse(run, monkeypatch):
+    times = iter([Latency(1, 1, 1, 1, 1), *[Latency(1, 1.2, 1.2, 1.1, 1.3)] * 4])
+    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: next(times))
+    asked = "--method basis --calib {data}/data.npz --cache kept --macs 0.6"
+    reason = "it is slower: 1.20 of the original's time"
+    code, out, _ = run(f"sweep {{data}}/net.onnx {asked} --macs 0.8 --plot curve.svg")
+    [_, good, bad] = out.splitlines()
+    assert code == 0 and "refused" not in good and bad.endswith(f"refused: {reason}")
+    drawn = Path("curve.svg").read_text("utf-8")
+    assert "open: refused" in drawn and drawn.count('<circle class="open"') == 1
+    code, out, err = run(f"sweep {{data}}/net.onnx {asked} --json --report page.html")
+    [point] = json.loads(out)["points"]
+    assert code == 1 and err == f"Error: no target is met: {reason}\n"
+    assert point["failures"] == [reason]
+    assert "refused: it is slower" in Path("page.html").read_text("utf-8")
+    code, _, err = run(f"{{data}}/net.onnx out.onnx {asked}")
+    assert code == 1 and err == f"Error: {reason}\n"
 
 
 def test_a_sweep_without_a_point_says_so(run):

@@ -445,6 +445,16 @@ def test_the_trade_off_shows_what_compress_gives(least, net, batches, tmp_path, 
         assert point.ratio == net.nbytes / model.nbytes
         assert point.snr == report.comparison.worst_snr
         assert point.agreement == report.comparison.agreement
+        assert point.macs == report.comparison.after.macs
+
+
+def test_a_point_of_a_trade_off_says_why_compress_would_refuse_it(net, batches, monkeypatch):
+    slow = Latency(before=1, after=1.2, ratio=1.2, low=1.1, high=1.3)
+    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: slow)
+    targets = [oc.Target(ratio=1.5), oc.Target(macs=0.9)]
+    small, fast = oc.trade_off(net, targets, methods=[oc.Basis()], samples=batches)
+    assert small.failures == ()
+    assert fast.failures == ("it is slower: 1.20 of the original's time",)
 
 
 def test_a_cache_changes_no_byte(net, batches, tmp_path):
