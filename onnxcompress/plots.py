@@ -8,7 +8,7 @@ from html import escape
 from math import ceil, floor, isfinite, log2, log10
 
 from onnxcompress.report import Comparison, Point, Refinement, Row, TradeOff
-from onnxcompress.wording import layer, refusal
+from onnxcompress.wording import guessed, layer, refusal
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 56, 54, 36, 20
 LINE = 22  # height of a line of text
@@ -60,7 +60,7 @@ def sweep(points: Sequence[Point], metric: str) -> Plot:
     opened = "; open: refused" * any(point.failures for point in shown)
     return Plot(
         x=SMALLER["macs" if fewer else "bytes"],
-        y=(metric if labelled else "SNR of the outputs, dB") + opened,
+        y=(metric if labelled else f"SNR of the outputs{guessed(shown)}, dB") + opened,
         lines=[("", [mark.place for mark in marks])],
         marks=marks,
         key=False,

@@ -142,10 +142,11 @@ class Point:
         target: for which `compress` gives exactly this model, in words.
         ratio: file bytes before / after.
         macs: multiplications of the model.
-        snr: of the worst output on held-out samples, in dB.
-        agreement: share of held-out samples with the same top class; None without class scores.
+        snr: of the worst output, in dB.
+        agreement: share of samples with the same top class; None without class scores.
         metric: by labels; None without them.
         baseline: the original's metric.
+        samples: how many the outputs were compared on; random where ``real`` is false.
         failures: why `compress` would not write it; empty if it would.
     """
 
@@ -156,6 +157,8 @@ class Point:
     agreement: float | None = None
     metric: float | None = None
     baseline: float | None = None
+    samples: int = 0
+    real: bool = True
     failures: tuple[str, ...] = ()
 
 
@@ -232,6 +235,8 @@ class Report:
             both.agreement,
             both.after.metric,
             both.before.metric,
+            both.samples,
+            both.real,
             self.failures,
         )
 

@@ -49,7 +49,7 @@ def _range(found: Sequence[Point]) -> str:
 
     def told(point: Point) -> str:
         work, size = (point.macs or 0) / 1e6, ratio(point.ratio or 1)
-        snr = f"SNR {number(point.snr, '.1f')} dB"
+        snr = f"SNR {number(point.snr, '.1f')} dB{'' if point.real else ' on RANDOM samples'}"
         quality = snr if point.metric is None else f"{point.metric:.2f} by labels"
         return f"{quality} with {f'{work:,.2f} MMACs' if fewer else f'a file {size}'}"
 
@@ -118,15 +118,25 @@ def facts(both: Comparison, which: str = "", refined: Refinement | None = None) 
         was = number(refined and refined.metric, ".2f")
         old, new = f"{before.metric:.2f}", f"{after.metric:.2f}"
         yield Fact(f"{both.metric}, by labels", old, new, change, was)
-    kind = which if both.real else "RANDOM"
-    seen = f"on {both.samples} {kind} samples".replace("  ", " ")
-    seen = seen if both.samples else "by itself, on RANDOM inputs"
+    told = seen(both, which)
     if both.agreement is not None:
         was = number(refined and refined.agreement, ".2%")
-        yield Fact("same top class", "", f"{both.agreement:.2%}", seen, was)
+        yield Fact("same top class", "", f"{both.agreement:.2%}", told, was)
     for name, snr in both.snr.items():
         was = number(refined and refined.snr.get(name), ".2f")
-        yield Fact(f"SNR of {name}, dB", "", f"{snr:.2f}", seen, was)
+        yield Fact(f"SNR of {name}, dB", "", f"{snr:.2f}", told, was)
+
+
+def seen(both: Comparison | Point, which: str = "") -> str:
+    """What outputs were compared on, of samples of this kind."""
+    kind = which if both.real else "RANDOM"
+    told = f"on {both.samples} {kind} samples".replace("  ", " ")
+    return told if both.samples else "by itself, on RANDOM inputs"
+
+
+def guessed(found: Sequence[Point]) -> str:
+    """What the outputs of a sweep were compared on if that says little, else ""."""
+    return next((f" {seen(point)}" for point in found if not point.real), "")
 
 
 def training(both: Comparison, refined: Refinement) -> str:
@@ -158,7 +168,8 @@ def points(found: Sequence[Point], metric: str) -> list[tuple[str, ...]]:
         )
         for point in found
     ]
-    table = [("target", "ratio", "MMACs", "SNR dB", "agreement", metric, ""), *rows]
+    snr = f"SNR dB{guessed(found)}"
+    table = [("target", "ratio", "MMACs", snr, "agreement", metric, ""), *rows]
     return table if any(point.failures for point in found) else [row[:-1] for row in table]
 
 

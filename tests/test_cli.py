@@ -582,6 +582,17 @@ def test_a_sweep_marks_the_points_that_compress_would_refuse(run, monkeypatch):
     assert code == 1 and err == f"Error: {reason}\n"
 
 
+def test_a_sweep_without_samples_says_that_its_inputs_are_random(run):
+    line = "sweep {data}/net.onnx --method integer --ratio 4 --cache kept"
+    code, out, _ = run(f"{line} --plot curve.svg --report page.html")
+    assert code == 0 and "SNR dB on 2 RANDOM samples" in out and "%" not in out
+    assert "SNR of the outputs on 2 RANDOM samples" in Path("curve.svg").read_text("utf-8")
+    page = Path("page.html").read_text("utf-8")
+    assert "random inputs, which say little" in page and "held-out" not in page
+    [point] = json.loads(run(f"{line} --json")[1])["points"]
+    assert (point["agreement"], point["samples"], point["real"]) == (None, 2, False)
+
+
 def test_a_sweep_without_a_point_says_so(run):
     code, _, err = run("sweep {data}/net.onnx --method half --calib {data}/data.npz --ratio 50")
     assert code == 2 and "none of the targets" in err
