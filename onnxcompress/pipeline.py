@@ -167,13 +167,19 @@ def trade_off(
 ) -> Iterator[Point]:
     """What `compress` would give for each of these size targets, from one fit of all candidates.
 
-    A point says why `compress` would refuse it.  Targets out of reach are left out; the other
-    arguments are those of `compress`.
+    A point says why `compress` would refuse it; of a target out of reach that is all it says.  The
+    other arguments are those of `compress`.
 
     Args:
         metadata: for each target the entries that count in the file's size.
+
+    Raises:
+        TargetError: no methods are given, and `auto` has not the same for all of these targets.
     """
-    methods = auto(targets[0]) if methods is None else methods
+    if methods is None:
+        methods = auto(targets[0])
+        if any(auto(target) != methods for target in targets):
+            raise TargetError("sizes and multiplications need methods of their own: give methods")
     jobs = jobs or cores()
     with one_thread_each(), helped(jobs), opened(engine):
         run = _Run(
@@ -324,12 +330,14 @@ class _Run:
     def trade_off(
         self, targets: Sequence[Target], metadata: Callable[[Target], Mapping[str, str]]
     ) -> Iterator[Point]:
-        """What each of the targets gives; those out of reach are left out."""
+        """What each of the targets gives, or what can be attained where it is out of reach."""
         self._look()
         for target in targets:
             self.target, self.metadata = target, metadata(target)
-            with suppress(BudgetError):
+            try:
                 yield self._reached()[1].point
+            except BudgetError as error:
+                yield Point(str(target), failures=(str(error),))
 
     def _look(self) -> None:
         """Fit and measure every candidate, or remember what was found before."""

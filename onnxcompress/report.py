@@ -140,7 +140,7 @@ class Point:
 
     Attributes:
         target: for which `compress` gives exactly this model, in words.
-        ratio: file bytes before / after.
+        ratio: file bytes before / after; None, as all that follows, where there is no such model.
         macs: multiplications of the model.
         snr: of the worst output, in dB.
         agreement: share of samples with the same top class; None without class scores.

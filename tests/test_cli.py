@@ -593,9 +593,29 @@ def test_a_sweep_without_samples_says_that_its_inputs_are_random(run):
     assert (point["agreement"], point["samples"], point["real"]) == (None, 2, False)
 
 
-def test_a_sweep_without_a_point_says_so(run):
-    code, _, err = run("sweep {data}/net.onnx --method half --calib {data}/data.npz --ratio 50")
-    assert code == 2 and "none of the targets" in err
+def test_a_size_out_of_reach_is_shown_with_what_can_be_attained(run):
+    code, out, _ = run(f"{SWEEP} --ratio 50 --cache kept --plot curve.svg")
+    reason = "a ratio of 50 is out of reach; the most that the layers allow is "
+    assert code == 0 and f"refused: {reason}" in out.splitlines()[-1]
+    assert Path("curve.svg").read_text("utf-8").count("<circle") == 2
+    [*_, point] = json.loads(run(f"{SWEEP} --ratio 50 --cache kept --json")[1])["points"]
+    assert point["ratio"] is None and point["failures"][0].startswith(reason)
+
+
+def test_a_sweep_of_sizes_out_of_reach_ends_as_compress_does(run):
+    asked = "--method integer --calib {data}/data.npz --cache kept --ratio 50"
+    ends = [
+        run(f"sweep {{data}}/net.onnx {asked} --ratio 90 --plot curve.svg"),
+        run(f"{{data}}/net.onnx out.onnx {asked}"),
+    ]
+    for code, out, err in ends:
+        assert code == 1 and not out and "a ratio of 50 is out of reach; the most" in err
+    assert os.listdir() == ["kept"]
+
+
+def test_a_sweep_of_two_kinds_of_targets_is_refused(run):
+    code, out, err = run(f"{SWEEP} --macs 0.5")
+    assert code == 2 and not out and err.count("\n") == 1 and "one of them at a time" in err
 
 
 # ------------------------------------------------------------------------------- a refinement
