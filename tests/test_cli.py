@@ -16,8 +16,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.cli import main
+from onnxcompress.graph import save
 from onnxcompress.methods import METHODS
 from onnxcompress.runtime import Latency
+from onnxcompress.validation import Validation
 
 SIZE = 12
 
@@ -552,15 +554,32 @@ def test_a_sweep_prints_what_each_size_costs_and_draws_it(run, tmp_path):
     ]
 
 
-def test_a_point_of_a_sweep_is_what_compress_writes(run, tmp_path):
-    _, out, _ = run(f"{SWEEP} --json")
-    code, printed, _ = run(
-        "{data}/net.onnx out.onnx --method integer --calib {data}/data.npz --ratio 4 --json"
+@pytest.mark.parametrize(
+    ("methods", "targets"),
+    [
+        ("integer --method basis", ("--ratio 2", "--ratio 4")),
+        ("auto", ("--macs 0.8", "--macs 0.6")),
+    ],
+)
+def test_a_point_of_a_sweep_is_the_file_that_compress_writes(run, monkeypatch, methods, targets):
+    even = Latency(1, 1, 1, 1, 1)
+    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: even)
+    compared, compare = [], Validation.compare
+    monkeypatch.setattr(
+        Validation, "compare", lambda self, *two: compared.append(two[0]) or compare(self, *two)
     )
-    report = json.loads(printed)
-    [point] = [p for p in json.loads(out)["points"] if p["target"] == report["target"]]
-    assert code == 0 and point["snr"] == min(report["comparison"]["snr"].values())
-    assert point["ratio"] == report["comparison"]["ratio"]
+    asked = f"--calib {{data}}/data.npz --eval {{data}}/labelled.npz --json --method {methods}"
+    points = json.loads(run(f"sweep {{data}}/net.onnx {asked} {' '.join(targets)}")[1])["points"]
+    shown, compared[:] = [*compared], []
+    for target, point, model in zip(targets, points, shown, strict=True):
+        code, out, _ = run(f"{{data}}/net.onnx out.onnx {asked} {target}")
+        report = json.loads(out)
+        both = report["comparison"]
+        save(model, Path("point.onnx"))
+        assert code == 0 and Path("point.onnx").read_bytes() == Path("out.onnx").read_bytes()
+        assert point["target"] == report["target"] and point["ratio"] == both["ratio"]
+        assert point["snr"] == min(both["snr"].values())
+        assert point["metric"] == both["after"]["metric"]
 
 
 def test_a_sweep_marks_the_points_that_compress_would_refuse(run, monkeypatch):
