@@ -132,9 +132,11 @@ def target(given: Mapping[str, Any]) -> Target | None:
 
 
 def targets(ratios: Sequence[float], macs: Sequence[float]) -> list[Target]:
-    """Size targets from the mildest on; multiplications instead of bytes if only they are given."""
+    """Size targets from the mildest on, of one kind: each needs methods and an axis of its own."""
     from onnxcompress.targets import Target
 
+    if ratios and macs:
+        raise click.UsageError("--ratio and --macs are two curves: sweep one of them at a time")
     if not ratios and not macs:
         ratios = SWEPT
     with asking():

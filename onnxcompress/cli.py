@@ -187,6 +187,7 @@ def sweep(source: Path, **given: Any) -> int:
     Every point is what compress gives for that target, all from one fit of the candidates.
     """
     from onnxcompress import graph, pipeline, plots, tables
+    from onnxcompress.budget import BudgetError
     from onnxcompress.report import Report
 
     with redirect_stdout(sys.stderr):
@@ -227,8 +228,8 @@ def sweep(source: Path, **given: Any) -> int:
                     **measured,
                 )
             )
-    if not points:
-        raise click.UsageError("none of the targets can be reached: ask for less, or --method auto")
+    if all(point.ratio is None for point in points):
+        raise BudgetError("; ".join(points[0].failures))
     if given["plot"]:
         given["plot"].parent.mkdir(parents=True, exist_ok=True)  # as compress does for OUTPUT
         given["plot"].write_text(plots.sweep(points, given["metric"]).svg(alone=True), "utf-8")
@@ -243,6 +244,9 @@ def sweep(source: Path, **given: Any) -> int:
         _print_json({"points": report.to_dict()["points"], "provenance": made})
     else:
         tables.show_points(points, given["metric"])
+    if all(point.failures for point in points):
+        tables.say(f"Error: no target is met: {'; '.join(points[0].failures)}")
+        return MISSED
     return DONE
 
 

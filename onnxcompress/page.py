@@ -107,7 +107,7 @@ def _render(report: Report, title: str, place: str, metric: str, count: int) -> 
 
 def _curve(report: Report, metric: str) -> str:
     """What was measured of a sweep, else what the candidates allowed; "" where neither is known."""
-    if report.points:
+    if any(point.ratio is not None for point in report.points):
         return plots.sweep(report.points, metric).svg()
     if report.trade_off is None or len(report.trade_off.points) < LEAST:
         return ""

@@ -168,12 +168,19 @@ def trade_off(
 ) -> Iterator[Point]:
     """What `compress` would give for each of these size targets, from one fit of all candidates.
 
-    Targets out of reach are left out; the other arguments are those of `compress`.
+    A point says why `compress` would refuse it; of a target out of reach that is all it says.  The
+    other arguments are those of `compress`.
 
     Args:
         metadata: for each target the entries that count in the file's size.
+
+    Raises:
+        TargetError: no methods are given, and `auto` has not the same for all of these targets.
     """
-    methods = auto(targets[0]) if methods is None else methods
+    if methods is None:
+        methods = auto(targets[0])
+        if any(auto(target) != methods for target in targets):
+            raise TargetError("sizes and multiplications need methods of their own: give methods")
     jobs = jobs or cores()
     with one_thread_each(), helped(jobs), opened(engine):
         run = _Run(
@@ -309,6 +316,11 @@ class _Run:
 
     def result(self) -> tuple[Model, Report]:
         self._look()
+        return self._reached()
+
+    def _reached(self) -> tuple[Model, Report]:
+        """What the candidates give for the target."""
+        self._price()
         if not self.target.sized and not self.target.faithful:
             return self._finished(self.curves.bounds[0] if self.all_pinned else inf)
         limit = size_limit(self.job, self.curves, self.target, self.metadata)
@@ -320,27 +332,14 @@ class _Run:
     def trade_off(
         self, targets: Sequence[Target], metadata: Callable[[Target], Mapping[str, str]]
     ) -> Iterator[Point]:
-        """What each of the targets gives; those out of reach are left out."""
+        """What each of the targets gives, or what can be attained where it is out of reach."""
         self._look()
         for target in targets:
             self.target, self.metadata = target, metadata(target)
             try:
-                self._price()
-                limit = size_limit(self.job, self.curves, target, self.metadata)
-            except BudgetError:
-                continue
-            (chosen, model, fitted), _ = self._compressed(limit)
-            rows = list(self._rows(chosen, fitted))
-            fidelity = self.validation.fidelity(model)
-            yield Point(
-                str(target),
-                self.original.nbytes / model.nbytes,
-                sum(row.macs[1] for row in rows) + self.curves.outside,
-                fidelity.worst_snr,
-                fidelity.agreement,
-                self.validation.metric_of(model),
-                self.validation.baseline,
-            )
+                yield self._reached()[1].point
+            except BudgetError as error:
+                yield Point(str(target), failures=(str(error),))
 
     def _look(self) -> None:
         """Fit and measure every candidate, or remember what was found before."""
@@ -360,7 +359,6 @@ class _Run:
             raise BudgetError(
                 "no layer can be compressed by these methods: onnxcompress inspect says by which"
             )
-        self._price()
         if job.fit is not None and self.builder.correct:
             self.observed.kept.clear()  # refit takes its own; these are large
         else:

@@ -8,7 +8,7 @@ from html import escape
 from math import ceil, floor, isfinite, log2, log10
 
 from onnxcompress.report import Comparison, Point, Refinement, Row, TradeOff
-from onnxcompress.wording import layer
+from onnxcompress.wording import guessed, layer, refusal
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 56, 54, 36, 20
 LINE = 22  # height of a line of text
@@ -43,22 +43,28 @@ Pair = tuple[float, float]
 
 
 def sweep(points: Sequence[Point], metric: str) -> Plot:
-    """Quality against size: the metric where there are labels, else the SNR of the outputs."""
-    labelled = all(point.metric is not None for point in points)
-    fewer = len({point.macs for point in points}) > 1
-    most = max(point.macs for point in points)
+    """Quality against size: the metric where there are labels, else the SNR of the outputs.
+
+    What `compress` would not write is an open circle, what was not measured is left out.
+    """
+    shown = [point for point in points if point.ratio is not None]
+    labelled = all(point.metric is not None and isfinite(point.metric) for point in shown)
+    macs = [point.macs or 1 for point in shown]
+    fewer = len({*macs}) > 1
     marks = []
-    for point in points:
-        x = most / point.macs if fewer else point.ratio
-        y = (point.metric or 0.0) if labelled else point.snr
-        marks.append(Mark((x, y), "", f"{x:.3g}: {y:.2f}"))
+    for point, work in zip(shown, macs, strict=True):
+        x = max(macs) / work if fewer else point.ratio or 1.0
+        y = (point.metric if labelled else point.snr) or 0.0
+        told = ", ".join(filter(None, (f"{x:.3g}: {y:.2f}", refusal(point))))
+        marks.append(Mark((x, y), "open" if point.failures else "", told))
+    opened = "; open: refused" * any(point.failures for point in shown)
     return Plot(
         x=SMALLER["macs" if fewer else "bytes"],
-        y=metric if labelled else "SNR of the outputs, dB",
+        y=(metric if labelled else f"SNR of the outputs{guessed(shown)}, dB") + opened,
         lines=[("", [mark.place for mark in marks])],
         marks=marks,
         key=False,
-        level=points[0].baseline if labelled else None,
+        level=shown[0].baseline if labelled else None,
     )
 
 

@@ -139,22 +139,27 @@ class Point:
     """One point of a trade-off.
 
     Attributes:
-        target: that `compress` meets with exactly this model, in words.
-        ratio: file bytes before / after.
+        target: for which `compress` gives exactly this model, in words.
+        ratio: file bytes before / after; None, as all that follows, where there is no such model.
         macs: multiplications of the model.
-        snr: of the worst output on held-out samples, in dB.
-        agreement: share of held-out samples with the same top class; None without class scores.
+        snr: of the worst output, in dB.
+        agreement: share of samples with the same top class; None without class scores.
         metric: by labels; None without them.
         baseline: the original's metric.
+        samples: how many the outputs were compared on; random where ``real`` is false.
+        failures: why `compress` would not write it; empty if it would.
     """
 
     target: str
-    ratio: float
-    macs: int
-    snr: float
-    agreement: float | None
-    metric: float | None
+    ratio: float | None = None
+    macs: int | None = None
+    snr: float | None = None
+    agreement: float | None = None
+    metric: float | None = None
     baseline: float | None = None
+    samples: int = 0
+    real: bool = True
+    failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,6 +220,25 @@ class Report:
     @property
     def worse(self) -> bool:
         return bool(self.failures)
+
+    @property
+    def point(self) -> Point:
+        """What a trade-off shows of it."""
+        both = self.comparison
+        if both is None:
+            return Point(self.target, failures=self.failures)
+        return Point(
+            self.target,
+            both.ratio,
+            both.after.macs,
+            both.worst_snr,
+            both.agreement,
+            both.after.metric,
+            both.before.metric,
+            both.samples,
+            both.real,
+            self.failures,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types."""

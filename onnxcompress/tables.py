@@ -176,9 +176,9 @@ def show_points(found: Sequence[Point], metric: str) -> None:
     [first, *names], *rows = points(found, metric)
     table = _table(first)
     for name in names:
-        table.add_column(_text(name), justify="right")
-    for row in rows:
-        table.add_row(*row)
+        table.add_column(_text(name), justify="right" if name else "left")
+    for row, point in zip(rows, found, strict=True):
+        table.add_row(*map(_text, row), style="dim" if point.failures else "")
     _print(table)
 
 

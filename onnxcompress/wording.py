@@ -41,17 +41,24 @@ def reached(report: Report) -> str:
 
 
 def _range(found: Sequence[Point]) -> str:
-    """Of a sweep: its ends."""
-    fewer = len({point.macs for point in found}) > 1
+    """Of a sweep: the ends of what `compress` would write."""
+    met = [point for point in found if not point.failures]
+    if not met:
+        return "no target is met"
+    fewer = len({point.macs for point in met}) > 1
 
     def told(point: Point) -> str:
-        size = f"{point.macs / 1e6:,.2f} MMACs" if fewer else f"a file {ratio(point.ratio)}"
-        snr = f"SNR {point.snr:.1f} dB"
-        return f"{snr if point.metric is None else f'{point.metric:.2f} by labels'} with {size}"
+        work, size = (point.macs or 0) / 1e6, ratio(point.ratio or 1)
+        snr = f"SNR {number(point.snr, '.1f')} dB{'' if point.real else ' on RANDOM samples'}"
+        quality = snr if point.metric is None else f"{point.metric:.2f} by labels"
+        return f"{quality} with {f'{work:,.2f} MMACs' if fewer else f'a file {size}'}"
 
-    ends = ", ".join(map(told, found if len(found) < 2 else (found[0], found[-1])))
-    baseline = found[0].baseline
-    return ends if baseline is None else f"{ends}; the original has {baseline:.2f}"
+    parts = [", ".join(map(told, met if len(met) < 2 else (met[0], met[-1])))]
+    if met[0].baseline is not None:
+        parts.append(f"the original has {met[0].baseline:.2f}")
+    if len(met) < len(found):
+        parts.append(f"{len(found) - len(met)} of {len(found)} targets refused")
+    return "; ".join(parts)
 
 
 def ratio(value: float) -> str:
@@ -111,15 +118,25 @@ def facts(both: Comparison, which: str = "", refined: Refinement | None = None) 
         was = number(refined and refined.metric, ".2f")
         old, new = f"{before.metric:.2f}", f"{after.metric:.2f}"
         yield Fact(f"{both.metric}, by labels", old, new, change, was)
-    kind = which if both.real else "RANDOM"
-    seen = f"on {both.samples} {kind} samples".replace("  ", " ")
-    seen = seen if both.samples else "by itself, on RANDOM inputs"
+    told = seen(both, which)
     if both.agreement is not None:
         was = number(refined and refined.agreement, ".2%")
-        yield Fact("same top class", "", f"{both.agreement:.2%}", seen, was)
+        yield Fact("same top class", "", f"{both.agreement:.2%}", told, was)
     for name, snr in both.snr.items():
         was = number(refined and refined.snr.get(name), ".2f")
-        yield Fact(f"SNR of {name}, dB", "", f"{snr:.2f}", seen, was)
+        yield Fact(f"SNR of {name}, dB", "", f"{snr:.2f}", told, was)
+
+
+def seen(both: Comparison | Point, which: str = "") -> str:
+    """What outputs were compared on, of samples of this kind."""
+    kind = which if both.real else "RANDOM"
+    told = f"on {both.samples} {kind} samples".replace("  ", " ")
+    return told if both.samples else "by itself, on RANDOM inputs"
+
+
+def guessed(found: Sequence[Point]) -> str:
+    """What the outputs of a sweep were compared on if that says little, else ""."""
+    return next((f" {seen(point)}" for point in found if not point.real), "")
 
 
 def training(both: Comparison, refined: Refinement) -> str:
@@ -142,15 +159,23 @@ def points(found: Sequence[Point], metric: str) -> list[tuple[str, ...]]:
     rows = [
         (
             point.target,
-            f"{point.ratio:.2f}",
-            f"{point.macs / 1e6:,.2f}",
-            f"{point.snr:.2f}",
+            number(point.ratio, ".2f"),
+            number(point.macs and point.macs / 1e6, ",.2f"),
+            number(point.snr, ".2f"),
             number(point.agreement, ".2%"),
             number(point.metric, ".2f"),
+            refusal(point),
         )
         for point in found
     ]
-    return [("target", "ratio", "MMACs", "SNR dB", "agreement", metric), *rows]
+    snr = f"SNR dB{guessed(found)}"
+    table = [("target", "ratio", "MMACs", snr, "agreement", metric, ""), *rows]
+    return table if any(point.failures for point in found) else [row[:-1] for row in table]
+
+
+def refusal(point: Point) -> str:
+    """Why `compress` would not write it; "" where it would."""
+    return f"refused: {'; '.join(point.failures)}" if point.failures else ""
 
 
 # --------------------------------------------------------------------------------------- the layers

@@ -16,7 +16,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.cli import main
+from onnxcompress.graph import save
 from onnxcompress.methods import METHODS
+from onnxcompress.runtime import Latency
+from onnxcompress.validation import Validation
 
 SIZE = 12
 
@@ -551,20 +554,87 @@ def test_a_sweep_prints_what_each_size_costs_and_draws_it(run, tmp_path):
     ]
 
 
-def test_a_point_of_a_sweep_is_what_compress_writes(run, tmp_path):
-    _, out, _ = run(f"{SWEEP} --json")
-    code, printed, _ = run(
-        "{data}/net.onnx out.onnx --method integer --calib {data}/data.npz --ratio 4 --json"
+@pytest.mark.parametrize(
+    ("methods", "targets"),
+    [
+        ("integer --method basis", ("--ratio 2", "--ratio 4")),
+        ("auto", ("--macs 0.8", "--macs 0.6")),
+    ],
+)
+def test_a_point_of_a_sweep_is_the_file_that_compress_writes(run, monkeypatch, methods, targets):
+    even = Latency(1, 1, 1, 1, 1)
+    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: even)
+    compared, compare = [], Validation.compare
+    monkeypatch.setattr(
+        Validation, "compare", lambda self, *two: compared.append(two[0]) or compare(self, *two)
     )
-    report = json.loads(printed)
-    [point] = [p for p in json.loads(out)["points"] if p["target"] == report["target"]]
-    assert code == 0 and point["snr"] == min(report["comparison"]["snr"].values())
-    assert point["ratio"] == report["comparison"]["ratio"]
+    asked = f"--calib {{data}}/data.npz --eval {{data}}/labelled.npz --json --method {methods}"
+    points = json.loads(run(f"sweep {{data}}/net.onnx {asked} {' '.join(targets)}")[1])["points"]
+    shown, compared[:] = [*compared], []
+    for target, point, model in zip(targets, points, shown, strict=True):
+        code, out, _ = run(f"{{data}}/net.onnx out.onnx {asked} {target}")
+        report = json.loads(out)
+        both = report["comparison"]
+        save(model, Path("point.onnx"))
+        assert code == 0 and Path("point.onnx").read_bytes() == Path("out.onnx").read_bytes()
+        assert point["target"] == report["target"] and point["ratio"] == both["ratio"]
+        assert point["snr"] == min(both["snr"].values())
+        assert point["metric"] == both["after"]["metric"]
 
 
-def test_a_sweep_without_a_point_says_so(run):
-    code, _, err = run("sweep {data}/net.onnx --method half --calib {data}/data.npz --ratio 50")
-    assert code == 2 and "none of the targets" in err
+def test_a_sweep_marks_the_points_that_compress_would_refuse(run, monkeypatch):
+    times = iter([Latency(1, 1, 1, 1, 1), *[Latency(1, 1.2, 1.2, 1.1, 1.3)] * 4])
+    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: next(times))
+    asked = "--method basis --calib {data}/data.npz --cache kept --macs 0.6"
+    reason = "it is slower: 1.20 of the original's time"
+    code, out, _ = run(f"sweep {{data}}/net.onnx {asked} --macs 0.8 --plot curve.svg")
+    [_, good, bad] = out.splitlines()
+    assert code == 0 and "refused" not in good and bad.endswith(f"refused: {reason}")
+    drawn = Path("curve.svg").read_text("utf-8")
+    assert "open: refused" in drawn and drawn.count('<circle class="open"') == 1
+    code, out, err = run(f"sweep {{data}}/net.onnx {asked} --json --report page.html")
+    [point] = json.loads(out)["points"]
+    assert code == 1 and err == f"Error: no target is met: {reason}\n"
+    assert point["failures"] == [reason]
+    assert "refused: it is slower" in Path("page.html").read_text("utf-8")
+    code, _, err = run(f"{{data}}/net.onnx out.onnx {asked}")
+    assert code == 1 and err == f"Error: {reason}\n"
+
+
+def test_a_sweep_without_samples_says_that_its_inputs_are_random(run):
+    line = "sweep {data}/net.onnx --method integer --ratio 4 --cache kept"
+    code, out, _ = run(f"{line} --plot curve.svg --report page.html")
+    assert code == 0 and "SNR dB on 2 RANDOM samples" in out and "%" not in out
+    assert "SNR of the outputs on 2 RANDOM samples" in Path("curve.svg").read_text("utf-8")
+    page = Path("page.html").read_text("utf-8")
+    assert "random inputs, which say little" in page and "held-out" not in page
+    [point] = json.loads(run(f"{line} --json")[1])["points"]
+    assert (point["agreement"], point["samples"], point["real"]) == (None, 2, False)
+
+
+def test_a_size_out_of_reach_is_shown_with_what_can_be_attained(run):
+    code, out, _ = run(f"{SWEEP} --ratio 50 --cache kept --plot curve.svg")
+    reason = "a ratio of 50 is out of reach; the most that the layers allow is "
+    assert code == 0 and f"refused: {reason}" in out.splitlines()[-1]
+    assert Path("curve.svg").read_text("utf-8").count("<circle") == 2
+    [*_, point] = json.loads(run(f"{SWEEP} --ratio 50 --cache kept --json")[1])["points"]
+    assert point["ratio"] is None and point["failures"][0].startswith(reason)
+
+
+def test_a_sweep_of_sizes_out_of_reach_ends_as_compress_does(run):
+    asked = "--method integer --calib {data}/data.npz --cache kept --ratio 50"
+    ends = [
+        run(f"sweep {{data}}/net.onnx {asked} --ratio 90 --plot curve.svg"),
+        run(f"{{data}}/net.onnx out.onnx {asked}"),
+    ]
+    for code, out, err in ends:
+        assert code == 1 and not out and "a ratio of 50 is out of reach; the most" in err
+    assert os.listdir() == ["kept"]
+
+
+def test_a_sweep_of_two_kinds_of_targets_is_refused(run):
+    code, out, err = run(f"{SWEEP} --macs 0.5")
+    assert code == 2 and not out and err.count("\n") == 1 and "one of them at a time" in err
 
 
 # ------------------------------------------------------------------------------- a refinement

@@ -202,6 +202,12 @@ def test_a_sweep_is_its_points_and_their_curve():
     assert "top5" in found.text["th"]
 
 
+def test_a_sweep_of_which_nothing_could_be_measured_is_a_page_without_a_curve():
+    _, found = render(Report(points=(Point("9 times smaller file", failures=("too far",)),)))
+    assert found.text["h1"] == ["No target is met."] and found.text["h2"] == ["Points"]
+    assert "refused: too far" in found.text["td"]
+
+
 def test_without_jinja2_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(page, "jinja2", None)
     with pytest.raises(page.PageError, match=r"pip install 'onnxcompress\[report\]'"):

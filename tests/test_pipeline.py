@@ -477,12 +477,30 @@ def test_the_trade_off_shows_what_compress_gives(least, net, batches, tmp_path, 
         monkeypatch.setattr(pipeline, name, least)
     targets = [oc.Target(ratio=ratio) for ratio in (2, 3.5, 500)]
     points = list(oc.trade_off(net, targets, samples=batches, cache=tmp_path))
-    assert len(points) == 2  # the last is out of reach
-    for target, point in zip(targets, points, strict=False):
+    with pytest.raises(oc.BudgetError) as error:
+        oc.compress(net, target=targets.pop(), samples=batches, cache=tmp_path)
+    assert points.pop() == oc.Point("500 times smaller file", failures=(str(error.value),))
+    for target, point in zip(targets, points, strict=True):
         model, report = oc.compress(net, target=target, samples=batches, cache=tmp_path)
         assert point.ratio == net.nbytes / model.nbytes
         assert point.snr == report.comparison.worst_snr
         assert point.agreement == report.comparison.agreement
+        assert point.macs == report.comparison.after.macs
+
+
+def test_a_point_of_a_trade_off_says_why_compress_would_refuse_it(net, batches, monkeypatch):
+    slow = Latency(before=1, after=1.2, ratio=1.2, low=1.1, high=1.3)
+    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: slow)
+    targets = [oc.Target(ratio=1.5), oc.Target(macs=0.9)]
+    small, fast = oc.trade_off(net, targets, methods=[oc.Basis()], samples=batches)
+    assert small.failures == ()
+    assert fast.failures == ("it is slower: 1.20 of the original's time",)
+
+
+def test_targets_that_need_different_methods_share_no_trade_off_by_default(net, batches):
+    targets = [oc.Target(ratio=1.5), oc.Target(macs=0.9)]
+    with pytest.raises(oc.TargetError, match="methods of their own"):
+        next(oc.trade_off(net, targets, samples=batches))
 
 
 def test_a_cache_changes_no_byte(net, batches, tmp_path):
