@@ -399,6 +399,7 @@ class _Fit:
         weights = sum(
             np.bincount(c, s[:, 0] ** 2, len(table)) for c, s in zip(flat, sizes, strict=True)
         )
+        unused = np.flatnonzero(weights == 0)
         weights = np.maximum(weights, 1e-12 * np.max(weights))[:, None]
         direction, square = None, 0.0
         for _ in range(TABLE_STEPS):
@@ -417,8 +418,21 @@ class _Fit:
                 break
             table = table + (square / curve * direction).astype(table.dtype)
             residual = residual - square / curve * gathered(images)
+        if self.width > 1:  # single values stay in order
+            table[unused] = self._worst(len(unused), values, gradients, sizes, np.abs(table).max())
         self.table = _in_bytes(table)
         return self._scaled(codes, self._decoded(codes, scale), scale)
+
+    def _worst(
+        self, count: int, values: Any, gradients: Any, sizes: list[Array], most: float
+    ) -> Array:
+        """The pieces with the largest errors, before rounding, within the range of the table."""
+        errors, wanted = [], []
+        for w, v, g, size in zip(self.weights, values, gradients, sizes, strict=True):
+            errors.append(((v - w) * g).reshape(-1, self.width).sum(1))
+            wanted.append(w.reshape(-1, self.width) / np.maximum(size, 1e-30))
+        worst = np.argsort(-np.concatenate(errors), kind="stable")[:count]
+        return np.clip(np.concatenate(wanted)[worst], -most, most)
 
     def _ordered(self, codes: list[Array]) -> Array:
         """Codes in the order of the inputs, without those of padding."""

@@ -185,3 +185,15 @@ def test_an_array_of_another_method_is_packed_too(rng):
     )
     errors = [known.error(layer.weight, w.decode()) for w in (plain, packed)]
     assert errors[1] < 1.05 * errors[0] and packed.nbytes < 0.3 * plain.nbytes
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_table_of_its_own_finds_the_few_vectors_that_a_weight_is_made_of(seed):
+    rng = np.random.default_rng(seed)
+    few = rng.choice([-1, -0.5, 0, 0.5, 1], size=(120, 4))
+    weight = few[rng.integers(len(few), size=(48, 36))].reshape(48, 144)
+    weight /= np.sqrt(np.square(weight).mean(1, keepdims=True))
+    layer = Layer("layer", "Gemm", weight.astype(np.float32))
+    statistics = Statistics.of(rng.normal(size=(1, 600, 144)).astype(np.float32))
+    approximation = fitted("codebook:vector=4,table=own", layer, statistics).decode()
+    assert statistics.error(layer.weight, approximation) < 1e-4
