@@ -595,6 +595,23 @@ class DecodedWeight(CompressedWeight):
         return layer.apply(op, x, self.emit_weight(op, layer.weight.dtype), bias=layer.bias)
 
 
+@dataclass(frozen=True, eq=False)
+class Plain(DecodedWeight):
+    """An array that stays as it is."""
+
+    weight: Array
+
+    def decode(self) -> Array:
+        return self.weight
+
+    def scaled(self, gain: Array) -> Plain:
+        column = gain.reshape(-1, *(1,) * (self.weight.ndim - 1))
+        return Plain((self.weight * column).astype(self.weight.dtype))
+
+    def emit_weight(self, op: Emitter, dtype: Any) -> Value:
+        return self.weight.astype(dtype)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A setting on a layer's rate-distortion curve.

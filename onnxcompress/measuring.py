@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from onnxcompress.calibration import GATHERED_BYTES, patches
-from onnxcompress.core import Array, Candidate, Layer, Statistics
+from onnxcompress.core import Array, Candidate, CompressedWeight, Layer, Plain, Statistics
 from onnxcompress.data import DataError, Samples, from_batches, input_specs, random_samples
 from onnxcompress.graph import (
     Model,
@@ -37,6 +37,8 @@ PATCHES_PER_INPUT = 2  # but at least so many per input of a patch
 EXPOSED_BYTES = 128 << 20  # activations read out of the model at a time, per batch
 WEIGH_WORK = 10**12  # multiplications spent on measuring sensitivities
 WEIGH_SAMPLES = 64
+WEIGH_WHOLE = 2**18  # weights of a layer above which only some of its filters are changed,
+WEIGH_FILTERS = 128  # about so many
 TIMED = 10  # candidates of a layer whose latency is measured,
 TIMING_SECONDS = 0.1  # each for so long
 FIRST_RUN = 600.0  # seconds that the first run of a model may take, on one sample
@@ -288,7 +290,7 @@ def weigh(
     def sensitivity(name: str) -> float:
         layer = job.layers[name].read()
         setting = min(candidates[name], key=lambda c: (abs(c.error - WEIGH_ERROR), c.nbytes))
-        weight = setting.fitted(layer, replace(statistics[name]))
+        weight, error = _changed(layer, setting, statistics[name])
         readers = job.readers(name)
         shift = statistics[name].shift(layer.weight, weight.astype(np.float32).decode())
         biases = {
@@ -300,13 +302,29 @@ def weigh(
         fidelity = Fidelity()
         for batch, expected in zip(batches, reference, strict=True):
             fidelity.add(alone.outputs, expected, alone.run(batch))
-        return float(np.sqrt(fidelity.loss / max(setting.error, 1e-9)))
+        return float(np.sqrt(fidelity.loss / max(error, 1e-9)))
 
     found = job.track(each(sensitivity, names, job.jobs, len(names)), "weighing layers", len(names))
     weights = dict(zip(names, found, strict=True))
     typical = float(np.median(list(weights.values()))) or 1.0
     usable = {name: w if np.isfinite(w) and w > 0 else typical for name, w in weights.items()}
     return dict.fromkeys(candidates, typical) | usable
+
+
+def _changed(
+    layer: Layer, candidate: Candidate, statistics: Statistics
+) -> tuple[CompressedWeight, float]:
+    """A layer's weight in a setting, and its error; of a large one some filters, to save time."""
+    step, decoded = len(layer.weight) // WEIGH_FILTERS, len(candidate.factors) == 1
+    if layer.weight.size <= WEIGH_WHOLE or layer.groups > 1 or step < 2 or not decoded:
+        return candidate.fitted(layer, replace(statistics)), candidate.error
+    assert candidate.setting is not None
+    some, weight = slice(step // 2, None, step), layer.weight.copy()
+    part = replace(layer, weight=layer.weight[some])
+    weight[some] = candidate.setting.fit(part, replace(statistics)).decode()
+    energy = max(statistics.energy(layer.weight), 1e-30)
+    error = statistics.energy(part.weight - weight[some]) / energy
+    return Plain(weight), error
 
 
 def largest_first(layers: Mapping[str, Layer]) -> list[str]:

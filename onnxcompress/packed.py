@@ -22,10 +22,10 @@ from onnxcompress.core import (
     Array,
     Candidate,
     CompressedWeight,
-    DecodedWeight,
     Emitter,
     Layer,
     Method,
+    Plain,
     Shape,
     Statistics,
     Value,
@@ -174,23 +174,6 @@ def _refitted(stage: Layer, layer: Layer, expanded: Array, metric: Array) -> Lay
     cross = layer.grouped.astype(np.float64) @ images.swapaxes(1, 2)
     solved = np.linalg.solve(gram, cross.swapaxes(1, 2)).swapaxes(1, 2)
     return replace(stage, weight=solved.reshape(stage.weight.shape).astype(np.float32))
-
-
-@dataclass(frozen=True, eq=False)
-class Plain(DecodedWeight):
-    """An array that stays as it is."""
-
-    weight: Array
-
-    def decode(self) -> Array:
-        return self.weight
-
-    def scaled(self, gain: Array) -> Plain:
-        column = gain.reshape(-1, *(1,) * (self.weight.ndim - 1))
-        return Plain((self.weight * column).astype(self.weight.dtype))
-
-    def emit_weight(self, op: Emitter, dtype: Any) -> Value:
-        return self.weight.astype(dtype)
 
 
 @dataclass(frozen=True, eq=False)
