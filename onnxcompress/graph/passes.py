@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnxcompress.core import Array
 from onnxcompress.graph.files import detached
-from onnxcompress.graph.layers import LARGE, SMALL, is_overridable
+from onnxcompress.graph.layers import SMALL, is_overridable
 from onnxcompress.graph.model import (
     FLOATS,
     Model,
@@ -194,10 +194,10 @@ def _zeros_around(model: Model, pad: NodeProto) -> list[int] | None:
 
 
 def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model:
-    """Store what nodes compute from constants alone, where it is float and large.
+    """Store the floats that nodes compute from constants alone.
 
-    Every such tensor of `LARGE` entries or more that is read while the model runs, or is an output,
-    becomes an initializer of the same name.  What served nothing but its computation is removed.
+    Every such tensor that is read while the model runs, or is an output, becomes an initializer of
+    the same name.  What served nothing but its computation is removed.
 
     Args:
         run: the outputs of a model that takes no inputs; called for one tensor at a time.
@@ -213,7 +213,7 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
         chain = ancestors(nodes, index, makers)
         names = [name for name in nodes[index].output if model.consumers[name]]
         values = _computed(model, [nodes[i] for i in chain], names, run)
-        if not any(name in wanted and _is_large(value) for name, value in values.items()):
+        if not any(name in wanted and _is_float(value) for name, value in values.items()):
             continue
         for name, value in values.items():  # all of them: the node goes as a whole
             add_constant(result, name, spilled(value) if large else value)
@@ -255,8 +255,8 @@ def _output_types(model: Model) -> list[int]:
     return [output.type.tensor_type.elem_type for output in inferred.graph.output]
 
 
-def _is_large(value: Array) -> bool:
-    return value.size >= LARGE and onnx.helper.np_dtype_to_tensor_dtype(value.dtype) in FLOATS
+def _is_float(value: Array) -> bool:
+    return onnx.helper.np_dtype_to_tensor_dtype(value.dtype) in FLOATS
 
 
 def _remove_chains(model: Model, folded: set[int], used: set[int]) -> None:
