@@ -233,12 +233,52 @@ def test_what_callers_may_override_is_left_alone(rng):
     assert unchanged(build(cast_weight(), {"w": halves(rng)}, inputs=["w"]))
 
 
-def test_whole_numbers_are_left_alone():
+def test_indices_are_left_alone():
     nodes = [
         node("Cast", ["w"], "picked", to=TensorProto.INT64),
         node("GatherElements", ["x", "picked"], "y", axis=1),
     ]
     assert unchanged(build(nodes, {"w": np.ones((2, 1000), np.uint8)}))
+
+
+SCALES = {"scale": np.float32(0.01), "zero": np.int8(3)}
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_weights_that_are_dequantized_for_products_in_8_bits_are_left_alone(per_row, rng):
+    size = (32,) if per_row else ()
+    weights = {name: np.full(size, value) for name, value in SCALES.items()}
+    weights["w"] = rng.integers(-128, 128, (32, 40), np.int8)
+    weights["v"] = rng.integers(-128, 128, (32, 32), np.int8)
+    nodes = [
+        node("DequantizeLinear", ["v", "scale", "zero"], "square", axis=0),
+        node("Transpose", ["square"], "turned"),
+        node("MatMul", ["x", "turned"], "z"),
+        node("DequantizeLinear", ["w", "scale", "zero"], "wide", axis=0),
+        node("MatMul", ["z", "wide"], "y"),
+    ]
+    assert unchanged(build(nodes, weights))
+
+
+def test_weights_that_were_quantized_as_they_are_decoded_are_stored_in_8_bits(rng):
+    grid = ("scale", "zero")
+    nodes = [
+        node("DequantizeLinear", ["codes", *grid], "known"),
+        node("Mul", ["known", "scales"], "wide"),
+        node("QuantizeLinear", ["wide", *grid], "narrow"),
+        node("DequantizeLinear", ["narrow", *grid], "again"),
+        node("MatMul", ["x", "again"], "y"),
+    ]
+    weights = {name: np.asarray(value) for name, value in SCALES.items()}
+    weights["codes"] = rng.integers(-128, 128, (32, 40), np.int8)
+    weights["scales"] = rng.random((32, 1), np.float32)
+    dense = expand(build(nodes, weights))
+    assert [name for name, _ in operators(dense)] == ["DequantizeLinear", "MatMul"]
+    assert set(dense.initializers) == {*grid, "narrow"}
+    stored = dense.read("narrow")
+    assert stored.dtype == np.int8
+    exact = (weights["codes"] - 3.0) * weights["scales"]
+    assert np.abs(stored - 3.0 - exact).max() < 0.51
 
 
 def test_large_constants_are_no_chain(rng):
