@@ -342,6 +342,7 @@ class _Run:
 
     def _look(self) -> None:
         """Fit and measure every candidate, or remember what was found before."""
+        _ = self.validation.baseline  # a metric of no use is found out before the work
         job = self.job
         model = digest(self.original) if self.cache.folder else None
         key: list[Any] = [version("onnxcompress"), model]
