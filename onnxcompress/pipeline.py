@@ -499,9 +499,10 @@ class _Run:
                 f"the output SNR was predicted to be {predicted:.1f} dB: that is noise "
                 "unless the corrections or a distillation recover it"
             )
+        skips = {name: self._skip(name) for name in hurting}
         self.warnings += [
-            f"{name} alone causes {share:.0%} of the output's error; "
-            f"--skip {quote(name)} leaves it as it is"
+            f"{self._together(name)} alone causes {share:.0%} of the output's error; "
+            f"{skips[name]} leaves it as it is"
             for name, share in hurting.items()
         ]
         rows = tuple(self._rows(chosen, fitted))
@@ -537,6 +538,7 @@ class _Run:
             predicted=predicted,
             trade_off=self.curves.trade_off(chosen),
             hurting=hurting,
+            skips=skips,
             failures=tuple(failed),
             curves={} if not self.target.faithful else self.curves.points(),
             warnings=(*self.warnings, *noted),
@@ -583,8 +585,19 @@ class _Run:
         better = self.builder.loss(other[2]) < self.builder.loss(built[2])
         if not better or (self.target.faithful and not self._holds(other[1])):
             return None
-        self.skipped[worst] = f"it caused {hurting[worst]:.0%} of the output's error"
+        caused = f"it caused {hurting[worst]:.0%} of the output's error"
+        reason = f"{caused}; {self._skip(worst)} leaves it out from the start"
+        self.skipped |= dict.fromkeys(self.job.readers(worst), reason)
         return other
+
+    def _together(self, leader: str) -> str:
+        """A layer, or the weight that it shares with others."""
+        readers = self.job.readers(leader)
+        return leader if len(readers) == 1 else f"the weight of {', '.join(readers)}"
+
+    def _skip(self, leader: str) -> str:
+        """The options that leave a weight as it is: with one layer left out, others change it."""
+        return " ".join(f"--skip {quote(name)}" for name in self.job.readers(leader))
 
     def _holds(self, model: Model) -> bool:
         """Whether a model reaches the fidelity target; one that does not run does not."""
