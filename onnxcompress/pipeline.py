@@ -298,9 +298,10 @@ class _Run:
             raise TargetError(
                 "the model is too large to be loaded as a whole, which --latency and --refine need"
             )
-        if (target.min_snr or target.min_agreement) and self.job.held_out is None:
+        compared = target.min_snr is not None or target.min_agreement is not None
+        if compared and self.job.held_out is None:
             raise TargetError("a fidelity target needs calibration samples: give --calib")
-        if target.min_agreement and not self.validation.scores:
+        if target.min_agreement is not None and not self.validation.scores:
             raise TargetError("the model has no class scores to agree on: use --min-snr")
         if target.max_drop is not None and not self.evaluated:
             raise TargetError("--max-drop needs labelled samples: give --eval")

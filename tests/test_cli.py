@@ -145,6 +145,14 @@ def test_the_result_records_how_it_was_made(run):
     assert "compressed before" in run("out.onnx more.onnx --calib {data}/data.npz --macs 0.9")[2]
 
 
+@pytest.mark.parametrize("drop", ["0", "5"])
+def test_a_result_that_is_judged_by_labels_records_them_whatever_may_be_lost(drop, run):
+    run(f"{GOOD} --macs 0.6 --max-drop {drop} --eval {{data}}/labelled.npz --force")
+    config = json.loads(metadata("out.onnx")["onnxcompress.config"])
+    assert config["target"]["max_drop"] == float(drop)
+    assert config["metric"] == "top1" and config["evaluation"][0] == 40
+
+
 def test_a_missed_target_writes_nothing_unless_forced(run):
     line = f"{GOOD} --macs 0.3 --min-snr 90"
     Path("out.onnx").write_text("old")
