@@ -12,9 +12,10 @@ from onnxcompress.runtime import Session
 def expand(model: Model) -> Model:
     """A copy in which stored weights take the place of the nodes that decode them.
 
-    Every float tensor of at least 1024 entries that depends on constants alone becomes an
-    initializer under its own name, wherever it comes from.  Random numbers, nodes with bodies and
-    what a caller may override are left alone, and all else stays byte for byte.
+    Every tensor of floats or bytes that depends on constants alone becomes an initializer under its
+    own name, wherever it comes from; what a DequantizeLinear reads, not what it makes of that.
+    Other whole numbers, random ones, nodes with bodies and what a caller may override are left
+    alone, and all else stays byte for byte.
 
     Raises:
         ModelError: onnxruntime cannot compute one of them.

@@ -137,7 +137,8 @@ def find_metric(name: str) -> Metric:
     """A metric by name, or ``module:function`` called with (outputs, labels).
 
     Raises:
-        MetricError: there is no such metric; the function raises what it meets too, as one.
+        MetricError: there is no such metric; the function raises what it meets too, as one, and
+            where the scores are not one a sample.
     """
     if name in METRICS:
         return METRICS[name]
@@ -154,9 +155,15 @@ def find_metric(name: str) -> Metric:
 
     def metric(output: Array, labels: Array) -> Array:
         try:
-            return found(output, labels)
+            result = np.asarray(found(output, labels))
         except Exception as error:  # the user's code
             reason = f"{type(error).__name__}: {error}"
             raise MetricError(f"the metric {name!r} failed: {reason}") from error
+        if result.shape != output.shape[:1] or result.dtype.kind not in "fiub":
+            raise MetricError(
+                f"the metric {name!r} must give one number a sample, of shape ({len(output)},), "
+                f"but gave {result.dtype} of shape {result.shape}"
+            )
+        return result
 
     return metric

@@ -93,7 +93,7 @@ def _render(report: Report, title: str, place: str, metric: str, count: int) -> 
         bars=plots.layers(rows),
         reasons=wording.reasons(report),
         named=NAMED,
-        skips=wording.skips(report),
+        skips=" ".join(report.skips.values()),
         training=wording.training(both, refined) if both and refined else "",
         losses=plots.training(refined).svg() if refined else "",
         command=[quote(word) for word in ("onnxcompress", *report.provenance.get("command", ()))],

@@ -306,9 +306,10 @@ class _Run:
             raise TargetError(
                 "the model is too large to be loaded as a whole, which --latency and --refine need"
             )
-        if (target.min_snr or target.min_agreement) and self.job.held_out is None:
+        compared = target.min_snr is not None or target.min_agreement is not None
+        if compared and self.job.held_out is None:
             raise TargetError("a fidelity target needs calibration samples: give --calib")
-        if target.min_agreement and not self.validation.scores:
+        if target.min_agreement is not None and not self.validation.scores:
             raise TargetError("the model has no class scores to agree on: use --min-snr")
         if target.max_drop is not None and not self.evaluated:
             raise TargetError("--max-drop needs labelled samples: give --eval")
@@ -343,6 +344,7 @@ class _Run:
 
     def _look(self) -> None:
         """Fit and measure every candidate, or remember what was found before."""
+        _ = self.validation.baseline  # a metric of no use is found out before the work
         job = self.job
         model = digest(self.original) if self.cache.folder else None
         key: list[Any] = [version("onnxcompress"), model]
@@ -530,9 +532,10 @@ class _Run:
                 f"the output SNR was predicted to be {predicted:.1f} dB: that is noise "
                 "unless the corrections or a distillation recover it"
             )
+        skips = {name: self._skip(name) for name in hurting}
         self.warnings += [
-            f"{name} alone causes {share:.0%} of the output's error; "
-            f"--skip {quote(name)} leaves it as it is"
+            f"{self._together(name)} alone causes {share:.0%} of the output's error; "
+            f"{skips[name]} leaves it as it is"
             for name, share in hurting.items()
         ]
         rows = tuple(self._rows(chosen, fitted))
@@ -568,6 +571,7 @@ class _Run:
             predicted=predicted,
             trade_off=self.curves.trade_off(chosen),
             hurting=hurting,
+            skips=skips,
             failures=tuple(failed),
             curves={} if not self.target.faithful else self.curves.points(),
             warnings=(*self.warnings, *noted),
@@ -614,8 +618,19 @@ class _Run:
         better = self.builder.loss(other[2]) < self.builder.loss(built[2])
         if not better or (self.target.faithful and not self._holds(other[1])):
             return None
-        self.skipped[worst] = f"it caused {hurting[worst]:.0%} of the output's error"
+        caused = f"it caused {hurting[worst]:.0%} of the output's error"
+        reason = f"{caused}; {self._skip(worst)} leaves it out from the start"
+        self.skipped |= dict.fromkeys(self.job.readers(worst), reason)
         return other
+
+    def _together(self, leader: str) -> str:
+        """A layer, or the weight that it shares with others."""
+        readers = self.job.readers(leader)
+        return leader if len(readers) == 1 else f"the weight of {', '.join(readers)}"
+
+    def _skip(self, leader: str) -> str:
+        """The options that leave a weight as it is: with one layer left out, others change it."""
+        return " ".join(f"--skip {quote(name)}" for name in self.job.readers(leader))
 
     def _holds(self, model: Model) -> bool:
         """Whether a model reaches the fidelity target; one that does not run does not."""

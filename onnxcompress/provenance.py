@@ -52,7 +52,7 @@ def recorded(
         train = how["labelled"]
         config["refine"] = {key: how[key] for key in ("epochs", "device", "augment") if how[key]}
         config["train"] = known(train)
-    if not wanted.get("max_drop"):
+    if wanted.get("max_drop") is None:
         del config["evaluation"], config["metric"]  # printed, but no part of the search
     return {
         VERSION: version("onnxcompress"),

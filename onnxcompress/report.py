@@ -196,6 +196,7 @@ class Report:
         trade_off: what the candidates allowed; None without data.
         points: of a sweep.
         hurting: layer -> the share of the outputs' error that it alone causes, where that is much.
+        skips: such a layer -> options that leave it, and all that share its weight, as they are.
         failures: why the result is worse or misses its target; empty if all is well.
         warnings: what the user should know all the same.
         curves: layer -> pairs (share of its cost left, relative error), cheapest first; of a
@@ -212,6 +213,7 @@ class Report:
     trade_off: TradeOff | None = None
     points: tuple[Point, ...] = ()
     hurting: Mapping[str, float] = field(default_factory=dict)
+    skips: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)

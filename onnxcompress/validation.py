@@ -62,18 +62,22 @@ class Validation:
         self._evaluation, self._metric = evaluation, metric
         self._providers, self._jobs, self._track = providers, jobs, track
         self._remembered: dict[int, list[Sequence[Array]]] = {}  # by how many samples
-        self._baseline: float | None = None
 
     @cached_property
     def _reference(self) -> Session:
         return Session(runnable(self.original), self._providers)
 
-    @property
+    @cached_property
     def baseline(self) -> float | None:
-        """The original's metric, None without labels."""
-        if self._evaluation is not None and self._baseline is None:
-            self._baseline = self._measure(self._reference)
-        return self._baseline
+        """The original's metric, None without labels.
+
+        Raises:
+            MetricError: it is not finite.
+        """
+        found = self.metric_of(self.original)
+        if found is not None and not np.isfinite(found):
+            raise MetricError(f"the metric {self._metric!r} gives the original {found}, no number")
+        return found
 
     def fidelity(self, model: Model, limit: int | None = None) -> Fidelity:
         """How far the model's outputs are from the original's, on at most ``limit`` samples."""
@@ -334,7 +338,9 @@ def _missed(
     if target.min_agreement is not None and (agreement or 0) < target.min_agreement:
         reached = "unknown" if agreement is None else f"{agreement:.4f}"
         found.append(f"the agreement is {reached} instead of {target.min_agreement:g}")
-    if target.max_drop is not None and drop is not None and drop > target.max_drop:
+    if drop is not None and not np.isfinite(drop):
+        found.append("its metric is not finite, and the original's is")
+    elif target.max_drop is not None and drop is not None and drop > target.max_drop:
         found.append(f"the metric fell by {drop:.3f} instead of at most {target.max_drop:g}")
     return found
 

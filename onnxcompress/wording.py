@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from shlex import quote
 
 from onnxcompress.report import Comparison, Point, Refinement, Report, Row
 
@@ -201,11 +200,6 @@ def layer(row: Row) -> str:
     if row.method:
         parts.append(f"error {row.error:.4f}")
     return " · ".join(parts)
-
-
-def skips(report: Report) -> str:
-    """Options that leave the layers that hurt as they are; "" where none does."""
-    return " ".join(f"--skip {quote(name)}" for name in report.hurting)
 
 
 # -------------------------------------------------------------------------------------------- cells

@@ -148,6 +148,14 @@ def test_the_result_records_how_it_was_made(run):
     assert "compressed before" in run("out.onnx more.onnx --calib {data}/data.npz --macs 0.9")[2]
 
 
+@pytest.mark.parametrize("drop", ["0", "5"])
+def test_a_result_that_is_judged_by_labels_records_them_whatever_may_be_lost(drop, run):
+    run(f"{GOOD} --macs 0.6 --max-drop {drop} --eval {{data}}/labelled.npz --force")
+    config = json.loads(metadata("out.onnx")["onnxcompress.config"])
+    assert config["target"]["max_drop"] == float(drop)
+    assert config["metric"] == "top1" and config["evaluation"][0] == 40
+
+
 def test_a_missed_target_writes_nothing_unless_forced(run):
     line = f"{GOOD} --macs 0.3 --min-snr 90"
     Path("out.onnx").write_text("old")
@@ -446,6 +454,46 @@ def test_what_nobody_foresaw_is_one_line_too(run, monkeypatch):
     code, _, err = run(GOOD)
     assert code == 3 and err.count("\n") == 1 and "--verbose" in err and "a bug" in err
     assert "Traceback" in run(f"{GOOD} --verbose")[2]
+
+
+SCORES = """
+import numpy as np
+known = {}
+def mean(outputs, labels): return np.mean(outputs.argmax(1) == labels.ravel())
+def table(outputs, labels): return outputs == outputs.max(1, keepdims=True)
+def words(outputs, labels): return ["good"] * len(outputs)
+def never(outputs, labels): return np.full(len(outputs), np.nan)
+def original(outputs, labels):
+    same = (outputs == known.setdefault(labels.tobytes(), outputs)).all(1)
+    return np.where(same, 1, np.nan)
+"""
+
+
+@pytest.mark.parametrize("metric", ["mean", "table", "words", "never"])
+def test_a_metric_without_a_number_for_every_sample_is_refused_before_the_work(
+    metric, run, monkeypatch, tmp_path
+):
+    (tmp_path / "scored.py").write_text(SCORES)
+    monkeypatch.setattr("onnxcompress.pipeline.find_candidates", None)
+    code, _, err = run(f"{GOOD} --macs 0.6 --eval {{data}}/labelled.npz --metric scored:{metric}")
+    assert code == 2 and err.count("\n") == 1
+    assert f"the metric 'scored:{metric}'" in err and ("shape" in err or "nan" in err)
+
+
+NO_NUMBER = {
+    "--macs 0.6": "its metric is not finite",
+    "--macs 0.6 --max-drop 1": "its metric is not finite",
+    "--max-drop 1": "the file grew",  # the search keeps to the original
+}
+
+
+@pytest.mark.parametrize("target", NO_NUMBER)
+def test_a_result_whose_metric_is_no_number_is_worse(target, run, tmp_path):
+    (tmp_path / "scored.py").write_text(SCORES)
+    sys.modules.pop("scored", None)
+    code, _, err = run(f"{GOOD} {target} --eval {{data}}/labelled.npz --metric scored:original")
+    assert code == 1 and NO_NUMBER[target] in err
+    assert not (tmp_path / "out.onnx").exists()
 
 
 @pytest.mark.parametrize("options", ["--calib slow:batches", "--metric slow:metric"])

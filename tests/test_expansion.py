@@ -120,6 +120,14 @@ def test_what_a_method_decodes_is_stored_again_and_the_outputs_stay(spec, rng):
     same_outputs(small, dense, batch)
 
 
+@pytest.mark.parametrize("spec", [*DECODING, "basis+integer", "binary+half"])
+def test_no_weight_is_too_small_to_be_stored_again(spec, rng):
+    small = compressed(network(rng), spec, ("stem", "head"))  # of 432 and 320 entries
+    dense = expand(small)
+    assert not dense.makers
+    same_outputs(small, dense, images(rng, 4)[0])
+
+
 def test_a_chain_of_smaller_layers_stays_a_chain_with_its_weights_stored(rng):
     original = network(rng)
     assert unchanged(compressed(original, "basis"))
@@ -225,13 +233,52 @@ def test_what_callers_may_override_is_left_alone(rng):
     assert unchanged(build(cast_weight(), {"w": halves(rng)}, inputs=["w"]))
 
 
-def test_small_and_whole_tensors_are_left_alone(rng):
-    assert unchanged(build(cast_weight(), {"w": halves(rng, (32, 31))}))
+def test_indices_are_left_alone():
     nodes = [
         node("Cast", ["w"], "picked", to=TensorProto.INT64),
         node("GatherElements", ["x", "picked"], "y", axis=1),
     ]
     assert unchanged(build(nodes, {"w": np.ones((2, 1000), np.uint8)}))
+
+
+SCALES = {"scale": np.float32(0.01), "zero": np.int8(3)}
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_weights_that_are_dequantized_for_products_in_8_bits_are_left_alone(per_row, rng):
+    size = (32,) if per_row else ()
+    weights = {name: np.full(size, value) for name, value in SCALES.items()}
+    weights["w"] = rng.integers(-128, 128, (32, 40), np.int8)
+    weights["v"] = rng.integers(-128, 128, (32, 32), np.int8)
+    nodes = [
+        node("DequantizeLinear", ["v", "scale", "zero"], "square", axis=0),
+        node("Transpose", ["square"], "turned"),
+        node("MatMul", ["x", "turned"], "z"),
+        node("DequantizeLinear", ["w", "scale", "zero"], "wide", axis=0),
+        node("MatMul", ["z", "wide"], "y"),
+    ]
+    assert unchanged(build(nodes, weights))
+
+
+def test_weights_that_were_quantized_as_they_are_decoded_are_stored_in_8_bits(rng):
+    grid = ("scale", "zero")
+    nodes = [
+        node("DequantizeLinear", ["codes", *grid], "known"),
+        node("Mul", ["known", "scales"], "wide"),
+        node("QuantizeLinear", ["wide", *grid], "narrow"),
+        node("DequantizeLinear", ["narrow", *grid], "again"),
+        node("MatMul", ["x", "again"], "y"),
+    ]
+    weights = {name: np.asarray(value) for name, value in SCALES.items()}
+    weights["codes"] = rng.integers(-128, 128, (32, 40), np.int8)
+    weights["scales"] = rng.random((32, 1), np.float32)
+    dense = expand(build(nodes, weights))
+    assert [name for name, _ in operators(dense)] == ["DequantizeLinear", "MatMul"]
+    assert set(dense.initializers) == {*grid, "narrow"}
+    stored = dense.read("narrow")
+    assert stored.dtype == np.int8
+    exact = (weights["codes"] - 3.0) * weights["scales"]
+    assert np.abs(stored - 3.0 - exact).max() < 0.51
 
 
 def test_large_constants_are_no_chain(rng):
@@ -249,27 +296,25 @@ def test_a_node_that_nothing_reads_is_left_alone(rng):
 
 
 def test_only_what_served_the_chain_alone_is_removed(rng):
-    """w is read by a small chain that stays; the table by another node; the shape by none."""
+    """Whole numbers that stay read the codes, another node the table, and none the shape."""
     nodes = [
         node("Gather", ["table", "codes"], "flat"),
         node("Reshape", ["flat", "shape"], "wide"),
-        node("Slice", ["flat", "start", "end"], "few"),
-        node("Neg", ["few"], "bias"),
-        node("Gemm", ["x", "wide", "bias"], "product"),
-        node("Slice", ["table", "start", "end"], "part"),
-        node("Add", ["product", "part"], "y"),
+        node("MatMul", ["x", "wide"], "product"),
+        node("Slice", ["codes", "start", "end"], "few"),
+        node("Gather", ["product", "few"], "picked", axis=1),
+        node("Add", ["picked", "table"], "y"),
     ]
     weights = {
-        "table": rng.random(256, np.float32),
-        "codes": rng.integers(0, 256, 1280, np.int32),
+        "table": rng.random(40, np.float32),
+        "codes": rng.integers(0, 40, 1280, np.int32),
         "shape": np.array([32, 40]),
         "start": np.array([0]),
         "end": np.array([40]),
     }
     model = build(nodes, weights)
     dense = expand(model)
-    left = [name for name, _ in operators(dense)]
-    assert left == ["Gather", "Slice", "Neg", "Gemm", "Slice", "Add"]
+    assert [name for name, _ in operators(dense)] == ["MatMul", "Slice", "Gather", "Add"]
     assert set(dense.initializers) == {"table", "codes", "start", "end", "wide"}
     same_outputs(model, dense, sample(rng))
 

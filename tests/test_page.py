@@ -89,6 +89,7 @@ WHOLE = Report(
     refined=REFINED,
     trade_off=CURVE,
     hurting={"it's": 0.4},
+    skips={"it's": "--skip 'it'\"'\"'s' --skip too"},
     provenance=MADE,
 )
 
@@ -107,7 +108,7 @@ def test_the_sections_come_in_order():
     [verdict] = found.text["h1"]
     assert verdict.startswith("Asked: 5 times smaller file. Reached: file 5.00 times smaller, ")
     assert "top1 91.50 → 91.00" in verdict
-    assert any("--skip 'it'\"'\"'s'" in text for text in found.text["pre"])
+    assert any("--skip 'it'\"'\"'s' --skip too" in text for text in found.text["pre"])
     assert found.text["pre"][-1] == "onnxcompress in.onnx 'out file.onnx'"
     everything = found.text["body"][0]
     for fact in ("12.0", "13.0", "0.9", "its weight is computed", "ab" * 32, "1.2.3", '{"seed":0}'):
@@ -140,6 +141,7 @@ def test_nothing_that_a_model_brings_along_is_markup():
         skipped={HOSTILE + "2": HOSTILE},
         comparison=replace(COMPARISON, snr=snr, metric=HOSTILE),
         hurting={HOSTILE: 0.5},
+        skips={HOSTILE: HOSTILE},
         warnings=(HOSTILE,),
         failures=(HOSTILE,),
         provenance=MADE | {"command": [HOSTILE], "metadata": {HOSTILE: HOSTILE}},

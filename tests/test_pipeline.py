@@ -148,7 +148,7 @@ def test_an_impossible_target_names_what_can_be_reached(net, batches, target):
 
 
 def test_without_samples_fidelity_cannot_be_asked_for(net):
-    for target in (None, oc.Target(min_snr=20), oc.Target(max_drop=1)):
+    for target in (None, *(oc.Target(min_snr=snr) for snr in (20, 0)), oc.Target(max_drop=0)):
         with pytest.raises(oc.TargetError, match=r"--calib|--eval"):
             oc.compress(net, target=target)
 
@@ -539,6 +539,53 @@ def test_a_layer_that_causes_much_of_the_error_is_named(net, batches):
         net, methods=[oc.Integer(bits=2)], samples=batches, only=lambda n: n in ("first", "wide")
     )
     assert any("alone causes" in warning and "--skip" in warning for warning in report.warnings)
+
+
+def sharing(rng):
+    """m1, m2 and m3 multiply with one weight, m4 with a larger one; and samples."""
+    head = "<ir_version: 8, opset_import: ['' : 17]> g (float[n, 64] x) => (float[n, 512] m4)"
+    body = "{m1 = MatMul(x, w) m2 = MatMul(m1, w) m3 = MatMul(m2, w) m4 = MatMul(m3, v)}"
+    proto = onnx.parser.parse_model(head.replace("'", '"') + body)
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    for name, width in (("w", 64), ("v", 512)):
+        weight = (rng.normal(size=(64, width)) / 8).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    batches = [{"x": rng.normal(size=(32, 64)).astype(np.float32)} for _ in range(4)]
+    return oc.Model(proto), batches
+
+
+ALL_THREE = "--skip m1 --skip m2 --skip m3"
+
+
+def test_a_weight_that_hurts_is_named_with_all_layers_that_share_it(rng):
+    model, batches = sharing(rng)
+    _, report = oc.compress(
+        model,
+        methods=lambda layer: [oc.Integer(bits=8 if layer.name == "m4" else 2)],
+        samples=batches,
+    )
+    [warning] = [w for w in report.warnings if "alone causes" in w]
+    assert warning.startswith("the weight of m1, m2, m3 alone causes 100%")
+    assert f"; {ALL_THREE} leaves it as it is" in warning
+    assert report.skips == {"m1": ALL_THREE}
+
+
+def test_a_weight_that_was_left_as_it_was_is_named_with_all_layers_that_share_it(rng, monkeypatch):
+    def misjudged(job, observed, found):
+        for name, known in found.items():
+            coarse = [replace(c, error=1e-6 * c.error) for c in known[:1]]
+            yield name, known if name == "m4" else coarse
+
+    monkeypatch.setattr(candidates, "_judged", misjudged)
+    model, batches = sharing(rng)
+    _, report = oc.compress(
+        model, methods=[oc.Integer()], target=oc.Target(ratio=3), samples=batches
+    )
+    assert report.skipped.keys() == {"m1", "m2", "m3"}
+    [reason] = {*report.skipped.values()}
+    assert reason.startswith("it caused ") and ALL_THREE in reason
+    assert {row.layer: row.note for row in report.rows} == {**report.skipped, "m4": ""}
 
 
 # ------------------------------------------------------------------------------- a refinement

@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnxcompress.core import Array
 from onnxcompress.graph.files import detached
-from onnxcompress.graph.layers import LARGE, SMALL, is_overridable
+from onnxcompress.graph.layers import SMALL, is_overridable
 from onnxcompress.graph.model import (
     FLOATS,
     Model,
@@ -32,6 +32,7 @@ from onnxcompress.graph.model import (
 from onnxcompress.graph.pieces import in_steps, segment
 from onnxcompress.graph.spill import spilled
 
+WEIGHTS = (*FLOATS, TensorProto.INT8, TensorProto.UINT8)  # what is wider are shapes and indices
 WIDE = (TensorProto.BFLOAT16, TensorProto.DOUBLE)  # for which CPU kernels are missing
 MOST_NODES = 200_000  # that inlining may lead to
 
@@ -194,16 +195,17 @@ def _zeros_around(model: Model, pad: NodeProto) -> list[int] | None:
 
 
 def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model:
-    """Store what nodes compute from constants alone, where it is float and large.
+    """Store the weights that nodes compute from constants alone.
 
-    Every such tensor of `LARGE` entries or more that is read while the model runs, or is an output,
-    becomes an initializer of the same name.  What served nothing but its computation is removed.
+    Every such tensor of floats or bytes that is read while the model runs, or is an output, becomes
+    an initializer of the same name.  What served nothing but its computation is removed.  A
+    DequantizeLinear counts as running: what it reads is stored.
 
     Args:
         run: the outputs of a model that takes no inputs; called for one tensor at a time.
     """
     result = model.copy()
-    nodes, makers = model.graph.node, model.makers
+    nodes, makers = model.graph.node, _undequantized(model)
     wanted, large = read_while_running(model, makers), bool(in_steps(model))
     folded: set[int] = set()
     used: set[int] = set()
@@ -213,7 +215,7 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
         chain = ancestors(nodes, index, makers)
         names = [name for name in nodes[index].output if model.consumers[name]]
         values = _computed(model, [nodes[i] for i in chain], names, run)
-        if not any(name in wanted and _is_large(value) for name, value in values.items()):
+        if not any(name in wanted and _is_weight(value) for name, value in values.items()):
             continue
         for name, value in values.items():  # all of them: the node goes as a whole
             add_constant(result, name, spilled(value) if large else value)
@@ -224,16 +226,25 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
     return replace(result)
 
 
+def _undequantized(model: Model) -> dict[str, int]:
+    """`Model.makers` without what dequantizes for nodes that run: they may compute in 8 bits."""
+    makers = dict(model.makers)
+    while stay := read_while_running(model, makers) & model.quantized & makers.keys():
+        for name in stay:
+            del makers[name]
+    return makers
+
+
 def _computed(
     model: Model,
     nodes: Sequence[NodeProto],
     names: Sequence[str],
     run: Callable[[Model], Sequence[Any]],
 ) -> dict[str, Array]:
-    """The values of tensors that these nodes compute; empty where one is no array or none float."""
+    """The values of what these nodes compute; empty where one is no array, or none a weight."""
     part = segment(model, nodes, {}, names)
     kinds = _output_types(part)
-    if all(kind and kind not in FLOATS for kind in kinds):
+    if all(kind and kind not in WEIGHTS for kind in kinds):
         return {}
     for output, kind in zip(part.graph.output, kinds, strict=True):
         if kind == TensorProto.BFLOAT16:  # arrays of it do not come out of onnxruntime
@@ -255,8 +266,8 @@ def _output_types(model: Model) -> list[int]:
     return [output.type.tensor_type.elem_type for output in inferred.graph.output]
 
 
-def _is_large(value: Array) -> bool:
-    return value.size >= LARGE and onnx.helper.np_dtype_to_tensor_dtype(value.dtype) in FLOATS
+def _is_weight(value: Array) -> bool:
+    return onnx.helper.np_dtype_to_tensor_dtype(value.dtype) in WEIGHTS
 
 
 def _remove_chains(model: Model, folded: set[int], used: set[int]) -> None:
