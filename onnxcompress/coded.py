@@ -419,14 +419,15 @@ class _Fit:
             table = table + (square / curve * direction).astype(table.dtype)
             residual = residual - square / curve * gathered(images)
         if self.width > 1:  # single values stay in order
-            table[unused] = self._worst(len(unused), values, gradients, sizes, np.abs(table).max())
+            anew = self._worst(len(unused), values, gradients, sizes, np.abs(table).max())
+            table[unused[: len(anew)]] = anew
         self.table = _in_bytes(table)
         return self._scaled(codes, self._decoded(codes, scale), scale)
 
     def _worst(
         self, count: int, values: Any, gradients: Any, sizes: list[Array], most: float
     ) -> Array:
-        """The pieces with the largest errors, before rounding, within the range of the table."""
+        """Pieces with the largest errors, at most so many: as they are, within a table's range."""
         errors, wanted = [], []
         for w, v, g, size in zip(self.weights, values, gradients, sizes, strict=True):
             errors.append(((v - w) * g).reshape(-1, self.width).sum(1))

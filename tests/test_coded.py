@@ -197,3 +197,10 @@ def test_a_table_of_its_own_finds_the_few_vectors_that_a_weight_is_made_of(seed)
     statistics = Statistics.of(rng.normal(size=(1, 600, 144)).astype(np.float32))
     approximation = fitted("codebook:vector=4,table=own", layer, statistics).decode()
     assert statistics.error(layer.weight, approximation) < 1e-4
+
+
+def test_a_table_of_its_own_may_have_more_rows_than_a_weight_has_pieces(rng):
+    layer = Layer("layer", "Gemm", rng.normal(size=(12, 24)).astype(np.float32))
+    statistics = Statistics.of(rng.normal(size=(1, 200, 24)).astype(np.float32))
+    approximation = fitted("codebook:vector=3,table=own", layer, statistics).decode()
+    assert statistics.error(layer.weight, approximation) < 1e-3
