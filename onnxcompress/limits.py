@@ -91,7 +91,10 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, metadata: Mapping[str, s
     limit, best = goal - (before - most), None
     for trial in range(BYTE_TRIALS):
         limit = float(np.clip(limit, least, most))
-        chosen = curves.at(limit)
+        try:
+            chosen = curves.at(limit)
+        except BudgetError:  # within the limit of the multiplications too
+            break
         size = _file_bytes(job, chosen, metadata)
         if size <= goal:
             best = limit if best is None else max(best, limit)
