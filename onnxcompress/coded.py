@@ -63,6 +63,8 @@ TRIAL_WORK = 2**27  # multiplications of a sweep where only the error is wanted:
 TRIAL_ROWS = 32  # but no fewer than these
 TRIAL_LEARNED = 2**17  # weights that a table is learned from in a trial
 CHUNK = 2**16  # pieces that are looked up at a time without a metric
+SEEDS = 2**13  # pieces that a table of the layer's own starts from,
+SEED_ROUNDS = 8  # by so many rounds of k-means
 TABLE_STEPS = 12  # of conjugate gradients for a table
 DIGITS = {2: 8, 3: 5, 4: 4, 6: 3, 16: 2, 256: 1}  # levels -> numbers in a byte
 LEVELS = {  # of a number -> of its digits
@@ -119,6 +121,9 @@ def encode(
         weight = _some_rows(weight, blocks, learn)
     rounds, sweeps = _effort(layer, blocks, trial)
     effort = max(rounds, 1 + learn), sweeps
+    plain = table
+    if learn:
+        table = _seeded(weight, table, first, parts)
     first = _Fit(weight, blocks, table, parts).promising(first)
     if learn and weight.size > LEARNED:
         some = weight[:, :: -(-weight.size // LEARNED)]
@@ -138,7 +143,7 @@ def encode(
         max(sum(errors), 0.0) / max(sum(energies), 1e-30),
     )
     if weight.size <= SMALL and not trial:
-        blind = _blind(weight, table, first, parts, learn)
+        blind = _blind(weight, plain, first, parts, learn)
         error = statistics.error(layer.weight, _decoded(blind, layer))
         return min(fitted, replace(blind, error=error), key=lambda fit: fit.error)
     return fitted
@@ -432,7 +437,7 @@ class _Fit:
         for w, v, g, size in zip(self.weights, values, gradients, sizes, strict=True):
             errors.append(((v - w) * g).reshape(-1, self.width).sum(1))
             wanted.append(w.reshape(-1, self.width) / np.maximum(size, 1e-30))
-        worst = np.argsort(-np.concatenate(errors), kind="stable")[:count]
+        worst = _largest(np.concatenate(errors), count)
         return np.clip(np.concatenate(wanted)[worst], -most, most)
 
     def _ordered(self, codes: list[Array]) -> Array:
@@ -478,11 +483,10 @@ def _blind(
     trial: bool = False,
 ) -> Coded:
     """Without knowledge of the inputs: the nearest rows, and least-squares scales."""
-    n, width = weight.shape[2], table.shape[1]
-    pieces = -(-n // width)
-    part = np.minimum(np.arange(pieces) * width // -(-n // parts), parts - 1)
-    rows = np.pad(weight.reshape(-1, n), ((0, 0), (0, pieces * width - n)))
+    n = weight.shape[2]
+    rows, part = _pieces(weight, table.shape[1], parts)
     if learn:
+        table = _seeded(weight, table, first, parts)
         lesson = rows[:: -(-rows.size // LEARNED)]
         codes, scale, _ = _by_turns(lesson, n, table, first, part)
         table = _means(lesson, codes, scale[:, part], table)
@@ -554,14 +558,50 @@ def _places(table: Array, targets: Array) -> Array:
     return np.searchsorted(middle, targets)
 
 
+def _seeded(weight: Array, table: Array, first: Sequence[float], parts: int) -> Array:
+    """A table nearer to the pieces of a weight: k-means, with nothing known of the inputs."""
+    if table.shape[1] == 1:
+        return table  # the best levels for normal numbers are near enough
+    rows, part = _pieces(weight, table.shape[1], parts)
+    rows = rows[:: -(-rows.size // (SEEDS * table.shape[1]))]
+    n = weight.shape[2]
+    scale = _sizes(rows[None, :, :n], parts)[0] * first[len(first) // 2]
+    for _ in range(SEED_ROUNDS):
+        table = _means(rows, _nearest(rows, table, scale[:, part]), scale[:, part], table)
+    return table
+
+
+def _pieces(weight: Array, width: int, parts: int) -> tuple[Array, Array]:
+    """Rows ``(rows, pieces * width)``, padded with zeros, and of every piece the part it is in."""
+    n = weight.shape[2]
+    pieces = -(-n // width)
+    part = np.minimum(np.arange(pieces) * width // -(-n // parts), parts - 1)
+    return np.pad(weight.reshape(-1, n), ((0, 0), (0, pieces * width - n))), part
+
+
+def _largest(errors: Array, count: int) -> Array:
+    """Where the largest ones are, at most so many, none of them 0."""
+    worst = np.argsort(-errors, kind="stable")[:count]
+    return worst[errors[worst] > 0]
+
+
 def _means(weight: Array, codes: Array, scale: Array, table: Array) -> Array:
-    """Weighted means of what every row of the table stands for (k-means)."""
+    """Weighted means of what every row of the table stands for (k-means).
+
+    Rows that stand for nothing become the pieces that err most.
+    """
     flat, size = codes.ravel(), scale.reshape(-1, 1)
     targets = weight.reshape(-1, table.shape[1]) * size
     below = np.bincount(flat, size[:, 0] ** 2, len(table))
     sums = [np.bincount(flat, targets[:, i], len(table)) for i in range(table.shape[1])]
     found = np.stack(sums, axis=1) / np.maximum(below, 1e-30)[:, None]
-    return _in_bytes(np.where(below[:, None] > 0, found, table).astype(table.dtype))
+    unused = np.flatnonzero(below == 0)
+    found[unused] = table[unused]
+    if table.shape[1] > 1:  # single values stay in order
+        pieces = weight.reshape(-1, table.shape[1])
+        worst = _largest(np.square(pieces - found[flat] * size).sum(1), len(unused))
+        found[unused[: len(worst)]] = pieces[worst] / np.maximum(size[worst], 1e-30)
+    return _in_bytes(found.astype(table.dtype))
 
 
 # ----------------------------------------------------------------------------------- what is stored
