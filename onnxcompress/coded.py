@@ -11,6 +11,8 @@ levels).  256 levels need no table.
 
 Codes and scales are fitted in turn in the metric of the inputs (see `rounding`): error feedback,
 coordinate descent, least-squares scales, and for a table of the layer's own its least squares too.
+Such a table starts from k-means over the layer's pieces; a row that none of them uses is moved to
+the piece that errs most.
 """
 
 from __future__ import annotations
