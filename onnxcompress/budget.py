@@ -50,10 +50,10 @@ def leanest(options: Mapping[str, Sequence[Option]]) -> dict[str, Option]:
 
     What is shared may outweigh all else: it is left out one by one, whatever helps most first.
     """
-    best = now = _cheapest(options)
-    while needed := frozenset[tuple[str, int]]().union(*(o.shared for o in now.values())):
-        fewer = [_only(options, needed - {one}) for one in sorted(needed)]
-        found = [_cheapest(some) for some in fewer if all(some.values())]
+    best = now = {name: min(found, key=lambda o: o.cost) for name, found in options.items()}
+    while needed := _shared(now.values()):
+        fewer = [_cheapest(options, needed - {one}) for one in sorted(needed)]
+        found = [choice for choice in fewer if choice is not None]
         if not found:
             break
         now = min(found, key=spent)
@@ -61,8 +61,19 @@ def leanest(options: Mapping[str, Sequence[Option]]) -> dict[str, Option]:
     return best
 
 
-def _cheapest(options: Mapping[str, Sequence[Option]]) -> dict[str, Option]:
-    return {name: min(found, key=lambda o: o.cost) for name, found in options.items()}
+def _shared(options: Iterable[Option]) -> frozenset[tuple[str, int]]:
+    """All that some of the options share."""
+    return frozenset[tuple[str, int]]().union(*(option.shared for option in options))
+
+
+def _cheapest(
+    options: Mapping[str, Sequence[Option]], allowed: frozenset[tuple[str, int]]
+) -> dict[str, Option] | None:
+    """The cheapest options that share nothing but what is allowed; None if a layer has none."""
+    some = _only(options, allowed)
+    if not all(some.values()):
+        return None
+    return {name: min(found, key=lambda o: o.cost) for name, found in some.items()}
 
 
 def _only(
@@ -93,7 +104,7 @@ def choose(
         raise BudgetError(
             f"the layers need at least {spent(floor):,}, but the budget is {int(limit):,}"
         )
-    allowed = frozenset[tuple[str, int]]().union(*(o.shared for p in options.values() for o in p))
+    allowed = _shared(option for found in options.values() for option in found)
     best, error = _with(options, allowed, limit, work)
     while allowed:
         fewer = [allowed - {one} for one in sorted(allowed)]
@@ -102,19 +113,14 @@ def choose(
         if best is not None and found[index][1] > error:
             break
         if found[index][0] is None:  # none fits yet: what helps most is left out
-            index = int(np.argmin([_floor(options, some) for some in fewer]))
+            cheapest = [_cheapest(options, some) for some in fewer]
+            index = int(np.argmin([inf if c is None else spent(c) for c in cheapest]))
         allowed, (best, error) = fewer[index], found[index]
     if best is None and work == inf:  # only the cheapest of all fits
         return floor
     if best is None:
         raise BudgetError("no choice of settings keeps within both limits")
     return best
-
-
-def _floor(options: Mapping[str, Sequence[Option]], allowed: frozenset[tuple[str, int]]) -> float:
-    """What the cheapest options cost that share nothing but what is allowed."""
-    some = _only(options, allowed)
-    return spent(_cheapest(some)) if all(some.values()) else inf
 
 
 def _with(
@@ -152,8 +158,7 @@ def hull(options: Mapping[str, Sequence[Option]]) -> list[dict[str, Option]]:
 
 def spent(chosen: Mapping[str, Option]) -> float:
     """What a choice costs, what is shared included."""
-    shared = frozenset[tuple[str, int]]().union(*(option.shared for option in chosen.values()))
-    return sum(option.cost for option in chosen.values()) + _cost(shared)
+    return sum(option.cost for option in chosen.values()) + _cost(_shared(chosen.values()))
 
 
 @dataclass(frozen=True, eq=False)

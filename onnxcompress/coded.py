@@ -564,10 +564,9 @@ def _seeded(weight: Array, table: Array, first: Sequence[float], parts: int) -> 
     """A table nearer to the pieces of a weight: k-means, with nothing known of the inputs."""
     if table.shape[1] == 1:
         return table  # the best levels for normal numbers are near enough
-    rows, part = _pieces(weight, table.shape[1], parts)
-    rows = rows[:: -(-rows.size // (SEEDS * table.shape[1]))]
-    n = weight.shape[2]
-    scale = _sizes(rows[None, :, :n], parts)[0] * first[len(first) // 2]
+    some = weight[:, :: -(-weight.size // (SEEDS * table.shape[1]))]
+    rows, part = _pieces(some, table.shape[1], parts)
+    scale = _sizes(some, parts).reshape(len(rows), parts) * first[len(first) // 2]
     for _ in range(SEED_ROUNDS):
         table = _means(rows, _nearest(rows, table, scale[:, part]), scale[:, part], table)
     return table
