@@ -32,11 +32,12 @@ def measure(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> 
 def patches(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> Array:
     """``(groups, count, fan_in)``, float32 or float64."""
     x = x.astype(np.result_type(x.dtype, np.float32), copy=False)
-    if layer.op_type in ("Gemm", "MatMul"):
+    if layer.op_type in ("Gemm", "MatMul", "Constant"):
         if layer.attributes.get("transA") or layer.attributes.get("left"):
             x = np.swapaxes(x, -1, -2)
-        flat = x.reshape(-1, x.shape[-1])
-        return flat[None, _drawn(len(flat), limit, seed)]
+        states = np.moveaxis(x, -3, 0) if layer.groups > 1 else x  # of several directions
+        flat = states.reshape(layer.groups, -1, x.shape[-1])
+        return flat[:, _drawn(flat.shape[1], limit, seed)]
     windows = _windows(layer, x)
     rank = len(layer.kernel)
     batch, channels, *rest = windows.shape

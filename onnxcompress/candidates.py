@@ -153,7 +153,7 @@ class Observed:
     def each(self, names: Iterable[str]) -> Iterator[tuple[str, Statistics]]:
         """These layers with what they read."""
         layers, wanted = self.job.layers, [*names]
-        if self.kept:
+        if all(layers[name].shared in self.kept for name in wanted):
             yield from ((name, self.kept[layers[name].shared]) for name in wanted)
             return
         for group in self.groups(dict.fromkeys(layers[name].shared for name in wanted)):
@@ -175,10 +175,12 @@ class Observed:
             filled += nbytes
         return groups
 
-    def keep(self) -> None:
-        """Keep the statistics of all weights where they fit into memory."""
-        if not self.kept and (self.job.fit is None or not self.job.model.large):
-            self.kept = self.of(self.job.leaders)
+    def keep(self, leaders: Iterable[str]) -> None:
+        """Keep the statistics of these weights where they fit into memory, and no others."""
+        wanted = {*leaders}
+        self.kept = {name: seen for name, seen in self.kept.items() if name in wanted}
+        if self.job.fit is None or not self.job.model.large:
+            self.kept |= self.of(wanted - self.kept.keys())
 
 
 def find_candidates(

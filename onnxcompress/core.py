@@ -83,7 +83,7 @@ class Layer:
     Attributes:
         name: of the node; the key of every dictionary of the pipe.
         op_type: Conv, ConvTranspose, Gemm or MatMul; Constant for a large constant that other
-            nodes read, whose rows (out, in) are all that is known of it.
+            nodes read, whose rows (out, in) are often all that is known of it.
         weight: output first, however the node stores it: ``(out, in // groups, *kernel)`` for
             the convolutions, ``(out, in)`` for Gemm (alpha included) and MatMul.  Of a large one
             in a file only shape and type are known, see `Unread`; methods are given layers that
@@ -91,7 +91,7 @@ class Layer:
         bias: ``(out,)``; a Value where the model computes it; None where there is none.
         attributes: the node's: strides, pads, dilations, group, auto_pad, output_padding,
             transA, beta (of a computed bias); ``left=1`` for a MatMul that computes ``W @ x``;
-            ``shape`` of a Constant.
+            ``shape`` of a Constant, and ``group`` where it is known what it is multiplied with.
         shared: name of the first layer that reads an equal weight, itself where there is no other.
         stored: bytes that the weight takes in the file; 0 where they are those of the array.
     """
@@ -303,9 +303,13 @@ class Statistics:
         return cls(0, np.zeros((layer.groups, layer.fan_in)))
 
     @classmethod
-    def of(cls, patches: Array) -> Self:
-        """Statistics of patches ``(groups, count, fan_in)``."""
-        total = patches.sum(1, dtype=np.float64).astype(patches.dtype)
+    def of(cls, patches: Array, centred: bool = True) -> Self:
+        """Statistics of patches ``(groups, count, fan_in)``.
+
+        Args:
+            centred: or else the mean counts as 0, as where no bias can absorb what it adds.
+        """
+        total = (patches.sum(1, dtype=np.float64) * centred).astype(patches.dtype)
         if patches.shape[2] > SKETCH_ABOVE:
             rows = patches - total[:, None] / max(patches.shape[1], 1)
             return cls(patches.shape[1], total, rows=rows)._folded()

@@ -20,7 +20,9 @@ from onnxcompress.graph import (
     inner_nodes,
     inner_shapes,
     layer_input,
+    layer_inputs,
     linear_nodes,
+    recurrent_inputs,
     rewrite,
     segment,
 )
@@ -87,9 +89,8 @@ class Job:
 
     @cached_property
     def calibrated(self) -> dict[str, Layer]:
-        """The layers whose inputs can be read out: those of the main graph."""
-        outer = set(self.model.keys)
-        return {name: layer for name, layer in self.layers.items() if name in outer}
+        """The layers whose inputs can be read out."""
+        return {name: self.layers[name] for name in layer_inputs(self.runnable, self.layers)}
 
     @property
     def leaders(self) -> dict[str, Layer]:
@@ -109,11 +110,13 @@ class Job:
 def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """For one sample: the input shape of every linear node, and its multiplications.
 
+    Of recurrent weights the shape of what they are multiplied with.
     In the bodies of If, Loop and Scan they are those of one turn, and left out where nobody knows.
     """
     nodes = linear_nodes(model)
     read = {key: (node, [*node.input[:2], node.output[0]]) for key, node in nodes.items()}
-    tensors = {t for _, names in read.values() for t in names}
+    recurrent = {key: tensor for key, (tensor, _) in recurrent_inputs(model).items()}
+    tensors = {t for _, names in read.values() for t in names} | {*recurrent.values()}
     known = {name: tuple(c.dims) for name, c in model.constants.items() if name in tensors}
     asked = sorted(tensors - set(known))
     if asked:
@@ -122,7 +125,7 @@ def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...
         found = dict(zip(session.outputs, session.run(sample, FIRST_RUN), strict=True))
         known |= {name: tuple(int(n) for n in found[names[name]]) for name in asked}
     known |= inner_shapes(model, {n: x.shape for n, x in sample.items() if hasattr(x, "shape")})
-    shapes, macs = {}, {}
+    shapes, macs = {key: known[tensor] for key, tensor in recurrent.items()}, {}
     for key, (node, names) in (read | inner_nodes(model)).items():
         if not known.keys() >= set(names):
             continue
@@ -164,18 +167,18 @@ def calibrate(
     samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
     if shapes is None:
         shapes, _ = input_shapes(model, next(iter(samples.batches(1))))
-    nodes = linear_nodes(model)
+    read = layer_inputs(model, layers)
     batch, count = batching(samples, shapes)
     result: dict[str, Statistics] = {}
     for names in _groups(layers, shapes, batch):
-        tensors = {name: layer_input(nodes[name], layers[name]) for name in names}
         limits = {n: None if exact else quota(layers[n], count) for n in names}
-        look = _Look(model, {n: (layers[n], tensors[n], limits[n]) for n in names})
+        look = _Look(model, {n: (layers[n], read[n], limits[n]) for n in names})
         batches = track(enumerate(samples.batches(batch)), "calibrating", count)
         waiting: dict[str, list[Array]] = {name: [] for name in names}
 
         def absorb(name: str, waiting: dict[str, list[Array]] = waiting) -> None:
-            seen = Statistics.of(np.concatenate(waiting[name], axis=1))
+            patches = np.concatenate(waiting[name], axis=1)
+            seen = Statistics.of(patches, centred=layers[name].correctable)
             result[name] = result[name] + seen if name in result else seen
             waiting[name].clear()
 

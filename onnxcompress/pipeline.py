@@ -361,10 +361,8 @@ class _Run:
             raise BudgetError(
                 "no layer can be compressed by these methods: onnxcompress inspect says by which"
             )
-        if job.fit is not None and self.builder.correct:
-            self.observed.kept.clear()  # refit takes its own; these are large
-        else:
-            self.observed.keep()
+        again = set(job.model.keys) if job.fit is not None and self.builder.correct else set()
+        self.observed.keep(job.leaders.keys() - again)  # what refit takes anew is large
 
     def _price(self) -> None:
         """The layers' trade-offs in the unit of the target."""

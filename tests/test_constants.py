@@ -7,6 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxcompress as oc
 from onnxcompress.graph import Model, find_constants, find_layers
 from onnxcompress.inspection import examine
+from onnxcompress.measuring import calibrate
+from onnxcompress.metrics import Fidelity
 from onnxcompress.runtime import Session
 from onnxcompress.specs import parse
 
@@ -92,3 +94,91 @@ def test_constants_are_compressed_with_the_layers(net, batches, spec):
 def test_basis_is_for_the_layers_alone(net, batches):
     _, report = oc.compress(net, methods=[oc.Basis()], target=oc.Target(macs=0.7), samples=batches)
     assert [row.layer for row in report.rows] == ["head"]
+
+
+def recurrent(op_type, direction, states):
+    """One recurrent node; sequences ``[T, N, 24]`` to all its states, or to the last ones."""
+    rng = np.random.default_rng(2)
+    gates, directions = GATES[op_type], 2 if direction == "bidirectional" else 1
+    weights = [
+        numpy_helper.from_array((rng.normal(size=shape) / 5).astype(np.float32), name)
+        for name, shape in {
+            "input": (directions, gates * HIDDEN, 24),
+            "recurrence": (directions, gates * HIDDEN, HIDDEN),
+        }.items()
+    ]
+    outputs, shape = {
+        "all": (["y"], ["t", directions, "n", HIDDEN]),
+        "last": (["", "y"], [directions, "n", HIDDEN]),
+    }[states]
+    node = helper.make_node(
+        op_type, ["x", "input", "recurrence"], outputs, hidden_size=HIDDEN, direction=direction
+    )
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["t", "n", 24])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
+    graph = helper.make_graph([node], "net", [x], [y], weights)
+    opset = [helper.make_opsetid("", 17)]
+    return Model(helper.make_model(graph, opset_imports=opset, ir_version=8))
+
+
+def sequences(count):
+    """Batches whose entries differ in size by a hundred."""
+    rng = np.random.default_rng(count)
+    shape = (WINDOW, 8, 24)
+    return [{"x": (rng.normal(size=shape) * np.geomspace(1, 0.01, 24)).astype(np.float32)}
+            for _ in range(count)]  # fmt: skip
+
+
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+KINDS = [(op, way, out) for op in GATES for way in ("forward", "reverse", "bidirectional")
+         for out in ("all", "last")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op_type", "direction", "states"), KINDS)
+def test_recurrent_weights_are_fitted_to_the_input_and_the_states(op_type, direction, states):
+    model, batches = recurrent(op_type, direction, states), sequences(4)
+    found = calibrate(model, find_constants(model, {}), batches)
+    x = np.concatenate([batch["x"].reshape(-1, 24) for batch in batches])
+    made = [Session(model).run(batch)[0] for batch in batches]
+    read = [np.moveaxis(y, -3, 0).reshape(y.shape[-3], -1, HIDDEN) for y in made]
+    h = np.concatenate(read, axis=1)
+    for seen, true in ((found["input"], x[None]), (found["recurrence"], h)):
+        assert seen.count == true.shape[1] and not seen.mean.any()
+        assert seen.moment == pytest.approx(true.swapaxes(1, 2) @ true, rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.parametrize("spec", ["integer:bits=3", "codebook:vector=2", "binary:stacks=3"])
+@pytest.mark.parametrize("op_type", GATES)
+def test_samples_lower_the_error_of_recurrent_weights(op_type, spec):
+    model, unseen = recurrent(op_type, "bidirectional", "all"), sequences(3)
+    errors = []
+    for samples in (None, sequences(16)):
+        result, _ = oc.compress(
+            model, target=oc.Target(), methods=parse(spec), samples=samples, seed=0
+        )
+        fidelity = Fidelity()
+        for batch in unseen:
+            fidelity.add(["y"], Session(model).run(batch), Session(result).run(batch))
+        errors.append(fidelity.loss)
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_a_product_of_two_constants_is_no_layer_and_both_are_compressed():
+    rng = np.random.default_rng(3)
+    tensors = [
+        numpy_helper.from_array((rng.normal(size=(64, 64)) / 8).astype(np.float32), name)
+        for name in "abc"
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["a", "b"], ["ab"], "once"),
+        helper.make_node("MatMul", ["x", "ab"], ["h"], "computed"),
+        helper.make_node("MatMul", ["h", "c"], ["y"], "layer"),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 64]) for n in "xy")
+    opset = [helper.make_opsetid("", 17)]
+    graph = helper.make_graph(nodes, "net", [x], [y], tensors)
+    model = Model(helper.make_model(graph, opset_imports=opset, ir_version=8))
+    samples = [{"x": rng.normal(size=(32, 64)).astype(np.float32)}]
+    _, report = oc.compress(model, target=oc.Target(ratio=3), samples=samples)
+    assert {row.layer for row in report.rows} == {"layer", "a", "b"}
+    assert report.skipped["once"] == "it runs once, when the model is loaded"

@@ -19,9 +19,11 @@ from onnxcompress.graph.layers import (
     inner_nodes,
     inner_shapes,
     layer_input,
+    layer_inputs,
     linear_inputs,
     linear_nodes,
     operations,
+    recurrent_inputs,
 )
 from onnxcompress.graph.model import (
     OPERATORS,
@@ -87,6 +89,7 @@ __all__ = [
     "inner_nodes",
     "inner_shapes",
     "layer_input",
+    "layer_inputs",
     "linear_inputs",
     "linear_nodes",
     "load",
@@ -97,6 +100,7 @@ __all__ = [
     "part",
     "read_tensor",
     "reads",
+    "recurrent_inputs",
     "rest",
     "rewrite",
     "save",

@@ -32,6 +32,7 @@ LARGE = 1024  # entries of a constant from which it is worth compressing
 LARGEST = 1e4  # magnitude of a constant that is likely to be a weight
 ROW = 16  # entries of a constant that make a row, where its last axis is shorter
 SMALL = 64  # entries of a constant up to which several layers are likely to share it
+RECURRENT = ("GRU", "LSTM", "RNN")
 STRIP = 8  # rows of a matrix that are transposed together: longer ways through memory take longer
 UNREAD = 1 << 20  # bytes of a weight that is not kept in memory, where it can be read again
 LARGEST_WEIGHT = 1e15  # magnitude with which float32 can compute errors
@@ -48,8 +49,12 @@ def find_layers(
     layers: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
     alike: dict[tuple[Any, ...], list[str]] = {}
+    runs = linear_nodes(model)
     for key, (scope, node) in model.nodes.items():
         if not is_linear(node) or (only is not None and key not in only):
+            continue
+        if scope.outer is None and key not in runs:
+            skipped[key] = "it runs once, when the model is loaded"
             continue
         try:
             layer, likeness = _found(model, key, scope, node)
@@ -107,6 +112,7 @@ def find_constants(model: Model, layers: Mapping[str, Layer]) -> dict[str, Layer
     """
     used = {weight_root(model, *model.nodes[name]) for name in layers}
     used |= {scope.key(o.name) for scope in model.scopes for o in scope.graph.output}
+    recurrent = recurrent_inputs(model)
     taken = {*model.nodes, *layers}
     found = {}
     for key, tensor in model.constants.items():
@@ -115,20 +121,27 @@ def find_constants(model: Model, layers: Mapping[str, Layer]) -> dict[str, Layer
             continue
         if tensor.data_type not in FLOATS:
             continue
-        layer = model.seen[key] if key in model.seen else _constant(model, key)
+        layer = model.seen[key] if key in model.seen else _constant(model, key, recurrent.get(key))
         if layer is not None:
             found[key] = layer
     return found
 
 
-def _constant(model: Model, key: str) -> Layer | None:
-    """A large constant as a weight; None where it hardly is one."""
+def _constant(model: Model, key: str, read: tuple[str, int] | None) -> Layer | None:
+    """A large constant as a weight; None where it hardly is one.
+
+    Args:
+        read: what it is multiplied with, see `recurrent_inputs`.
+    """
     value = model.read(key)
     flat = _rows(value)
     largest = np.abs(value.astype(np.float32)).max()
     if min(flat.shape) < 2 or not largest < LARGEST:
         return None  # infinities and their like are masks
-    layer = Layer(key, "Constant", flat, None, {"shape": value.shape}, key)
+    attributes: dict[str, Any] = {"shape": value.shape}
+    if read and flat.shape[1] == value.shape[-1]:
+        attributes["group"] = read[1]
+    layer = Layer(key, "Constant", flat, None, attributes, key)
     light = _light(model, key, layer, lambda: _rows(model.read(key)))
     if light is not layer:
         model.seen[key] = light
@@ -150,6 +163,33 @@ class _SkippedError(Exception):
 def layer_input(node: NodeProto, layer: Layer) -> str:
     """The name of the tensor that a layer multiplies with its weight."""
     return node.input[1 if layer.attributes.get("left") else 0]
+
+
+def layer_inputs(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
+    """The same of all layers of the main graph, and of the constants of which it can be told."""
+    nodes, recurrent = linear_nodes(model), recurrent_inputs(model)
+    found = {n: layer_input(nodes[n], layer) for n, layer in layers.items() if n in nodes}
+    known = {n: tensor for n, (tensor, _) in recurrent.items() if n in layers}
+    return found | {n: t for n, t in known.items() if "group" in layers[n].attributes}
+
+
+def recurrent_inputs(model: Model) -> dict[str, tuple[str, int]]:
+    """What the weights of recurrent nodes are multiplied with, and how many groups they have.
+
+    The first weight reads the input, in all directions.  The second reads the states, each
+    direction its own: of these the node gives all but the first as Y, or the last as Y_h.
+    """
+    found = {}
+    for node in model.graph.node:
+        if node.op_type not in RECURRENT or node.domain or attributes_of(node).get("layout"):
+            continue
+        states = next(filter(None, node.output[:2]), "")
+        for key, tensor in zip(node.input[1:3], (node.input[0], states), strict=True):
+            alone = key in model.constants and model.consumers[key] == 1
+            if alone and tensor and not model.fixed(tensor):
+                directions = model.constants[key].dims[0] if tensor == states else 1
+                found[key] = tensor, directions
+    return found
 
 
 def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
