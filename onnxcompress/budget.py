@@ -17,7 +17,8 @@ import numpy as np
 
 from onnxcompress.core import Candidate
 
-PRICES = 120  # that are tried
+HALVINGS = 40  # of the range of prices: to ten digits; of a second price half as many
+PRICES = 240  # that are tried for a hull
 LOWEST, HIGHEST = 1e-30, 1e6  # prices; at the highest, everything is at its cheapest
 
 
@@ -148,7 +149,7 @@ def hull(options: Mapping[str, Sequence[Option]]) -> list[dict[str, Option]]:
     table = _Table.of(options)
     picked = {
         tuple((table.errors + price * table.costs).argmin(1))
-        for price in np.geomspace(LOWEST, HIGHEST, 2 * PRICES)
+        for price in np.geomspace(LOWEST, HIGHEST, PRICES)
     }
     return [
         {name: found[i] for (name, found), i in zip(options.items(), picks, strict=True)}
@@ -183,7 +184,7 @@ class _Table:
             return self._at(self._price(self.errors, self.costs, limit), self.errors, self.costs)
         best, error = None, inf
         low, high = LOWEST, HIGHEST  # the price of work
-        for _ in range(PRICES // 2):
+        for _ in range(HALVINGS // 2):
             middle = (low * high) ** 0.5
             errors = self.errors + middle * np.nan_to_num(self.works, posinf=0)
             picked = self._at(self._price(errors, self.costs, limit), errors, self.costs)
@@ -200,7 +201,7 @@ class _Table:
         low, high = LOWEST, HIGHEST
         if self._sum(costs, (errors + high * costs).argmin(1)) > limit:
             return None
-        for _ in range(PRICES):
+        for _ in range(HALVINGS):
             middle = (low * high) ** 0.5
             if self._sum(costs, (errors + middle * costs).argmin(1)) > limit:
                 low = middle

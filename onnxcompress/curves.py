@@ -10,21 +10,22 @@ from math import inf
 from onnxcompress.budget import BudgetError, Option, choose, frontier, hull, leanest, spent
 from onnxcompress.core import Candidate
 from onnxcompress.graph import overhead
-from onnxcompress.measuring import Job, time_layers
+from onnxcompress.measuring import Job, Times, time_layers
 from onnxcompress.metrics import decibel
 from onnxcompress.report import TradeOff
 
 GRID = "integer:bits=4"  # what a trade-off is compared with
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Curves:
     """The trade-off of every weight, and where the model stands between its extremes.
 
     Attributes:
         cost: what is limited: bytes, macs, or latency.
         pinned: layers that cannot stay as they are, unless nothing makes them smaller.
-        work: limit of all multiplications, where bytes are the cost.
+        second: what is limited besides: macs or latency; "" for nothing.
+        work: the most that the layers may take of it.
     """
 
     job: Job
@@ -32,45 +33,50 @@ class Curves:
     weights: Mapping[str, float]
     cost: str
     pinned: Collection[str]
+    second: str = ""
     work: float = inf
-    options: dict[str, list[Option]] = field(init=False)
-    whole: dict[str, float] = field(init=False)  # what the layers cost as they are
+    options: dict[str, list[Option]] = field(init=False, default_factory=dict)
+    whole: dict[str, float] = field(
+        init=False, default_factory=dict
+    )  # what layers cost as they are
+    times: dict[str, Times] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        options = {name: list(self._offered(name, c)) for name, c in self.candidates.items()}
-        whole = {name: float(self._whole(name)) for name in options}
-        if self.cost == "latency":
-            before, timed = time_layers(self.job, self.candidates)
-            whole = dict.fromkeys(options, 0.0) | before
-            options = {
-                name: [Option(t, self.weights[name] * c.error, c) for c, t in timed.get(name, [])]
-                for name in options
-            }
-        for name, offered in options.items():
-            weight = self.job.layers[name].weight
-            useful = [option for option in offered if option.cost < whole[name]]
-            keep = Candidate(None, self.job.layers[name].nbytes, (weight.shape,), 0.0)
-            kept = Option(whole[name], 0.0, keep, work=self.job.macs_of(name, ()))
-            options[name] = useful if name in self.pinned and useful else [*useful, kept]
-        object.__setattr__(self, "options", options)
-        object.__setattr__(self, "whole", whole)
-
-    def _whole(self, name: str) -> int:
-        by_bytes = self.cost == "bytes"
-        return self.job.layers[name].nbytes if by_bytes else self.job.macs_of(name, ())
+        if "latency" in (self.cost, self.second):
+            self.times = time_layers(self.job, self.candidates)
+        for name, candidates in self.candidates.items():
+            layer = self.job.layers[name]
+            whole = layer.nbytes if self.cost == "bytes" else self._spent(self.cost, name)
+            keep = Candidate(None, layer.nbytes, (layer.weight.shape,), 0.0)
+            kept = Option(whole, 0.0, keep, work=self._spent(self.second, name))
+            useful = [o for o in self._offered(name, candidates) if o.cost < whole]
+            self.options[name] = useful if name in self.pinned and useful else [*useful, kept]
+            self.whole[name] = float(whole)
 
     def _offered(self, name: str, candidates: Sequence[Candidate]) -> Iterator[Option]:
-        job = self.job
+        job, weight = self.job, self.weights[name]
+        if self.times:  # of chains nothing but what was measured
+            known = self.times[name].after if name in self.times else ()
+            candidates = [c for c in candidates if len(c.factors) < 2 or c.factors in known]
         for candidate in candidates:
-            error, work = self.weights[name] * candidate.error, job.macs_of(name, candidate.factors)
+            error, work = weight * candidate.error, self._spent(self.second, name, candidate)
             if self.cost != "bytes":
-                yield Option(work, error, candidate)
+                cost = self._spent(self.cost, name, candidate)
+                yield Option(cost, error, candidate, work=work)
                 continue
             assert candidate.setting is not None
             blank = candidate.weight or candidate.setting.blank(job.layers[name])
             nodes = sum(overhead(job.model, job.layers[r], blank) for r in job.readers(name))
             shared = {(sha1(a.tobytes()).hexdigest(), a.nbytes) for a in blank.shared_arrays()}
             yield Option(candidate.nbytes + nodes, error, candidate, frozenset(shared), work)
+
+    def _spent(self, unit: str, name: str, candidate: Candidate | None = None) -> float:
+        """Multiplications or milliseconds of a weight's layers, as they are or with a candidate."""
+        factors = candidate.factors if candidate else ()
+        if unit == "latency" and name in self.times:
+            times = self.times[name]
+            return times.before if len(factors) < 2 else times.after[factors]
+        return self.job.macs_of(name, factors) if unit == "macs" else 0
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -94,9 +100,10 @@ class Curves:
         return sum(self.job.macs.values()) - within
 
     @property
-    def least_work(self) -> float:
-        """The least multiplications of the model that the options allow."""
-        return self.outside + sum(min(o.work for o in found) for found in self.options.values())
+    def works(self) -> tuple[float, float]:
+        """The least and the greatest that the layers take of what is limited besides."""
+        every = [[option.work for option in found] for found in self.options.values()]
+        return sum(map(min, every)), sum(map(max, every))
 
     def snr(self, chosen: Mapping[str, Candidate]) -> float:
         """Of the outputs, in dB, if the errors of the layers, each measured alone, add up."""
@@ -166,5 +173,5 @@ class Curves:
             }
             if not all(options.values()):
                 raise BudgetError(f"some layers cannot become smaller by {method} alone")
-        chosen = choose(options, limit, self.work - self.outside)
+        chosen = choose(options, limit, self.work)
         return {name: option.candidate for name, option in chosen.items()}

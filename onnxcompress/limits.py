@@ -21,6 +21,7 @@ from onnxcompress.runtime import Latency, latency
 from onnxcompress.targets import Target
 
 LATENCY_TRIALS = 5  # of a limit for the layers, until the whole model keeps the target
+LEAST_USED = 0.95  # of the share of the time: with less, more time is tried
 LEAST_KEPT = 0.25  # of what the layers save alone, that a model is supposed to save
 SPARE = 64  # bytes less than needed at the first trial, twice as many at each that follows
 BYTE_TRIALS = 10  # files built, without data, to find what graph overhead leaves of a ratio
@@ -36,50 +37,82 @@ def size_limit(job: Job, curves: Curves, target: Target, metadata: Mapping[str, 
         BudgetError: the target is out of reach; the message names what can be attained.
     """
     if target.latency is not None:
-        return _latency_limit(job, curves, target.latency)
-    least, most = curves.bounds
-    limit = float(most)
-    if target.macs is not None and curves.cost == "macs":
-        total = sum(job.macs.values())
-        limit = target.macs * total - curves.outside
-        if limit < least:
-            raise too_much_work(target.macs, (least + curves.outside) / total)
+        return _latency_limit(job, curves, target, metadata)
     if target.ratio is not None:
-        limit = _byte_limit(job, curves, target.ratio, metadata)
-    return limit
+        return _byte_limit(job, curves, target.ratio, metadata)
+    if target.macs is not None:
+        return work_limit(job, curves, target.macs)
+    return curves.bounds[1]
 
 
-def too_much_work(asked: float | None, least: float) -> BudgetError:
-    """The error of a share of the multiplications that the layers do not allow."""
-    return BudgetError(
-        f"{asked:g} of the multiplications is out of reach; "
-        f"the least that the layers allow is {least:.3f}"
-    )
+def work_limit(job: Job, curves: Curves, share: float) -> float:
+    """The multiplications of the layers with which the model has this share of them.
+
+    Raises:
+        BudgetError: the layers do not allow so few.
+    """
+    total = sum(job.macs.values())
+    least = curves.bounds[0] if curves.cost == "macs" else curves.works[0]
+    if share * total < least + curves.outside:
+        raise BudgetError(
+            f"{share:g} of the multiplications is out of reach; "
+            f"the least that the layers allow is {(least + curves.outside) / total:.3f}"
+        )
+    return share * total - curves.outside
 
 
-def _latency_limit(job: Job, curves: Curves, share: float) -> float:
-    """The time of the layers at which the whole model takes this share, by measurement."""
-    smallest, most = curves.bounds
+def _latency_limit(job: Job, curves: Curves, target: Target, metadata: Mapping[str, str]) -> float:
+    """The limit of the layers at which the whole model takes its share of the time, by measurement.
+
+    Where they are priced by bytes it is one of these, and `Curves.work` becomes that of their time.
+    """
+    share = target.latency or 1.0
+    timed = curves.cost == "latency"
+    smallest, most = curves.bounds if timed else curves.works
     one = next(iter((job.held_out or job.random).batches(1)))
 
-    def spent(limit: float) -> Latency:
+    def spent(time: float) -> tuple[float, Latency]:
+        limit = time
+        if not timed:
+            curves.work = time if time < most else inf
+            limit = _byte_limit(job, curves, target.ratio or 1.0, metadata)
         rough = rewrite(job.runnable, _blanks(job, curves.at(limit)), {}, {})
-        return latency(job.runnable, rough, one, PROVIDERS)
+        return limit, latency(job.runnable, rough, one, PROVIDERS)
 
-    found = spent(most)
-    limit, reached = most - (1 - share) * found.before, inf
+    _, found = spent(most)
+    best, high, least = None, most, found.ratio  # what keeps the share; a time that does not
+    time = most - (1 - share) * found.before
     for trial in range(LATENCY_TRIALS):
-        limit = smallest if trial == LATENCY_TRIALS - 1 else max(limit, smallest)
-        found = spent(limit)
-        if found.ratio <= share:
-            return limit
-        reached = min(reached, found.ratio)
-        if limit == smallest:
+        last = trial == LATENCY_TRIALS - 1 and best is None
+        time = smallest if last else max(time, smallest)
+        try:
+            limit, found = spent(time)
+        except BudgetError:
             break
-        kept = (1 - found.ratio) * found.before / (most - limit)  # of what layers alone save
-        limit -= 1.1 * (found.ratio - share) * found.before / max(kept, LEAST_KEPT)
+        least = min(least, found.ratio)
+        if found.ratio <= share:
+            best = limit, time
+            if found.ratio > LEAST_USED * share:
+                break
+        elif time == smallest:
+            break
+        else:
+            high = time
+        if best is not None:
+            time = (best[1] + high) / 2
+            continue
+        kept = (
+            (1 - found.ratio) * found.before / max(most - time, 1e-9)
+        )  # of what layers alone save
+        step = 1.1 * (found.ratio - share) * found.before / max(kept, LEAST_KEPT)
+        time -= min(step, (time - smallest) / 2)
+    if best is not None:
+        if not timed:
+            curves.work = best[1]
+        return best[0]
+    beside = "" if timed else f" in a file {target.ratio:g} times smaller"
     raise BudgetError(
-        f"{share:g} of the time is out of reach; the least that was measured is {reached:.3f}"
+        f"{share:g} of the time is out of reach{beside}; the least that was measured is {least:.3f}"
     )
 
 

@@ -335,12 +335,23 @@ def largest_first(layers: Mapping[str, Layer]) -> list[str]:
     return sorted(layers, key=lambda name: -layers[name].weight.size)
 
 
-def time_layers(
-    job: Job, candidates: Mapping[str, Sequence[Candidate]]
-) -> tuple[dict[str, float], dict[str, list[tuple[Candidate, float]]]]:
-    """Milliseconds of each weight's layers as they are, and with the candidates worth timing.
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of a weight's layers.
 
-    A layer runs by itself, the original and the candidate in turn; equal ones are timed once.
+    Attributes:
+        before: as they are, and with weights that are decoded when the model is loaded.
+        after: with chains in their place, by the shapes of these.
+    """
+
+    before: float
+    after: Mapping[tuple[tuple[int, ...], ...], float]
+
+
+def time_layers(job: Job, candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, Times]:
+    """Times of the weights that chains may take the place of, by some of these.
+
+    A layer runs by itself, the original and the chain in turn; equal ones are timed once.
     """
     nodes = linear_nodes(job.runnable)
     known: dict[Any, tuple[float, float]] = {}
@@ -357,16 +368,18 @@ def time_layers(
             known[key] = spent.before, spent.before * spent.ratio
         return known[key]
 
-    before: dict[str, float] = {}
-    after: dict[str, list[tuple[Candidate, float]]] = {}
-    timed = [name for name in candidates if set(job.readers(name)) <= nodes.keys()]
+    result: dict[str, Times] = {}
+    chains = {n: [c for c in found if len(c.factors) > 1] for n, found in candidates.items()}
+    timed = [n for n, found in chains.items() if found and set(job.readers(n)) <= nodes.keys()]
     for name in job.track(timed, "timing layers", len(timed)):
-        tried = _fastest(job, name, candidates[name])
+        tried = _fastest(job, name, chains[name])
         spent = np.array([[both(r, c) for r in job.readers(name)] for c in tried]).sum(1)
-        before[name] = float(np.median(spent[:, 0]))
-        shares = spent[:, 1] / spent[:, 0]
-        after[name] = [(c, before[name] * s) for c, s in zip(tried, shares, strict=True)]
-    return before, after
+        before, shares = float(np.median(spent[:, 0])), spent[:, 1] / spent[:, 0]
+        result[name] = Times(
+            before,
+            {c.factors: before * share for c, share in zip(tried, shares, strict=True)},
+        )  # fmt: skip
+    return result
 
 
 def _fastest(job: Job, name: str, candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -38,7 +38,7 @@ from onnxcompress.graph import (
     emptied_inputs,
     inline_functions,
 )
-from onnxcompress.limits import SPARE, size_limit, too_much_work
+from onnxcompress.limits import SPARE, size_limit, work_limit
 from onnxcompress.measuring import (
     Job,
     Track,
@@ -219,7 +219,7 @@ class _Run:
         self.original, self.metadata = model, metadata
         self.cache, self.refinement = Cache(cache), refinement
         self.methods = usable(methods, model.opset)
-        self.priced: dict[tuple[str, float], Curves] = {}  # by unit and limit of multiplications
+        self.priced: dict[tuple[str, str], Curves] = {}  # by unit and limit of multiplications
         self.warnings: list[str] = []
         self.unknown = unknown_operators(model)
         if self.unknown:
@@ -366,16 +366,16 @@ class _Run:
 
     def _price(self) -> None:
         """The layers' trade-offs in the unit of the target."""
-        candidates, weights = self.candidates, self.weights
-        cost, total = self._cost(candidates), sum(self.job.macs.values())
-        both = cost == "bytes" and self.target.macs is not None
-        work = (self.target.macs or 1) * total if both else inf
-        if (cost, work) not in self.priced:
-            curves = Curves(self.job, candidates, weights, cost, self.pinned, work)
-            self.priced[cost, work] = curves
-        self.curves = self.priced[cost, work]
-        if self.curves.least_work > work:
-            raise too_much_work(self.target.macs, self.curves.least_work / total)
+        candidates, weights, target = self.candidates, self.weights, self.target
+        cost = self._cost(candidates)
+        given = {"macs": target.macs, "latency": target.latency}
+        second = next((u for u, limit in given.items() if limit is not None and u != cost), "")
+        if (cost, second) not in self.priced:
+            curves = Curves(self.job, candidates, weights, cost, self.pinned, second)
+            self.priced[cost, second] = curves
+        self.curves = self.priced[cost, second]
+        if second == "macs":
+            self.curves.work = work_limit(self.job, self.curves, target.macs or 1)
 
     def _cost(self, candidates: Mapping[str, Sequence[Candidate]]) -> str:
         """What the layers are priced by: multiplications too if every setting saves some."""
@@ -604,6 +604,7 @@ class _Run:
         """The same with the layer that hurts most as it was, if that is better at the same cost."""
         worst = max(hurting, key=lambda name: hurting[name])
         limit, options = self.curves.spent(built[0]), self.curves.options[worst]
+        work = self.curves.work
         self.curves.options[worst] = [o for o in options if o.candidate.setting is None]
         try:
             if self.target.sized:
@@ -612,7 +613,7 @@ class _Run:
         except BudgetError:
             return None
         finally:
-            self.curves.options[worst] = options
+            self.curves.options[worst], self.curves.work = options, work
         better = self.builder.loss(other[2]) < self.builder.loss(built[2])
         if not better or (self.target.faithful and not self._holds(other[1])):
             return None

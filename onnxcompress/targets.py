@@ -12,7 +12,7 @@ class TargetError(ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """What to reach; a size target and a fidelity target may be given together.
+    """What to reach; two size targets, and fidelity targets, may be given together.
 
     Attributes:
         ratio: file bytes before over after, external data included.
@@ -40,8 +40,8 @@ class Target:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
-        if self.latency is not None and (self.macs is not None or self.ratio is not None):
-            raise ValueError("latency goes with no other size target")
+        if None not in (self.ratio, self.macs, self.latency):
+            raise ValueError("two of ratio, macs and latency go together, not all three")
         if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise ValueError(f"agreement must be above 0 and at most 1, got {self.min_agreement}")
         if self.max_drop is not None and self.max_drop < 0:

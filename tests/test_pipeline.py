@@ -436,13 +436,11 @@ def test_a_verdict_on_speed_needs_an_effect_above_the_spread():
         assert Latency(1, 1, (low + high) / 2, low, high).verdict == verdict
 
 
-@pytest.mark.parametrize("share", [0.9, 0.8, 0.72])
-def test_a_share_of_the_time_that_the_cheapest_settings_reach_is_not_refused(
-    net, batches, monkeypatch, share
-):
-    """By a clock on which the model saves 60 % of what its layers save alone."""
+@pytest.fixture
+def clock(monkeypatch):
+    """One by which a model saves 60 % of what its layers save alone."""
 
-    def clock(fixed, kept):
+    def by(fixed, kept):
         def spent(model, other, sample, *_):
             before, after = (sum(input_shapes(m, sample)[1].values()) for m in (model, other))
             took = before - kept * (before - after) + fixed * before
@@ -451,13 +449,37 @@ def test_a_share_of_the_time_that_the_cheapest_settings_reach_is_not_refused(
 
         return spent
 
-    monkeypatch.setattr("onnxcompress.measuring.latency", clock(0, 1))
+    monkeypatch.setattr("onnxcompress.measuring.latency", by(0, 1))
     for module in ("limits", "validation"):
-        monkeypatch.setattr(f"onnxcompress.{module}.latency", clock(1, 0.6))
+        monkeypatch.setattr(f"onnxcompress.{module}.latency", by(1, 0.6))
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.8, 0.72])
+def test_a_share_of_the_time_that_the_cheapest_settings_reach_is_not_refused(net, batches, share):
     _, report = oc.compress(net, target=oc.Target(latency=share), samples=batches)
     assert not report.failures and report.comparison.latency.ratio <= share
     with pytest.raises(oc.BudgetError, match=r"least that was measured is 0\.[67]"):
         oc.compress(net, target=oc.Target(latency=0.5), samples=batches)
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("others", [{"ratio": 2.5}, {"ratio": 5}, {"macs": 0.7}, {"macs": 0.4}])
+def test_a_share_of_the_time_goes_with_another_size_target(net, batches, others):
+    methods = [method for spec in ("basis+integer:bits=8", "integer") for method in parse(spec)]
+    target = oc.Target(latency=0.8, **others)
+    _, report = oc.compress(net, target=target, methods=methods, samples=batches)
+    after, before = report.comparison.after, report.comparison.before
+    assert not report.failures and report.comparison.latency.ratio <= 0.8
+    assert after.nbytes * others.get("ratio", 1) <= before.nbytes
+    assert after.macs <= others.get("macs", 1) * before.macs
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_share_of_the_time_that_a_file_so_small_does_not_allow_is_refused(net, batches):
+    with pytest.raises(oc.BudgetError, match=r"0.5 of the time .* in a file 2 times smaller"):
+        target = oc.Target(latency=0.5, ratio=2)
+        oc.compress(net, target=target, methods=parse("basis+integer:bits=8"), samples=batches)
 
 
 def test_a_latency_target_is_met_by_measurement_or_refused(batches):
