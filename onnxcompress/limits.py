@@ -126,7 +126,7 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, metadata: Mapping[str, s
         limit = float(np.clip(limit, least, most))
         try:
             chosen = curves.at(limit)
-        except BudgetError:  # within the limit of the multiplications too
+        except BudgetError:  # within the limit of the work too
             break
         size = _file_bytes(job, chosen, metadata)
         if size <= goal:
@@ -135,15 +135,34 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, metadata: Mapping[str, s
                 break
             limit += 0.999 * goal - size
         elif limit <= least:
-            raise BudgetError(
-                f"a ratio of {ratio:g} is out of reach; the most that the layers allow is "
-                f"{before / size:.2f}"
-            )
+            break
         else:  # less than what was spent, as the next settings may be far below the limit
             limit = min(limit, curves.spent(chosen)) - 1.001 * (size - goal) - SPARE * 2**trial
-    if best is None:
-        raise BudgetError(f"no choice of settings makes the file {ratio:g} times smaller")
-    return best
+    if best is not None:
+        return best
+    least = _least_limit(curves)
+    size = _file_bytes(job, curves.at(least), metadata)
+    if size > goal:
+        beside = {"macs": " with so few multiplications", "latency": " in so little time"}
+        raise BudgetError(
+            f"a ratio of {ratio:g} is out of reach{beside.get(curves.second, '')}; "
+            f"the most that the layers allow is {before / size:.2f}"
+        )
+    return least
+
+
+def _least_limit(curves: Curves) -> float:
+    """The least that the layers can cost within the limit of their work, by bisection."""
+    low, high = curves.bounds
+    for _ in range(BYTE_TRIALS if curves.work < inf else 0):
+        middle = (low + high) / 2
+        try:
+            curves.at(middle)
+        except BudgetError:
+            low = middle
+        else:
+            high = middle
+    return high if curves.work < inf else low
 
 
 def _file_bytes(job: Job, chosen: Mapping[str, Candidate], metadata: Mapping[str, str]) -> int:

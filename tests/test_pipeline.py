@@ -475,6 +475,23 @@ def test_a_share_of_the_time_goes_with_another_size_target(net, batches, others)
     assert after.macs <= others.get("macs", 1) * before.macs
 
 
+def test_a_ratio_that_so_few_multiplications_do_not_allow_is_named_with_one_that_they_do(
+    net, batches
+):
+    methods = parse("basis+integer:bits=8")
+
+    def compressed(ratio):
+        target = oc.Target(ratio=ratio, macs=0.5)
+        return oc.compress(net, target=target, methods=methods, samples=batches)[0]
+
+    with pytest.raises(oc.BudgetError, match="so few multiplications") as refusal:
+        compressed(500)
+    attainable = float(str(refusal.value).split()[-1])
+    assert compressed(0.95 * attainable).nbytes <= net.nbytes / (0.95 * attainable)
+    with pytest.raises(oc.BudgetError, match="so few multiplications"):
+        compressed(1.2 * attainable)
+
+
 @pytest.mark.usefixtures("clock")
 def test_a_share_of_the_time_that_a_file_so_small_does_not_allow_is_refused(net, batches):
     with pytest.raises(oc.BudgetError, match=r"0.5 of the time .* in a file 2 times smaller"):
