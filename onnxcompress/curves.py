@@ -26,6 +26,8 @@ class Curves:
         pinned: layers that cannot stay as they are, unless nothing makes them smaller.
         second: what is limited besides: macs or latency; "" for nothing.
         work: the most that the layers may take of it.
+        whole: what the layers cost as they are.
+        times: of the layers, where the unit is latency.
     """
 
     job: Job
@@ -36,9 +38,7 @@ class Curves:
     second: str = ""
     work: float = inf
     options: dict[str, list[Option]] = field(init=False, default_factory=dict)
-    whole: dict[str, float] = field(
-        init=False, default_factory=dict
-    )  # what layers cost as they are
+    whole: dict[str, float] = field(init=False, default_factory=dict)
     times: dict[str, Times] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
