@@ -182,3 +182,19 @@ def test_a_product_of_two_constants_is_no_layer_and_both_are_compressed():
     _, report = oc.compress(model, target=oc.Target(ratio=3), samples=samples)
     assert {row.layer for row in report.rows} == {"layer", "a", "b"}
     assert report.skipped["once"] == "it runs once, when the model is loaded"
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_a_constant_that_a_caller_may_give_is_compressed_and_stays_an_input(ir_version):
+    model = recurrent("LSTM", "forward", "all")
+    for tensor in model.graph.initializer:
+        given = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        model.graph.input.append(given)
+    model.proto.ir_version = ir_version
+    target, methods = oc.Target(ratio=4), parse("integer")
+    result, report = oc.compress(
+        Model(model.proto), target=target, methods=methods, samples=sequences(4)
+    )
+    assert result.nbytes * 4 <= model.nbytes and min(report.comparison.snr.values()) > 20
+    warned = "inputs that give weights (input, recurrence) are still there, but nothing reads them"
+    assert (warned in report.warnings) == (ir_version > 3)

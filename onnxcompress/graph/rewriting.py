@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from onnx import NodeProto
 
 from onnxcompress.core import Array, CompressedWeight, Layer
-from onnxcompress.graph.layers import SMALL, find_constants, find_layers
+from onnxcompress.graph.layers import SMALL, find_constants, find_layers, is_overridable
 from onnxcompress.graph.model import (
     Model,
     Scope,
@@ -128,7 +128,8 @@ def _restored(
     for key, weight in weights.items():
         scope = next(s for s in reversed(model.scopes) if key in map(s.path.__add__, s.names))
         name = key.removeprefix(scope.path)
-        output = store.unique(name) if scope.outer else name
+        taken = scope.outer is not None or is_overridable(model, key)  # which stays an input
+        output = store.unique(name) if taken else name
         try:
             made = _fragment(NodeProto(output=[output]), key, found[key], weight, store)
         except Exception as error:
