@@ -347,7 +347,7 @@ class _Run:
         _ = self.validation.baseline  # a metric of no use is found out before the work
         job = self.job
         model = digest(self.original) if self.cache.folder else None
-        key: list[Any] = [version("onnxcompress"), model]
+        key: list[Any] = [*map(version, ("onnxcompress", "numpy", "onnxruntime")), model]
         key += [(name, *map(str, self.methods(layer))) for name, layer in job.layers.items()]
         if self.cache.folder and job.fit and job.held_out:
             key += [job.fit.content, job.held_out.content]
