@@ -11,6 +11,8 @@ channel's mean, and where it helps its standard deviation too, is matched to the
 
     gain = clip(std(y) / std(ŷ), 1/2, 2)       b' = b + W E[q] - gain Ŵ E[p]
 
+Where the model computes the bias, means count as 0: moments are not centred.
+
 Both streams advance together, so every node runs once per batch and model.
 """
 
@@ -138,7 +140,8 @@ class _Fit:
             responses = truth @ weight.swapaxes(1, 2)
             squares = np.square(responses, dtype=np.float64).sum(1)
             cross = responses.swapaxes(1, 2) @ seen if self.changed else self.cross
-            return Statistics.of(seen), squares, responses.sum(1), cross
+            centred = layer.correctable  # or else all means count as 0
+            return Statistics.of(seen, centred), squares, responses.sum(1) * centred, cross
 
         work = zip(range(len(original)), original, compressed, strict=True)
         groups = gathered(each(look, work, jobs))

@@ -5,12 +5,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models import images, network
+from onnxcompress.core import Statistics
 from onnxcompress.graph import Model, expose, find_layers, rewrite
 from onnxcompress.measuring import calibrate
 from onnxcompress.methods.basis import Basis
 from onnxcompress.methods.integer import Integer
 from onnxcompress.metrics import Fidelity
-from onnxcompress.refit import refit
+from onnxcompress.refit import Fitted, refit
 from onnxcompress.runtime import Session
 
 
@@ -167,6 +168,21 @@ def test_a_bias_that_the_model_computes_stays_computed(rng):
     fitted = refitted(model, {"layer": Basis("filter", 12)}, samples)
     assert fitted["layer"].bias is None
     assert loss(model, rewritten(model, fitted), samples) < 1e-6
+
+
+@pytest.mark.parametrize(("setting", "times"), [(Integer(bits=3), 4), (Basis("filter", 6), 8)])
+def test_the_mean_of_the_inputs_counts_where_no_bias_can_absorb_it(rng, setting, times):
+    nodes = [
+        helper.make_node("Neg", ["b"], ["computed"]),
+        conv("x", "w", "computed", y="y", name="layer"),
+    ]
+    model, samples = built(nodes, {"w": random_weight(rng), "b": rng.normal(size=12)}, rng)
+    samples = [{"x": batch["x"] + 3} for batch in samples]
+    fitted = refitted(model, {"layer": setting}, samples)
+    layer = find_layers(model)[0]["layer"]
+    blind = {"layer": Fitted(setting.fit(layer, Statistics.white(layer)))}
+    error, alone = (loss(model, rewritten(model, f), samples) for f in (fitted, blind))
+    assert error < alone / times
 
 
 BRANCHES = {
