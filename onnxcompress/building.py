@@ -68,10 +68,10 @@ class Builder:
             if candidate.setting is not None
             for reader in job.readers(name)
         }
-        apart = settings.keys() - set(job.model.keys)
+        outer = set(job.model.keys)
         fixed = {
             name: Fitted(self._fit(name, settings[name], seen))
-            for name, seen in self.observed.each(n for n in settings if n in apart)
+            for name, seen in self.observed.each(n for n in settings if n not in outer)
         }
         settings = {name: s for name, s in settings.items() if name not in fixed}
         if job.fit is None or not settings:

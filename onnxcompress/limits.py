@@ -154,7 +154,9 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, metadata: Mapping[str, s
 def _least_limit(curves: Curves) -> float:
     """The least that the layers can cost within the limit of their work, by bisection."""
     low, high = curves.bounds
-    for _ in range(BYTE_TRIALS if curves.work < inf else 0):
+    if curves.work == inf:
+        return low
+    for _ in range(BYTE_TRIALS):
         middle = (low + high) / 2
         try:
             curves.at(middle)
@@ -162,7 +164,7 @@ def _least_limit(curves: Curves) -> float:
             low = middle
         else:
             high = middle
-    return high if curves.work < inf else low
+    return high
 
 
 def _file_bytes(job: Job, chosen: Mapping[str, Candidate], metadata: Mapping[str, str]) -> int:

@@ -375,10 +375,8 @@ def time_layers(job: Job, candidates: Mapping[str, Sequence[Candidate]]) -> dict
         tried = _fastest(job, name, chains[name])
         spent = np.array([[both(r, c) for r in job.readers(name)] for c in tried]).sum(1)
         before, shares = float(np.median(spent[:, 0])), spent[:, 1] / spent[:, 0]
-        result[name] = Times(
-            before,
-            {c.factors: before * share for c, share in zip(tried, shares, strict=True)},
-        )  # fmt: skip
+        after = {c.factors: before * share for c, share in zip(tried, shares, strict=True)}
+        result[name] = Times(before, after)
     return result
 
 

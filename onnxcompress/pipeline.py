@@ -219,7 +219,7 @@ class _Run:
         self.original, self.metadata = model, metadata
         self.cache, self.refinement = Cache(cache), refinement
         self.methods = usable(methods, model.opset)
-        self.priced: dict[tuple[str, str], Curves] = {}  # by unit and limit of multiplications
+        self.priced: dict[tuple[str, str], Curves] = {}  # by unit, and by what is limited besides
         self.warnings: list[str] = []
         self.unknown = unknown_operators(model)
         if self.unknown:
