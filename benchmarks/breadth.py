@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxcompress as oc
-from onnxcompress.specs import parse
+from onnxcompress.compression.method_spec import parse
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import kinds

@@ -20,8 +20,10 @@ from rich.table import Table
 from zoo_data import cifar10, imagenet_caffe
 
 import onnxcompress as oc
-from onnxcompress.core import Layer, Method, Statistics
-from onnxcompress.parallel import cores, each, one_thread_each
+from onnxcompress.core.layer import Layer
+from onnxcompress.core.method import Method
+from onnxcompress.core.parallel import cores, each, one_thread_each
+from onnxcompress.core.statistics import Statistics
 
 SETTINGS: tuple[tuple[str, Sequence[Any]], ...] = (
     ("basis", (0.75, 0.5, 0.25, 0.125)),  # shares of the bytes

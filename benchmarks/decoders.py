@@ -25,8 +25,8 @@ from rich.table import Table
 from shapes import one_conv, one_gemm, resnet18
 
 import onnxcompress as oc
-from onnxcompress.runtime import latency
-from onnxcompress.specs import parse
+from onnxcompress.compression.method_spec import parse
+from onnxcompress.execution.latency import latency
 
 LOAD = """
 import json, sys, time

@@ -30,10 +30,10 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxcompress as oc
-from onnxcompress.core import Statistics
-from onnxcompress.metrics import decibel
-from onnxcompress.runtime import line
-from onnxcompress.specs import parse
+from onnxcompress.compression.method_spec import parse
+from onnxcompress.compression.validate.fidelity import decibel
+from onnxcompress.core.messages import one_line
+from onnxcompress.core.statistics import Statistics
 
 NETWORK = Path(__file__).parents[1] / "models" / "cifar10_resnet.onnx"
 SPECS = {
@@ -173,7 +173,7 @@ def cell(tool: Tool, file: Path, dense: Path, x: np.ndarray) -> str:
     except ImportError as error:
         return f"not installed: {error.name}"
     except Exception as error:
-        return f"NO: {line(error)[:24]}"
+        return f"NO: {one_line(error)[:24]}"
     size = f"{target.stat().st_size / file.stat().st_size:.2f}" if target.exists() else "ok"
     return size if found >= expected - 3 else f"NO: {size}, {found:.0f} < {expected:.0f}"
 

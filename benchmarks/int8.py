@@ -24,7 +24,7 @@ from rich.table import Table
 from zoo_data import brain, cifar10, imagenet_caffe, imagenet_lite
 
 import onnxcompress as oc
-from onnxcompress.runtime import latency
+from onnxcompress.execution.latency import latency
 
 CIFAR = ("classify", "data/cifar10/test.npz", "--prep", "cifar", "--batch", "200")
 IMAGENET = ("classify", "data/imagenet1k-sample", "--limit", "500", "--prep")

@@ -22,7 +22,8 @@ from rich.table import Table
 from zoo_data import brain, cifar10, imagenet_caffe, imagenet_lite, noisy, pictures
 
 import onnxcompress as oc
-from onnxcompress.specs import auto, parse
+from onnxcompress.compression.auto import auto
+from onnxcompress.compression.method_spec import parse
 
 RATIOS = (2, 4, 6, 8, 12)
 SINGLE = ("codebook", "integer", "basis", "basis+integer:bits=8", "basis+integer:bits=4")

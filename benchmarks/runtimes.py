@@ -29,7 +29,7 @@ from onnx.reference import ReferenceEvaluator
 from results import FOLDER, write
 
 import onnxcompress as oc
-from onnxcompress.runtime import line
+from onnxcompress.core.messages import one_line
 
 Run = Callable[[np.ndarray], Any]
 PAIRS, SECONDS = 200, 20.0  # of runs in turns, whichever ends first
@@ -104,7 +104,7 @@ def cell(load: Callable[[Path], Run], file: Path, dense: Path, x: np.ndarray) ->
         while len(pairs) < PAIRS and (len(pairs) < 3 or time.perf_counter() < end):
             pairs.append([seconds(run, x) for run in runs])
     except Exception as error:
-        return f"NO: {line(error)[:40]}"
+        return f"NO: {one_line(error)[:40]}"
     return f"{min(pair[0] for pair in pairs) / min(pair[1] for pair in pairs):.1f}"
 
 

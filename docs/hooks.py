@@ -14,10 +14,10 @@ from mkdocs.structure.files import File, Files
 from PIL import Image
 
 import onnxcompress as oc
-from onnxcompress.cli import cli
-from onnxcompress.config import Rules
-from onnxcompress.measuring import calibrate
-from onnxcompress.specs import parse
+from onnxcompress.cli.commands import cli
+from onnxcompress.cli.config_file import Rules
+from onnxcompress.compression.measure.calibrate import calibrate
+from onnxcompress.compression.method_spec import parse
 
 ROOT = Path(__file__).parents[1]
 LAYER = "stage2/block2/conv1"

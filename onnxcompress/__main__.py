@@ -1,5 +1,5 @@
 """``python -m onnxcompress``."""
 
-from onnxcompress.supervisor import main
+from onnxcompress.cli.supervisor import main
 
 main()

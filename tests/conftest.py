@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from onnxcompress.parallel import one_thread_each
-from onnxcompress.runtime import Latency
+from onnxcompress.core.parallel import one_thread_each
+from onnxcompress.execution.latency import Latency
 
 
 @pytest.fixture
@@ -32,4 +32,4 @@ def _blas_on_one_thread():
 def _level_clock(monkeypatch):
     """What validation takes the time to be: no verdict of a test may hang on a busy machine."""
     level = Latency(before=1, after=1, ratio=1, low=0.9, high=1.1)
-    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: level)
+    monkeypatch.setattr("onnxcompress.compression.validate.validation.latency", lambda *_: level)

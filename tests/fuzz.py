@@ -206,7 +206,7 @@ def hash_of(data):
 
 def trial(name, data, folder):
     """The exit code, and what is wrong with what the command line does: "" for nothing."""
-    from onnxcompress.cli import main
+    from onnxcompress.cli.commands import main
 
     words = command(name, data, folder)
     out, err = io.StringIO(), io.StringIO()
@@ -227,11 +227,12 @@ def trial(name, data, folder):
 
 def prepare():
     """Limits, and a clock that takes no time, for a process that runs trials."""
-    from onnxcompress import measuring, validation
-    from onnxcompress.runtime import Latency
+    from onnxcompress.compression.measure import shapes
+    from onnxcompress.compression.validate import validation
+    from onnxcompress.execution.latency import Latency
 
     validation.latency = lambda *_: Latency(1, 1, 1, 0.9, 1.1)
-    measuring.FIRST_RUN = 5.0
+    shapes.FIRST_RUN = 5.0
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 

@@ -5,7 +5,8 @@ from math import prod
 import numpy as np
 import pytest
 
-from onnxcompress.core import Layer, Statistics
+from onnxcompress.core.layer import Layer
+from onnxcompress.core.statistics import Statistics
 from onnxcompress.methods.basis import Basis, BasisWeight
 
 

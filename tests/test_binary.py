@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import layer_model
-from onnxcompress.core import Layer, Statistics
+from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.core.layer import Layer
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import find_layers, rewrite
-from onnxcompress.measuring import input_shapes
 from onnxcompress.methods.binary import Binary
-from onnxcompress.packing import pack, unpack
-from onnxcompress.runtime import Session
+from onnxcompress.methods.lookup.bits import pack, unpack
 
 
 def wide(rng, out=64, inputs=32):

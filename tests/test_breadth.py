@@ -11,10 +11,10 @@ from kinds import KINDS, node
 from onnx import TensorProto, helper
 
 import onnxcompress as oc
+from onnxcompress.compression.inspect import examine
+from onnxcompress.compression.method_spec import parse
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import check, find_layers, inline_functions
-from onnxcompress.inspection import examine
-from onnxcompress.runtime import Session
-from onnxcompress.specs import parse
 
 DECODED, FACTORED = parse("integer:bits=4"), parse("basis:unfolding=filter,rank=16")
 SIZES = {"float16": 0.5, "bfloat16": 0.5, "double": 2}  # of what is stored as it is

@@ -5,8 +5,9 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from onnxcompress.budget import BudgetError, Option, choose, frontier, leanest, spent
-from onnxcompress.core import Candidate
+from onnxcompress.compression.search.knapsack import Option, choose, frontier, leanest, spent
+from onnxcompress.core.errors import BudgetError
+from onnxcompress.core.method import Candidate
 
 NOTHING = Candidate(None, 0, (), 0.0)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from onnxcompress.cache import Cache
+from onnxcompress.execution.cache import Cache
 
 
 @pytest.fixture

@@ -8,11 +8,14 @@ import pytest
 
 import onnxcompress as oc
 from models import KINDS, images, layer_model, network
-from onnxcompress import candidates, measuring
-from onnxcompress.core import Layer, Statistics
+from onnxcompress.compression.measure import calibrate as calibrating
+from onnxcompress.compression.measure.calibrate import calibrate
+from onnxcompress.compression.measure.patches import patches
+from onnxcompress.compression.search import candidates
+from onnxcompress.core.layer import Layer
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import find_layers
-from onnxcompress.measuring import calibrate
-from onnxcompress.runtime import Session
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,7 +70,7 @@ def test_a_drawn_part_of_the_patches_is_close_to_all(rng):
     model, batches = network(rng), images(rng, 64)
     layers, _ = find_layers(model)
     whole = calibrate(model, layers, batches, exact=True)
-    some = {name: measuring.patches(layers[name], batches[0]["x"], 300, 1) for name in ("stem",)}
+    some = {name: patches(layers[name], batches[0]["x"], 300, 1) for name in ("stem",)}
     part = Statistics.of(some["stem"])
     weight = layers["stem"].weight
     assert part.count == 300
@@ -79,7 +82,7 @@ def test_threads_and_groups_of_layers_do_not_change_a_bit(rng, monkeypatch):
     layers, _ = find_layers(model)
     once = calibrate(model, layers, batches, jobs=1)
     twice = calibrate(model, layers, batches, jobs=2)
-    monkeypatch.setattr(measuring, "EXPOSED_BYTES", 1)
+    monkeypatch.setattr(calibrating, "EXPOSED_BYTES", 1)
     apart = calibrate(model, layers, batches, jobs=1)
     for name in layers:
         assert once[name].moment.tobytes() == twice[name].moment.tobytes()
@@ -91,9 +94,9 @@ import sys, resource
 sys.path.insert(0, {tests!r})
 import numpy as np
 from models import network
-from onnxcompress.data import Samples
+from onnxcompress.data.samples import Samples
 from onnxcompress.graph import find_layers
-from onnxcompress.measuring import calibrate
+from onnxcompress.compression.measure.calibrate import calibrate
 
 model = network(np.random.default_rng(0), 96)
 def read(rows):
@@ -173,7 +176,7 @@ def test_the_shift_keeps_the_mean_output(patches, rng):
 
 
 def test_a_sketch_is_exact_while_it_is_short_and_close_later(patches, rng, monkeypatch):
-    import onnxcompress.core as core
+    from onnxcompress.core import statistics as core
 
     whole = Statistics.of(patches)
     weight = rng.normal(size=(8, 18))

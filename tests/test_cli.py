@@ -15,11 +15,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxcompress.cli import main
+from onnxcompress.cli.commands import main
+from onnxcompress.compression.validate.validation import Validation
+from onnxcompress.execution.latency import Latency
 from onnxcompress.graph import save
 from onnxcompress.methods import METHODS
-from onnxcompress.runtime import Latency
-from onnxcompress.validation import Validation
 
 SIZE = 12
 
@@ -302,9 +302,7 @@ def test_methods_are_explained(run):
 
 def test_help_comes_at_once(run):
     assert "Commands:" in run("")[1]
-    heavy = (
-        "import onnxcompress.cli, sys; sys.exit('numpy' in sys.modules or 'onnx' in sys.modules)"
-    )
+    heavy = "import onnxcompress.cli.commands, sys; sys.exit('numpy' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", heavy], check=False).returncode == 0
 
 
@@ -450,7 +448,7 @@ def test_what_nobody_foresaw_is_one_line_too(run, monkeypatch):
     def fail(*args, **options):
         raise RuntimeError("a bug\nwith two lines")
 
-    monkeypatch.setattr("onnxcompress.pipeline.compress", fail)
+    monkeypatch.setattr("onnxcompress.compression.pipeline.compress", fail)
     code, _, err = run(GOOD)
     assert code == 3 and err.count("\n") == 1 and "--verbose" in err and "a bug" in err
     assert "Traceback" in run(f"{GOOD} --verbose")[2]
@@ -474,7 +472,7 @@ def test_a_metric_without_a_number_for_every_sample_is_refused_before_the_work(
     metric, run, monkeypatch, tmp_path
 ):
     (tmp_path / "scored.py").write_text(SCORES)
-    monkeypatch.setattr("onnxcompress.pipeline.find_candidates", None)
+    monkeypatch.setattr("onnxcompress.compression.pipeline.find_candidates", None)
     code, _, err = run(f"{GOOD} --macs 0.6 --eval {{data}}/labelled.npz --metric scored:{metric}")
     assert code == 2 and err.count("\n") == 1
     assert f"the metric 'scored:{metric}'" in err and ("shape" in err or "nan" in err)
@@ -529,7 +527,7 @@ def test_ctrl_c_after_the_file_is_written_does_not_deny_it(run, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnxcompress.provenance.made", interrupted)
+    monkeypatch.setattr("onnxcompress.cli.provenance.made", interrupted)
     code, _, err = run(f"{GOOD} --macs 0.6 --eval {{data}}/labelled.npz")
     assert code == 130 and Path("out.onnx").exists()
     assert "nothing was written" not in err
@@ -577,7 +575,7 @@ def test_a_page_replaces_no_model_and_no_folder(run, no_work, page):
 
 
 def test_without_jinja2_it_says_how_to_get_it_before_any_work(run, no_work, monkeypatch):
-    monkeypatch.setattr("onnxcompress.page.jinja2", None)
+    monkeypatch.setattr("onnxcompress.report.page.jinja2", None)
     assert run(f"{GOOD} --macs 0.6 --report page.html") == (
         2,
         "",
@@ -611,7 +609,7 @@ def test_a_sweep_prints_what_each_size_costs_and_draws_it(run, tmp_path):
 )
 def test_a_point_of_a_sweep_is_the_file_that_compress_writes(run, monkeypatch, methods, targets):
     even = Latency(1, 1, 1, 1, 1)
-    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: even)
+    monkeypatch.setattr("onnxcompress.compression.validate.validation.latency", lambda *_: even)
     compared, compare = [], Validation.compare
     monkeypatch.setattr(
         Validation, "compare", lambda self, *two: compared.append(two[0]) or compare(self, *two)
@@ -632,7 +630,9 @@ def test_a_point_of_a_sweep_is_the_file_that_compress_writes(run, monkeypatch, m
 
 def test_a_sweep_marks_the_points_that_compress_would_refuse(run, monkeypatch):
     times = iter([Latency(1, 1, 1, 1, 1), *[Latency(1, 1.2, 1.2, 1.1, 1.3)] * 4])
-    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: next(times))
+    monkeypatch.setattr(
+        "onnxcompress.compression.validate.validation.latency", lambda *_: next(times)
+    )
     asked = "--method basis --calib {data}/data.npz --cache kept --macs 0.6"
     reason = "it is slower: 1.20 of the original's time"
     code, out, _ = run(f"sweep {{data}}/net.onnx {asked} --macs 0.8 --plot curve.svg")
@@ -693,7 +693,9 @@ REFINED = f"{GOOD} --macs 0.6 --refine 2"
 
 @pytest.fixture
 def no_work(monkeypatch):
-    monkeypatch.setattr("onnxcompress.pipeline.compress", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(
+        "onnxcompress.compression.pipeline.compress", lambda *_, **__: pytest.fail("it ran")
+    )
 
 
 def test_a_refined_model_is_measured_before_and_after(torch, run):
@@ -714,7 +716,7 @@ def test_a_refined_model_is_measured_before_and_after(torch, run):
 
 
 def test_without_torch_it_says_how_to_get_it_before_any_work(run, no_work, monkeypatch):
-    monkeypatch.setattr("onnxcompress.refine.torch", None)
+    monkeypatch.setattr("onnxcompress.refinement.train.torch", None)
     assert run(REFINED) == (
         2,
         "",

@@ -16,9 +16,10 @@ import pytest
 
 import onnxcompress as oc
 from models import images, network
-from onnxcompress.cli import main
-from onnxcompress.cluster import engine
-from onnxcompress.parallel import WorkerError, apart
+from onnxcompress.cli.commands import main
+from onnxcompress.core.errors import WorkerError
+from onnxcompress.core.parallel import apart
+from onnxcompress.execution.dask import engine
 
 distributed = pytest.importorskip("distributed", reason="the extra distributed is not there")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
@@ -92,8 +93,8 @@ def test_calibration_and_fits_are_done_by_the_workers(two, monkeypatch):
     model, samples = network(rng), images(rng, 64)
     layers, _ = oc.find_layers(model)
     here = oc.calibrate(model, layers, samples)
-    monkeypatch.setattr("onnxcompress.measuring.each", None)
-    monkeypatch.setattr("onnxcompress.candidates.each", None)
+    monkeypatch.setattr("onnxcompress.compression.measure.calibrate.each", None)
+    monkeypatch.setattr("onnxcompress.compression.search.candidates.each", None)
     with engine(two):
         there = oc.calibrate(model, layers, samples)
         swept = oc.sweep(layers, there, [oc.Integer(bits=4)])
@@ -140,8 +141,8 @@ def test_a_task_that_ends_every_worker_is_one_line():
 
 
 def test_a_cluster_whose_workers_are_all_gone_is_one_line(monkeypatch):
-    monkeypatch.setattr("onnxcompress.cluster.PATIENCE", 1)
-    monkeypatch.setattr("onnxcompress.cluster.LOOK", 0.5)
+    monkeypatch.setattr("onnxcompress.execution.dask.PATIENCE", 1)
+    monkeypatch.setattr("onnxcompress.execution.dask.LOOK", 0.5)
     told = pytest.raises(WorkerError, match="no workers for 1 s")
     with cluster(1) as (address, _), engine(address), told:
         list(apart(dying, [1], 1))
@@ -179,7 +180,7 @@ def test_an_engine_that_is_none_is_told(address, tmp_path, capsys, monkeypatch):
 
 
 def test_a_scheduler_that_is_not_there_is_told(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("onnxcompress.cluster.REACHED", 1)
+    monkeypatch.setattr("onnxcompress.execution.dask.REACHED", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

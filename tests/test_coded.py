@@ -7,12 +7,14 @@ from onnx.reference import ReferenceEvaluator
 
 import onnxcompress as oc
 from models import layer_model, network
-from onnxcompress.coded import LEVELS, CodedWeight
-from onnxcompress.core import Layer, Statistics
+from onnxcompress.compression.method_spec import parse
+from onnxcompress.core.layer import Layer
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import find_layers, overhead, rewrite
 from onnxcompress.methods.codebook import normal_vectors
-from onnxcompress.runtime import Session
-from onnxcompress.specs import parse
+from onnxcompress.methods.lookup.tables import LEVELS
+from onnxcompress.methods.lookup.weight import CodedWeight
 
 
 def wide(rng, out=64, inputs=32):

@@ -5,12 +5,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
+from onnxcompress.compression.inspect import examine
+from onnxcompress.compression.measure.calibrate import calibrate
+from onnxcompress.compression.method_spec import parse
+from onnxcompress.compression.validate.fidelity import Fidelity
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, find_constants, find_layers
-from onnxcompress.inspection import examine
-from onnxcompress.measuring import calibrate
-from onnxcompress.metrics import Fidelity
-from onnxcompress.runtime import Session
-from onnxcompress.specs import parse
 
 CLASSES, EMBEDDED, HIDDEN, WINDOW = 40, 32, 48, 6
 

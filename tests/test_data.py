@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxcompress.data import DataError, InputSpec, load_samples, random_samples, spread
-from onnxcompress.preprocess import PRESETS, Preprocessing, load_preprocessing, transform_for
+from onnxcompress.core.errors import DataError
+from onnxcompress.data.inputs import InputSpec
+from onnxcompress.data.load import load_samples
+from onnxcompress.data.preprocess import PRESETS, Preprocessing, load_preprocessing
+from onnxcompress.data.random import random_samples
+from onnxcompress.data.samples import spread
+from onnxcompress.data.transform import transform_for
 
 F32 = np.dtype(np.float32)
 
@@ -620,7 +625,7 @@ def test_images_of_more_than_8_bits_are_refused(tmp_path):
 @pytest.fixture
 def data_sets(tmp_path, monkeypatch):
     """Eleven test_data_set folders; the "tensors" are .npy files."""
-    monkeypatch.setattr("onnxcompress.data.read_tensor", np.load)
+    monkeypatch.setattr("onnxcompress.data.batches.read_tensor", np.load)
     for i in range(11):
         folder = tmp_path / f"test_data_set_{i}"
         folder.mkdir()

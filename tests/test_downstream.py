@@ -7,10 +7,10 @@ import pytest
 
 import onnxcompress as oc
 from models import network
-from onnxcompress.core import Statistics
-from onnxcompress.expansion import expand
-from onnxcompress.metrics import decibel
-from onnxcompress.specs import parse
+from onnxcompress.compression.expand import expand
+from onnxcompress.compression.method_spec import parse
+from onnxcompress.compression.validate.fidelity import decibel
+from onnxcompress.core.statistics import Statistics
 
 SPECS = ("half", "integer:bits=4", "codebook:vector=4,table=own", "hashed:share=4",
          "binary:stacks=2", "basis:unfolding=filter,rank=8",

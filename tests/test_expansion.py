@@ -10,10 +10,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models import ONNX_TYPES, images, network
-from onnxcompress import data, expansion
-from onnxcompress.cli import main
-from onnxcompress.core import Statistics
-from onnxcompress.expansion import expand
+from onnxcompress.cli.commands import main
+from onnxcompress.compression import expand as expansion
+from onnxcompress.compression.expand import expand
+from onnxcompress.compression.method_spec import parse
+from onnxcompress.compression.validate.deviation import ROUNDING, deviation, rounding
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.data.inputs import input_specs
+from onnxcompress.data.random import random_samples
+from onnxcompress.execution.runnable import verify
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import (
     Model,
     annotate,
@@ -25,9 +31,6 @@ from onnxcompress.graph import (
     save,
 )
 from onnxcompress.methods import METHODS
-from onnxcompress.runtime import Session
-from onnxcompress.specs import parse
-from onnxcompress.validation import ROUNDING, deviation, rounding, verify
 
 LARGE_LAYERS = ("first", "second", "wide")
 DECODING = [name for name in METHODS if name != "basis"]
@@ -155,7 +158,7 @@ def test_a_weight_gets_its_float_type_back(spec, dtype, rng):
     [tensor] = dense.graph.initializer
     assert (tensor.data_type, list(tensor.dims)) == (element, [32, 40])
     assert operators(dense) == [("MatMul", "layer")]
-    samples = data.random_samples(data.input_specs(small), 2)
+    samples = random_samples(input_specs(small), 2)
     assert deviation(small, dense, samples) <= rounding(dense)
 
 
@@ -404,7 +407,7 @@ def test_one_chain_is_computed_at_a_time(rng, monkeypatch):
 def test_a_deviation_counts_in_shares_of_the_largest_output(rng):
     weight = {"w": rng.normal(size=(32, 40)).astype(np.float32)}
     model = build([node("MatMul", ["x", "w"], "y")], weight)
-    samples = data.random_samples(data.input_specs(model), 3)
+    samples = random_samples(input_specs(model), 3)
 
     def other(value):
         return build([node("MatMul", ["x", "w"], "y")], {"w": value})
@@ -452,7 +455,9 @@ def test_the_command_writes_a_file_of_the_old_size_or_nothing(command, rng, monk
 
     assert command("expand small.onnx small.onnx")[0] == 2
     assert command("expand small.onnx none.onnx --dry-run")[1].endswith("written (--dry-run)\n")
-    monkeypatch.setattr("onnxcompress.validation.deviation", lambda *models: 0.1)
+    monkeypatch.setattr(
+        "onnxcompress.compression.validate.deviation.deviation", lambda *models: 0.1
+    )
     code, out, err = command("expand small.onnx none.onnx")
     assert (code, out) == (1, "") and "differ by 0.1 of the largest" in err
     assert json.loads(command("expand small.onnx none.onnx --json")[1])["output"] is None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxcompress.factors import BLOCK, cholesky, inverse
+from onnxcompress.methods.lookup.cholesky import BLOCK, cholesky, inverse
 
 
 @pytest.mark.parametrize("size", [1, 20, BLOCK, 3 * BLOCK + 7])

@@ -15,8 +15,8 @@ from hostile import outside
 
 from models import images, network
 from onnxcompress import Integer, Target, compress
-from onnxcompress.cache import Cache
-from onnxcompress.cli import main
+from onnxcompress.cli.commands import main
+from onnxcompress.execution.cache import Cache
 from onnxcompress.graph import save
 
 LINE = "net.onnx out.onnx --method integer --ratio 3 --calib data.npz --jobs 1 --quiet"
@@ -170,7 +170,7 @@ def test_a_cache_that_cannot_be_written_costs_no_result(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("onnxcompress.cache.os.replace", full)
+    monkeypatch.setattr("onnxcompress.execution.cache.os.replace", full)
     cache = Cache(tmp_path / "kept")
     assert cache.get("key", lambda: 1) == 1
     assert not os.listdir(tmp_path / "kept") and cache.load("key") is None

@@ -10,10 +10,11 @@ import pytest
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from onnxcompress import graph
-from onnxcompress.core import CompressedWeight, Statistics
+from onnxcompress.core.method import CompressedWeight
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, ModelError, find_layers, inline_functions, load, rewrite, save
 from onnxcompress.methods.basis import Basis
-from onnxcompress.runtime import Session
 
 FLOAT = TensorProto.FLOAT
 

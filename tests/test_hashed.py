@@ -7,10 +7,11 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from models import layer_model
-from onnxcompress.core import Layer, Statistics
+from onnxcompress.core.layer import Layer
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, expose, find_layers, rewrite
 from onnxcompress.methods.hashed import EXACT, Hashed, HashedWeight, _split
-from onnxcompress.runtime import Session
 
 
 @pytest.fixture

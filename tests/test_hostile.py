@@ -14,8 +14,8 @@ from fuzz import campaign
 from hostile import HOSTILE, calibrated, small, written
 from onnx import numpy_helper
 
-from onnxcompress import supervisor
-from onnxcompress.cli import main
+from onnxcompress.cli import supervisor
+from onnxcompress.cli.commands import main
 from onnxcompress.graph import ModelError, load
 
 
@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
     inner = tmp_path / "inner"
     inner.mkdir()
     monkeypatch.chdir(inner)
-    monkeypatch.setattr("onnxcompress.measuring.FIRST_RUN", 1.0)
+    monkeypatch.setattr("onnxcompress.compression.measure.shapes.FIRST_RUN", 1.0)
     return inner
 
 

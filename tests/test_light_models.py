@@ -9,10 +9,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxcompress import graph
-from onnxcompress.core import Statistics
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, find_layers, load, rewrite
 from onnxcompress.methods.basis import Basis
-from onnxcompress.runtime import Session
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 MODELS = sorted(FOLDER.glob("light_*.onnx"))

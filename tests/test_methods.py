@@ -8,11 +8,12 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from models import KINDS, layer_model
-from onnxcompress.core import Statistics
+from onnxcompress.compression.measure.calibrate import calibrate
+from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import find_layers, rewrite
-from onnxcompress.measuring import calibrate, input_shapes
 from onnxcompress.methods import METHODS
-from onnxcompress.runtime import Session
 
 SETTINGS = 8  # tried on each layer, evenly taken from all
 CLOSE = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 5e-2}  # of the largest output

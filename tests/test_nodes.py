@@ -7,9 +7,9 @@ import numpy as np
 from node_cases import cases, forms
 
 import onnxcompress as oc
-from onnxcompress.core import Statistics
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import check, find_constants, find_layers, inline_functions
-from onnxcompress.runtime import Session
 
 
 def answers(model, feeds):
@@ -67,7 +67,7 @@ def test_compress_leaves_every_model_of_the_standard_equal_or_says_why_not(capsy
 
 
 def test_every_weight_of_the_standards_models_can_be_replaced(capsys, monkeypatch):
-    monkeypatch.setattr("onnxcompress.graph.layers.LARGE", 2)
+    monkeypatch.setattr("onnxcompress.graph.find_layers.LARGE", 2)
     found = Counter()
     for case in cases():
         for name, model, feeds, expected in forms(case):

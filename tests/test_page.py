@@ -13,8 +13,9 @@ from threading import Thread
 
 import pytest
 
-from onnxcompress import page, wording
-from onnxcompress.report import (
+from onnxcompress.execution.latency import Latency, load_memory
+from onnxcompress.report import page, words
+from onnxcompress.report.report import (
     Comparison,
     Epoch,
     Point,
@@ -24,7 +25,6 @@ from onnxcompress.report import (
     Size,
     TradeOff,
 )
-from onnxcompress.runtime import Latency, load_memory
 
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}\u202e\0&amp;"
 EMPTY = {"meta", "link", "br", "wbr", "img"}
@@ -120,7 +120,7 @@ def test_the_sections_come_in_order():
 def test_the_page_tells_what_the_table_and_the_json_tell():
     _, found = render(WHOLE)
     cells = found.text["td"]
-    for fact in wording.facts(COMPARISON, "held-out", REFINED):
+    for fact in words.facts(COMPARISON, "held-out", REFINED):
         assert {fact.before, fact.between, fact.after, fact.note} <= set(cells)
     assert WHOLE.to_dict()["trade_off"]["chosen"] == (2000, 12)
     json.dumps(WHOLE.to_dict())

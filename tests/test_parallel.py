@@ -15,8 +15,10 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import onnxcompress as oc
-from onnxcompress.core import Layer, Statistics
-from onnxcompress.parallel import WorkerError, apart, each, one_thread_each, portable
+from onnxcompress.core.errors import WorkerError
+from onnxcompress.core.layer import Layer
+from onnxcompress.core.parallel import apart, each, one_thread_each, portable
+from onnxcompress.core.statistics import Statistics
 
 SLEEPER = """
 import os, signal, sys, time
@@ -59,7 +61,7 @@ def test_candidates_are_the_same_wherever_they_are_fitted(heavy, rng, monkeypatc
     layers, statistics = layers_of(rng)
     methods = [oc.Integer(), oc.Codebook(vector=4)]
     alone = oc.sweep(layers, statistics, methods)
-    monkeypatch.setattr("onnxcompress.candidates.HEAVY", heavy)
+    monkeypatch.setattr("onnxcompress.compression.search.candidates.HEAVY", heavy)
     assert found(oc.sweep(layers, statistics, methods, jobs=2)) == found(alone)
 
 
@@ -76,7 +78,7 @@ def test_heavy_fits_are_done_by_other_processes(rng, monkeypatch):
             told = super().fit(layer, statistics)
             return type(told)(np.full(layer.weight.shape, os.getpid() % 2000, np.float16), float)
 
-    monkeypatch.setattr("onnxcompress.candidates.HEAVY", 0)
+    monkeypatch.setattr("onnxcompress.compression.search.candidates.HEAVY", 0)
     layers, statistics = layers_of(rng)
     swept = oc.sweep(layers, statistics, [Telling()], jobs=2)  # a class that no module has
     told = {c.weight.decode().max() for every in swept.values() for c in every}
@@ -91,7 +93,7 @@ def test_a_method_that_cannot_be_pickled_is_fitted_on_threads(rng, monkeypatch):
 
     method = Locked(bits=4)
     assert not portable(method)
-    monkeypatch.setattr("onnxcompress.candidates.HEAVY", 0)
+    monkeypatch.setattr("onnxcompress.compression.search.candidates.HEAVY", 0)
     layers, statistics = layers_of(rng)
     swept = oc.sweep(layers, statistics, [method], jobs=2)
     plain = oc.sweep(layers, statistics, [oc.Integer(bits=4)])
@@ -101,10 +103,10 @@ def test_a_method_that_cannot_be_pickled_is_fitted_on_threads(rng, monkeypatch):
 
 
 def test_quick_methods_and_small_models_start_no_process(rng, monkeypatch):
-    monkeypatch.setattr("onnxcompress.candidates.apart", None)
+    monkeypatch.setattr("onnxcompress.compression.search.candidates.apart", None)
     layers, statistics = layers_of(rng)
     oc.sweep(layers, statistics, [oc.Integer()], jobs=2)
-    monkeypatch.setattr("onnxcompress.candidates.HEAVY", 0)
+    monkeypatch.setattr("onnxcompress.compression.search.candidates.HEAVY", 0)
     oc.sweep(layers, statistics, [oc.Basis(), oc.Half()], jobs=2)
 
 

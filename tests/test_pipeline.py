@@ -9,16 +9,19 @@ import pytest
 
 import onnxcompress as oc
 from models import images, network, perceptron
-from onnxcompress import candidates, limits, pipeline
-from onnxcompress.data import Samples
-from onnxcompress.measuring import input_shapes
+from onnxcompress.cli.terminal import show_report
+from onnxcompress.compression import pipeline
+from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.compression.method_spec import parse
+from onnxcompress.compression.search import candidates, size_limit
+from onnxcompress.compression.validate.fidelity import Fidelity, decibel, has_class_scores
+from onnxcompress.compression.validate.metrics import find_metric
+from onnxcompress.compression.validate.validation import Validation
+from onnxcompress.core.errors import MetricError
+from onnxcompress.data.samples import Samples
+from onnxcompress.execution.latency import Latency
 from onnxcompress.methods.basis import BasisWeight
-from onnxcompress.metrics import Fidelity, MetricError, decibel, find_metric, has_class_scores
-from onnxcompress.report import Epoch
-from onnxcompress.runtime import Latency
-from onnxcompress.specs import parse
-from onnxcompress.tables import show_report
-from onnxcompress.validation import Validation
+from onnxcompress.report.report import Epoch
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +79,9 @@ def test_a_ratio_is_met_where_settings_are_far_apart_and_the_first_is_a_few_byte
         at = staticmethod(lambda limit: limit // 2000 * 2000)
         spent = staticmethod(lambda chosen: chosen)
 
-    monkeypatch.setattr(limits, "_file_bytes", lambda job, chosen, metadata: chosen + 2135)
+    monkeypatch.setattr(size_limit, "_file_bytes", lambda job, chosen, metadata: chosen + 2135)
     job = SimpleNamespace(original=SimpleNamespace(nbytes=12_200))
-    found = limits._byte_limit(job, Steps, 2, {})
+    found = size_limit._byte_limit(job, Steps, 2, {})
     assert Steps.at(found) == 2000  # with 4000 the file has 35 bytes more than half
 
 
@@ -319,7 +322,7 @@ def test_a_result_that_onnxruntime_refuses_is_reported_as_worse(net, batches, mo
     def refuse(model):
         raise oc.ModelError("it does not load")
 
-    monkeypatch.setattr("onnxcompress.pipeline.verify", refuse)
+    monkeypatch.setattr("onnxcompress.compression.pipeline.verify", refuse)
     _, report = oc.compress(net, target=oc.Target(macs=0.6), samples=batches)
     assert report.worse and report.comparison is None
     assert report.failures == ("the result is no valid model: it does not load",)
@@ -353,7 +356,7 @@ def test_the_predicted_snr_is_known_before_the_fit_and_noise_is_called_noise(
     assert fine.predicted > rough.predicted
     assert f"correcting, {fine.predicted:.1f} dB predicted" in said
     assert not [w for w in fine.warnings if "noise" in w]
-    monkeypatch.setattr("onnxcompress.pipeline.NOISE", rough.predicted + 0.1)
+    monkeypatch.setattr("onnxcompress.compression.pipeline.NOISE", rough.predicted + 0.1)
     assert [w for w in run(1).warnings if "noise" in w]
 
 
@@ -423,7 +426,7 @@ def test_a_slower_model_fails_where_speed_was_asked_and_is_a_warning_elsewhere(
     net, batches, monkeypatch
 ):
     slow = Latency(before=1, after=1.2, ratio=1.2, low=1.1, high=1.3)
-    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: slow)
+    monkeypatch.setattr("onnxcompress.compression.validate.validation.latency", lambda *_: slow)
     report = oc.compress(net, target=oc.Target(macs=0.5), samples=batches)[1]
     assert report.failures == ("it is slower: 1.20 of the original's time",)
     report = oc.compress(net, target=oc.Target(ratio=1.5), samples=batches)[1]
@@ -449,9 +452,9 @@ def clock(monkeypatch):
 
         return spent
 
-    monkeypatch.setattr("onnxcompress.measuring.latency", by(0, 1))
-    for module in ("limits", "validation"):
-        monkeypatch.setattr(f"onnxcompress.{module}.latency", by(1, 0.6))
+    monkeypatch.setattr("onnxcompress.compression.measure.timing.latency", by(0, 1))
+    for module in ("search.size_limit", "validate.validation"):
+        monkeypatch.setattr(f"onnxcompress.compression.{module}.latency", by(1, 0.6))
 
 
 @pytest.mark.usefixtures("clock")
@@ -529,7 +532,7 @@ def test_the_trade_off_shows_what_compress_gives(least, net, batches, tmp_path, 
 
 def test_a_point_of_a_trade_off_says_why_compress_would_refuse_it(net, batches, monkeypatch):
     slow = Latency(before=1, after=1.2, ratio=1.2, low=1.1, high=1.3)
-    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: slow)
+    monkeypatch.setattr("onnxcompress.compression.validate.validation.latency", lambda *_: slow)
     targets = [oc.Target(ratio=1.5), oc.Target(macs=0.9)]
     small, fast = oc.trade_off(net, targets, methods=[oc.Basis()], samples=batches)
     assert small.failures == ()

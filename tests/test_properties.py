@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxcompress.core import Statistics
+from onnxcompress.compression.measure.calibrate import calibrate
+from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, find_layers, rewrite
-from onnxcompress.measuring import calibrate, input_shapes
 from onnxcompress.methods.basis import Basis
-from onnxcompress.runtime import Session
 
 CLOSE = 1e-4  # of the largest output, in float32
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from onnxcompress.cli import cli, main
-from onnxcompress.runtime import Latency
+from onnxcompress.cli.commands import cli, main
+from onnxcompress.execution.latency import Latency
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -70,7 +70,7 @@ def _clock(shown, monkeypatch):
     times = [_figures(line) for line in shown.splitlines() if line.startswith("latency")]
     before, after, ratio, low, high = times[0] if times else (1, 1, 1, 0.9, 1.1)
     level = Latency(before=before, after=after, ratio=ratio, low=low, high=high)
-    monkeypatch.setattr("onnxcompress.validation.latency", lambda *_: level)
+    monkeypatch.setattr("onnxcompress.compression.validate.validation.latency", lambda *_: level)
 
 
 def _words(line):
@@ -96,12 +96,12 @@ def test_every_link_of_the_readme_leads_to_a_file():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_layout_names_exactly_the_files_of_the_package():
+def test_the_layout_names_exactly_the_folders_of_the_package():
     [block] = re.findall(r"```\n(onnxcompress/\n.*?)```", README, re.DOTALL)
-    shown = set(re.findall(r"^ +(\w+\.py|\w+/)", block, re.MULTILINE))
+    shown = re.findall(r"^ +(\w+)/", block, re.MULTILINE)
     package = ROOT / "onnxcompress"
-    files = {path.name for path in package.rglob("*.py") if path.name != "__init__.py"}
-    assert shown == files | {"graph/", "methods/", "templates/"}
+    folders = (path for path in package.rglob("*") if path.is_dir())
+    assert sorted(shown) == sorted(p.name for p in folders if p.name != "__pycache__")
 
 
 def test_its_two_set_up_commands_are_where_continuous_integration_looks_for_them():

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxcompress import refine as module
-from onnxcompress.cache import Cache
-from onnxcompress.core import Statistics
-from onnxcompress.data import Samples, from_batches
+from onnxcompress.compression.method_spec import parse
+from onnxcompress.compression.validate.fidelity import Fidelity, scores
+from onnxcompress.core.errors import DataError
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.data.samples import Samples, from_batches
+from onnxcompress.execution.cache import Cache
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, find_layers, load, rewrite, save, with_values
-from onnxcompress.metrics import Fidelity, scores
-from onnxcompress.preprocess import DataError
-from onnxcompress.refine import refine, trainable
-from onnxcompress.runtime import Session
-from onnxcompress.specs import parse
+from onnxcompress.refinement import train as module
+from onnxcompress.refinement.train import refine, trainable
 from tests.models import images, layer_model, network
 
 METHODS = ("basis", "integer:bits=4", "codebook:vector=4", "hashed:share=2", "binary:stacks=2")
@@ -23,14 +23,14 @@ METHODS = ("basis", "integer:bits=4", "codebook:vector=4", "hashed:share=2", "bi
 
 @pytest.fixture
 def distillation(torch):
-    from onnxcompress import distillation
+    from onnxcompress.refinement import distillation
 
     return distillation
 
 
 @pytest.fixture
 def latents(torch):
-    from onnxcompress import latents
+    from onnxcompress.refinement import straight_through as latents
 
     return latents
 
@@ -499,6 +499,6 @@ def test_it_ends_when_nothing_gets_better_but_not_before_it_overtook_the_given_m
 ):
     model, samples = network(rng), samples_of(rng, 32)
     held_out = iter([0.1, 0.3, 0.2, *[0.25] * 10])
-    monkeypatch.setattr("onnxcompress.refine._Run._judged", lambda *_: next(held_out))
+    monkeypatch.setattr("onnxcompress.refinement.train._Run._judged", lambda *_: next(held_out))
     _, rows = refine(model, model, samples, epochs=12, rate=1e-3, jobs=1)
     assert [row.epoch for row in rows] == list(range(9))  # the best of them, and half of twelve

@@ -5,14 +5,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models import images, network
-from onnxcompress.core import Statistics
+from onnxcompress.compression.build.fitted import Fitted
+from onnxcompress.compression.build.refit import refit
+from onnxcompress.compression.measure.calibrate import calibrate
+from onnxcompress.compression.validate.fidelity import Fidelity
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, expose, find_layers, rewrite
-from onnxcompress.measuring import calibrate
 from onnxcompress.methods.basis import Basis
 from onnxcompress.methods.integer import Integer
-from onnxcompress.metrics import Fidelity
-from onnxcompress.refit import Fitted, refit
-from onnxcompress.runtime import Session
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from onnxcompress.coded import picker
-from onnxcompress.core import Statistics
-from onnxcompress.rounding import (
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.methods.lookup.error_feedback import (
     NARROW,
     descend,
     feedback,
@@ -13,6 +12,7 @@ from onnxcompress.rounding import (
     metrics,
     row_errors,
 )
+from onnxcompress.methods.lookup.fit import picker
 
 
 def correlated(rng, count=2000, width=48, groups=1):

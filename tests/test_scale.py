@@ -10,7 +10,10 @@ from onnx import external_data_helper
 
 from models import images, network
 from onnxcompress import Half, Integer, Target, compress
-from onnxcompress.core import Layer, Statistics, Unread
+from onnxcompress.core.layer import Layer, Unread
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.execution.runnable import unknown_operators, verify
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import (
     ModelError,
     digest,
@@ -23,8 +26,6 @@ from onnxcompress.graph import (
     serialized,
 )
 from onnxcompress.graph.model import ancestors
-from onnxcompress.runtime import Session
-from onnxcompress.validation import unknown_operators, verify
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def small_limits(monkeypatch):
     for place in ("model", "pieces"):
         monkeypatch.setattr(f"onnxcompress.graph.{place}.LARGE_MODEL", 0)
     monkeypatch.setattr("onnxcompress.graph.pieces.STEP", 4096)
-    monkeypatch.setattr("onnxcompress.graph.layers.UNREAD", 0)
+    monkeypatch.setattr("onnxcompress.graph.find_layers.UNREAD", 0)
     monkeypatch.setattr("onnxcompress.graph.spill.LEAST", 512)
     monkeypatch.setattr("onnxcompress.graph.files.LARGE_FILE", 0)
     monkeypatch.setattr("onnxcompress.graph.wire.LEFT", 512)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from onnxcompress.core import Layer
+from onnxcompress.compression.method_spec import described, parse
+from onnxcompress.compression.target import Target
+from onnxcompress.core.layer import Layer
 from onnxcompress.methods import METHODS
 from onnxcompress.methods.basis import Basis
+from onnxcompress.methods.composed import Packed
 from onnxcompress.methods.integer import Integer
-from onnxcompress.packed import Packed
-from onnxcompress.specs import described, parse
-from onnxcompress.targets import Target
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcompress.compression.method_spec import parse
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, find_layers, rewrite
 from onnxcompress.methods.integer import Integer
-from onnxcompress.runtime import Session
-from onnxcompress.specs import parse
 from tests.models import KINDS, images, layer_model, network
 
 pytest.importorskip("torch", reason="the executor needs torch")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from onnxcompress.torch_graph import TorchGraph, tensor, unsupported
+    from onnxcompress.refinement.torch_graph import TorchGraph, tensor, unsupported
 
 METHODS = ("basis", "integer:bits=4", "codebook:vector=4", "hashed:share=2", "binary:stacks=2")
 A = np.array
@@ -222,7 +222,7 @@ def test_every_kind_of_layer(kind, dtype, rng):
 
 
 def compressed(model, spec):
-    from onnxcompress.core import Statistics
+    from onnxcompress.core.statistics import Statistics
 
     layers, _ = find_layers(model)
     [method] = parse(spec)

@@ -1,53 +1,40 @@
 """The model and graph surgery.  The only files that know onnx and onnx-graphsurgeon."""
 
-from onnxcompress.graph.files import (
-    DETACHED_BYTES,
-    check,
-    detached,
-    digest,
-    load,
-    read_tensor,
-    save,
-    serialized,
-    sha256,
-)
-from onnxcompress.graph.layers import (
-    Operation,
+from onnxcompress.core.errors import ModelError
+from onnxcompress.graph.check import check
+from onnxcompress.graph.declared import declared_inputs, declared_outputs, sequences
+from onnxcompress.graph.detach import DETACHED_BYTES, detached, sha256
+from onnxcompress.graph.find_layers import (
     emptied_inputs,
     find_constants,
     find_layers,
-    inner_nodes,
-    inner_shapes,
     layer_input,
     layer_inputs,
+    recurrent_inputs,
+)
+from onnxcompress.graph.load import load, read_tensor
+from onnxcompress.graph.model import OPERATORS, Model, reads
+from onnxcompress.graph.operations import (
+    Operation,
+    inner_nodes,
+    inner_shapes,
     linear_inputs,
     linear_nodes,
     operations,
-    recurrent_inputs,
 )
-from onnxcompress.graph.model import (
-    OPERATORS,
-    Model,
-    ModelError,
-    declared_inputs,
-    declared_outputs,
-    reads,
-    sequences,
-)
-from onnxcompress.graph.passes import (
-    annotate,
-    as_float32,
-    drop_dead,
-    fold_batchnorm,
-    fold_constants,
-    fold_pads,
-    has_bfloat16,
-    inline_functions,
-    name_nodes,
-    needs_float32,
-    with_values,
-)
-from onnxcompress.graph.pieces import (
+from onnxcompress.graph.passes.annotate import annotate
+from onnxcompress.graph.passes.as_float32 import as_float32, has_bfloat16, needs_float32
+from onnxcompress.graph.passes.drop_dead import drop_dead
+from onnxcompress.graph.passes.fold_batchnorm import fold_batchnorm
+from onnxcompress.graph.passes.fold_constants import fold_constants
+from onnxcompress.graph.passes.fold_pads import fold_pads
+from onnxcompress.graph.passes.inline_functions import inline_functions
+from onnxcompress.graph.passes.name_nodes import name_nodes
+from onnxcompress.graph.passes.with_values import with_values
+from onnxcompress.graph.rewrite import overhead, rewrite
+from onnxcompress.graph.save import digest, save, serialized
+from onnxcompress.graph.spill import rest
+from onnxcompress.graph.subgraphs import (
     Step,
     custom_operators,
     expose,
@@ -56,8 +43,6 @@ from onnxcompress.graph.pieces import (
     part,
     segment,
 )
-from onnxcompress.graph.rewriting import overhead, rewrite
-from onnxcompress.graph.spill import rest
 
 __all__ = [
     "DETACHED_BYTES",

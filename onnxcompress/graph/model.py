@@ -6,45 +6,38 @@ of a body is told from others by the path to it.
 
 from __future__ import annotations
 
-import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import NodeProto, TensorProto, external_data_helper, numpy_helper
+from onnx import NodeProto, TensorProto, numpy_helper
 
-from onnxcompress.core import Array
-from onnxcompress.graph import wire
-from onnxcompress.graph.spill import is_spilled, spilled
+from onnxcompress.core.errors import ModelError
+from onnxcompress.core.layer import Array
+from onnxcompress.core.messages import one_line
+from onnxcompress.graph import protobuf_wire
+from onnxcompress.graph.spill import spilled
+from onnxcompress.graph.tensors import HELD, in_file, is_external, location, tensor_bytes
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
 RANDOM = (  # operators whose result is another one every time
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     *("Multinomial", "Bernoulli", "Dropout"),
 )
+
 VIEWS = ("Identity", "Transpose", "Cast", "Reshape", "DequantizeLinear")  # of a constant
-DATA_TYPES = {*TensorProto.DataType.values()} - {TensorProto.UNDEFINED}
-PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2,
-          "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}  # bits of one value  # fmt: skip
 
 LARGE_MODEL = 1 << 30  # bytes of weights from which a model is neither run nor kept as a whole
-HELD = "/"  # where external data lies that is in `Model.held`; in files it would be refused
-
-Declared = tuple[str, Any, list[int | str | None] | None]  # name, dtype, shape; None is open
-
-
-class ModelError(ValueError):
-    """A model that cannot be read, is invalid, or cannot be written; the message is one line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +119,7 @@ class Model:
             return apart + self.proto.ByteSize()
         return apart + sum(
             len(piece) if isinstance(piece, bytes) else tensor_bytes(piece)
-            for piece in wire.pieces(self.proto, self.inside)
+            for piece in protobuf_wire.pieces(self.proto, self.inside)
         )
 
     def inside(self, tensor: TensorProto) -> int | None:
@@ -272,7 +265,7 @@ class Model:
                 return numpy_helper.to_array(tensor)
             if location(tensor) == HELD:
                 return self.held[tensor.name]
-            return _in_file(tensor, self.folder)
+            return in_file(tensor, self.folder)
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"tensor {tensor.name!r} cannot be read: {one_line(error)}") from None
 
@@ -399,48 +392,6 @@ def attributes_of(node: NodeProto) -> dict[str, Any]:
     return result
 
 
-def declared_inputs(model: Model) -> list[Declared]:
-    """What the model declares of every input that a caller must give; of a sequence, its items."""
-    given = [value for value in model.graph.input if value.name not in model.initializers]
-    for value in given:
-        if not _tensor_type(value.type).elem_type:
-            raise ModelError(f"the input {value.name!r} is no tensor")
-    return list(map(_declared, given))
-
-
-def declared_outputs(model: Model) -> list[Declared]:
-    """What the model declares of its outputs; the dtype of what is no tensor is object."""
-    return list(map(_declared, model.graph.output))
-
-
-def sequences(model: Model) -> set[str]:
-    """The inputs that are sequences of tensors."""
-    return {value.name for value in model.graph.input if _is_sequence(value.type)}
-
-
-def _is_sequence(kind: onnx.TypeProto) -> bool:
-    return kind.HasField("sequence_type") or (
-        kind.HasField("optional_type") and _is_sequence(kind.optional_type.elem_type)
-    )
-
-
-def _tensor_type(kind: onnx.TypeProto) -> onnx.TypeProto.Tensor:
-    """Of a tensor, of what is optional, or of the items of a sequence."""
-    for of in ("sequence_type", "optional_type"):
-        if kind.HasField(of):
-            return _tensor_type(getattr(kind, of).elem_type)
-    return kind.tensor_type
-
-
-def _declared(value: onnx.ValueInfoProto) -> Declared:
-    kind = _tensor_type(value.type)
-    if kind.elem_type and kind.elem_type not in DATA_TYPES:
-        raise ModelError(f"{value.name!r} is of no known type")
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else object
-    dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
-    return value.name, np.dtype(dtype), dims if kind.HasField("shape") else None
-
-
 def _constant_makers(model: Model) -> dict[str, int]:
     """Tensors that the main graph computes from constants, the same every time: name -> node."""
     given = {value.name for value in model.graph.input}
@@ -480,79 +431,6 @@ def ancestors(nodes: Sequence[NodeProto], last: int, makers: Mapping[str, int]) 
     return sorted(found)
 
 
-def add_constant(model: Model, name: str, array: Array) -> None:
-    """A new initializer, in place."""
-    array = np.asarray(array, order="C")  # scalars stay scalars
-    made = held(model, name, array) if is_spilled(array) else numpy_helper.from_array(array, name)
-    model.graph.initializer.append(made)
-    if model.proto.ir_version < 4:  # there, every initializer is an input too
-        value = onnx.helper.make_tensor_value_info(name, made.data_type, array.shape)
-        model.graph.input.append(value)
-
-
-def held(model: Model, name: str, array: Array) -> TensorProto:
-    """An initializer whose value is not in it, but noted in the model."""
-    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-    tensor = TensorProto(name=name, dims=array.shape, data_type=kind)
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=HELD)
-    model.held[name] = array
-    return tensor
-
-
-def drop_nodes(model: Model, keys: Iterable[str], replaced: AbstractSet[str] = frozenset()) -> None:
-    """Remove constants that nothing reads any more, and what `VIEWS` made of them, in place.
-
-    Args:
-        replaced: of these keys, those that nodes compute instead.
-    """
-    left, dead, open_ = model.consumers.copy(), set[str](), [*keys]
-    while open_:
-        key = open_.pop()
-        if not key or key in dead or (left[key] and key not in replaced):
-            continue
-        dead.add(key)
-        if key in model.views and key not in replaced:
-            scope, node = model.views[key]
-            left.subtract(scope.keys(node))
-            open_ += scope.keys(node)
-    for scope in model.scopes:
-        names = {key.removeprefix(scope.path) for key in dead if key.startswith(scope.path)}
-        views = {name for name in names if scope.path + name in model.views.keys() - replaced}
-        gone = {"Constant": names, **dict.fromkeys(VIEWS, views)}
-        keep_only(
-            scope.graph.node,
-            lambda n, gone=gone: n.output[:1] and n.output[0] not in gone.get(n.op_type, ()),
-        )
-        _forget(scope.graph, names, older=model.proto.ir_version < 4)
-
-
-def _forget(graph: onnx.GraphProto, dead: Container[str], older: bool) -> None:
-    """Remove initializers, and what is noted of these tensors, in place.
-
-    An input that one of them was the default of stays, unless it is ``older`` than IR 4, where
-    every initializer has to be an input: its default is empty then.
-    """
-    given = {tensor.name for tensor in graph.initializer if tensor.name in dead}
-    kept = [] if older else [value for value in graph.input if value.name in given]
-    keep_only(graph.initializer, lambda tensor: tensor.name not in dead)
-    keep_only(graph.input, lambda value: value.name not in given or not older)
-    keep_only(graph.value_info, lambda value: value.name not in dead)
-    keep_only(graph.quantization_annotation, lambda note: note.tensor_name not in dead)
-    for value in kept:
-        kind = value.type.tensor_type
-        graph.initializer.add(
-            name=value.name, data_type=kind.elem_type, dims=[0] * len(kind.shape.dim)
-        )
-        for dim in kind.shape.dim:
-            dim.ClearField("dim_value")
-
-
-def keep_only(items: Any, wanted: Callable[[Any], bool]) -> None:
-    for index in reversed([i for i, item in enumerate(items) if not wanted(item)]):
-        del items[index]
-
-
 def unique_name(base: str, taken: set[str]) -> str:
     if base not in taken:
         return base
@@ -560,45 +438,3 @@ def unique_name(base: str, taken: set[str]) -> str:
     while f"{base}_{number}" in taken:
         number += 1
     return f"{base}_{number}"
-
-
-is_external = external_data_helper.uses_external_data
-
-
-def location(tensor: TensorProto) -> str:
-    return next((e.value for e in tensor.external_data if e.key == "location"), "")
-
-
-def opened(tensor: TensorProto, folder: Path) -> IO[bytes]:
-    """The file of external data, where the tensor begins."""
-    stream = (folder / location(tensor)).open("rb")
-    stream.seek(int(next((e.value for e in tensor.external_data if e.key == "offset"), 0)))
-    return stream
-
-
-def _in_file(tensor: TensorProto, folder: Path) -> Array:
-    """The value of external data."""
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    raw = np.empty(tensor_bytes(tensor), np.uint8)
-    with opened(tensor, folder) as stream:
-        if stream.readinto(raw.data) < len(raw):  # type: ignore[attr-defined]
-            raise ModelError(f"the external data {location(tensor)!r} is truncated")
-    if len(raw) == prod(tensor.dims) * dtype.itemsize and sys.byteorder == "little":
-        return raw.view(dtype).reshape(tensor.dims)
-    whole = TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=raw.tobytes())
-    return numpy_helper.to_array(whole)
-
-
-def tensor_bytes(tensor: TensorProto) -> int:
-    size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    bits = PACKED.get(TensorProto.DataType.Name(tensor.data_type), 8 * size)
-    return (prod(tensor.dims) * bits + 7) // 8
-
-
-def _type_name(tensor: TensorProto) -> str:
-    return TensorProto.DataType.Name(tensor.data_type).lower()
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from onnxcompress.core import Array
+from onnxcompress.core.layer import Array
 
 LEAST = 1 << 16  # bytes of an array that is worth it
 FILE = 1 << 28  # bytes of a file, which goes with the last array in it

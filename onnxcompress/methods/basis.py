@@ -42,18 +42,10 @@ from zlib import crc32
 import numpy as np
 from einops import einsum, rearrange
 
-from onnxcompress.core import (
-    Array,
-    Candidate,
-    CompressedWeight,
-    Emitter,
-    Layer,
-    Method,
-    Shape,
-    Statistics,
-    Value,
-)
-from onnxcompress.factors import cholesky, inverse
+from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
+from onnxcompress.core.method import Candidate, CompressedWeight, Method
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.methods.lookup.cholesky import cholesky, inverse
 
 INPUT_RANKS = 8  # tucker tries multiples of an eighth of the inputs
 ALTERNATIONS = 2  # rounds in which both weights of a chain are fitted in turn

@@ -39,18 +39,18 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from onnxcompress.core import (
-    Array,
-    CompressedWeight,
-    Emitter,
-    Layer,
-    Method,
-    Shape,
-    Statistics,
-    Value,
+from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
+from onnxcompress.core.method import CompressedWeight, Method
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.methods.lookup.bits import emit_unpack, pack, unpack
+from onnxcompress.methods.lookup.error_feedback import (
+    WIDEST,
+    Pick,
+    descend,
+    feedback,
+    feedback_factor,
+    row_errors,
 )
-from onnxcompress.packing import emit_unpack, pack, unpack
-from onnxcompress.rounding import WIDEST, Pick, descend, feedback, feedback_factor, row_errors
 
 MOST_STACKS = 4
 ROUNDS = 4  # of signs and scales in turn

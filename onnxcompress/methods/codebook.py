@@ -27,16 +27,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnxcompress.coded import (
-    DIGITS,
-    Coded,
-    CodedWeight,
-    encode,
-    shared,
-    some_codes,
-)
-from onnxcompress.core import Array, Candidate, Layer, Method, Statistics
-from onnxcompress.rounding import GRANULE, NARROW
+from onnxcompress.core.layer import Array, Layer
+from onnxcompress.core.method import Candidate, Method
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.methods.lookup.error_feedback import GRANULE, NARROW
+from onnxcompress.methods.lookup.fit import Coded, encode
+from onnxcompress.methods.lookup.tables import DIGITS, shared, some_codes
+from onnxcompress.methods.lookup.weight import CodedWeight
 
 ROWS = 256
 VECTORS = (12, 8, 6, 5, 4, 3, 2)  # tried where it is open

@@ -12,16 +12,9 @@ from zlib import crc32
 
 import numpy as np
 
-from onnxcompress.core import (
-    Array,
-    DecodedWeight,
-    Emitter,
-    Layer,
-    Method,
-    Shape,
-    Statistics,
-    Value,
-)
+from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
+from onnxcompress.core.method import DecodedWeight, Method
+from onnxcompress.core.statistics import Statistics
 
 LARGEST = 65504.0  # that float16 holds
 

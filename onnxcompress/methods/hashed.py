@@ -36,16 +36,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from onnxcompress.core import (
-    Array,
-    CompressedWeight,
-    Emitter,
-    Layer,
-    Method,
-    Shape,
-    Statistics,
-    Value,
-)
+from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
+from onnxcompress.core.method import CompressedWeight, Method
+from onnxcompress.core.statistics import Statistics
 
 SMALLEST = 32  # stored values of a layer for which sharing is tried
 SHARES = (2, 3, 4, 8, 16, 32)  # tried where the share is open

@@ -21,8 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxcompress.coded import DIGITS, LEVELS, Coded, CodedWeight, encode, some_codes
-from onnxcompress.core import Candidate, Layer, Method, Statistics
+from onnxcompress.core.layer import Layer
+from onnxcompress.core.method import Candidate, Method
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.methods.lookup.fit import Coded, encode
+from onnxcompress.methods.lookup.tables import DIGITS, LEVELS, some_codes
+from onnxcompress.methods.lookup.weight import CodedWeight
 
 OPEN = (4, 8, 16, 32, 64, 128, 256)  # levels that are tried
 SPREADS = (0.75, 0.9, 1.0, 1.1, 1.3)  # of first scales around the best for normal weights

@@ -1,0 +1,81 @@
+"""The public names.  This is their only list: each is imported when somebody asks for it."""
+
+from .compression.expand import expand
+from .compression.measure.calibrate import calibrate
+from .compression.pipeline import compress, trade_off
+from .compression.search.candidates import sweep
+from .compression.target import Target
+from .core.errors import BudgetError, DataError, ModelError, OnnxCompressError, TargetError
+from .core.layer import Layer
+from .core.method import Candidate, CompressedWeight, DecodedWeight, Method
+from .core.statistics import Statistics
+from .data.inputs import input_specs
+from .data.load import load_samples
+from .data.random import random_samples
+from .data.samples import Samples
+from .graph import (
+    Model,
+    drop_dead,
+    find_layers,
+    fold_batchnorm,
+    fold_pads,
+    load,
+    name_nodes,
+    rewrite,
+    save,
+)
+from .methods import METHODS
+from .methods.basis import Basis
+from .methods.binary import Binary
+from .methods.codebook import Codebook
+from .methods.composed import Packed
+from .methods.half import Half
+from .methods.hashed import Hashed
+from .methods.integer import Integer
+from .report.report import Comparison, Point, Report
+
+__all__ = [
+    "METHODS",
+    "Basis",
+    "Binary",
+    "BudgetError",
+    "Candidate",
+    "Codebook",
+    "Comparison",
+    "CompressedWeight",
+    "DataError",
+    "DecodedWeight",
+    "Half",
+    "Hashed",
+    "Integer",
+    "Layer",
+    "Method",
+    "Model",
+    "ModelError",
+    "OnnxCompressError",
+    "Packed",
+    "Point",
+    "Report",
+    "Samples",
+    "Statistics",
+    "Target",
+    "TargetError",
+    "calibrate",
+    "compress",
+    "drop_dead",
+    "expand",
+    "find_layers",
+    "fold_batchnorm",
+    "fold_pads",
+    "input_specs",
+    "load",
+    "load_samples",
+    "name_nodes",
+    "random_samples",
+    "rewrite",
+    "save",
+    "sweep",
+    "trade_off",
+]
+
+__version__: str

@@ -1,0 +1,276 @@
+"""What the options ask for, as the values that the rest works with; wrong ones are refused here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:  # imported where they are used: --help and wrong options answer at once
+    from onnxcompress.cli.config_file import Rules
+    from onnxcompress.compression.target import Target
+    from onnxcompress.core.layer import Layer
+    from onnxcompress.core.method import Method
+    from onnxcompress.data.samples import Samples
+    from onnxcompress.graph import Model
+
+
+SWEPT = (2, 3, 4, 6, 8, 12, 16, 24)  # ratios that `sweep` shows
+
+EVALUATION_LIMIT = 100_000
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """A value that settings or a target refuse is a wrong argument."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def check_output(output: Path, inputs: Collection[Path], force: bool) -> None:
+    """Find out before the work whether the result could be written."""
+    if output.is_dir():
+        raise click.UsageError(f"{output} is a folder; give a file name")
+    if output.exists() and not output.is_file():
+        raise click.UsageError(f"{output} is not a regular file; use --dry-run to write nothing")
+    if output.exists() and any(map(output.samefile, inputs)) and not force:
+        raise click.UsageError("OUTPUT is INPUT; --force allows that")
+    parent = output.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise click.UsageError(f"{output} cannot be written: {parent} is not a writable folder")
+
+
+def check_cache(folder: Path | None) -> None:
+    if folder is not None:
+        check_output(folder / "entry", (), force=False)
+
+
+def check_page(page: Path | None, models: Collection[Path]) -> None:
+    """Find out before the work whether a report page could be made and written."""
+    if page is not None:
+        from onnxcompress.report.page import check
+
+        check()
+        check_output(page, {path for path in models if path.exists()}, force=False)
+        if page.resolve() in {path.resolve() for path in models}:
+            raise click.UsageError(f"--report {page} would replace a model; give another name")
+
+
+def methods(given: Sequence[str], energy: float | None, target: Target | None) -> list[Method]:
+    from onnxcompress.compression.method_spec import parse
+    from onnxcompress.methods.basis import Basis
+
+    default = ("auto",) if energy is None else ("basis",)
+    with asking():
+        found = [method for spec in given or default for method in parse(spec, target)]
+        if energy is None:
+            return found
+        ruled = [replace(m, energy=energy) for m in found if isinstance(m, Basis)]
+    if not ruled:
+        raise click.UsageError("--energy is a rule of the method basis")
+    return list(ruled)
+
+
+def configured(ctx: click.Context, path: Path) -> Rules:
+    """The rules of a file, whose options become defaults."""
+    from onnxcompress.cli import config_file
+
+    known = {
+        opt.removeprefix("--"): param
+        for param in ctx.command.params
+        for opt in param.opts
+        if isinstance(param, click.Option) and opt not in ("--config", "--help", "-h")
+    }
+    found, rules = config_file.read(path, known)
+    ctx.default_map = {}
+    for key, value in found.items():
+        several = getattr(known[key], "multiple", False)
+        if isinstance(value, dict) or (isinstance(value, list) and not several):
+            raise click.UsageError(f"{path}: {key} takes one value, such as {key}: 8")
+        one = several and not isinstance(value, list)
+        ctx.default_map[known[key].name or key] = [value] if one else value
+    return rules
+
+
+def offered(
+    model: Model, default: list[Method], rules: Rules | None, target: Target | None
+) -> list[Method] | Callable[[Layer], Sequence[Method]]:
+    """The methods for all layers, or for each one by the rules of a configuration."""
+    if rules is None or not (rules.layers or rules.op_types):
+        return default
+    _check_patterns(model, [*rules.layers])
+    kinds = {layer.op_type for layer in _every_layer(model)[0].values()}
+    for op_type in rules.op_types.keys() - kinds:
+        raise click.UsageError(f"no layer is a {op_type}; there are {_some(sorted(kinds))}")
+    every = (*rules.layers.values(), *rules.op_types.values())
+    known = {rule.specs: methods(rule.specs, None, target) for rule in every}
+
+    def ruled(layer: Layer) -> Sequence[Method]:
+        rule = rules.of(layer.name, layer.op_type)
+        if rule is None or not (rule.specs or rule.skip):
+            return default
+        return [] if rule.skip else known[rule.specs]
+
+    return ruled
+
+
+def target(given: Mapping[str, Any]) -> Target | None:
+    from onnxcompress.compression.target import Target
+
+    names = ("ratio", "macs", "latency", "max_drop", "min_agreement", "min_snr")
+    wanted = {name: given[name] for name in names if given[name] is not None}
+    with asking():
+        return Target(**wanted) if wanted else None
+
+
+def targets(ratios: Sequence[float], macs: Sequence[float]) -> list[Target]:
+    """Size targets from the mildest on, of one kind: each needs methods and an axis of its own."""
+    from onnxcompress.compression.target import Target
+
+    if ratios and macs:
+        raise click.UsageError("--ratio and --macs are two curves: sweep one of them at a time")
+    if not ratios and not macs:
+        ratios = SWEPT
+    with asking():
+        found = [Target(ratio=ratio) for ratio in sorted(ratios)]
+        return found or [Target(macs=share) for share in sorted(macs, reverse=True)]
+
+
+def changeable(
+    model: Model, only: Sequence[str], skip: Sequence[str]
+) -> Callable[[str], bool] | None:
+    """Which layers the patterns leave; a pattern that matches nothing is an error."""
+    from onnxcompress.cli.config_file import matches
+
+    if not only and not skip:
+        return None
+    _check_patterns(model, [*only, *skip])
+
+    def matching(name: str, patterns: Sequence[str]) -> bool:
+        return any(matches(name, pattern) for pattern in patterns)
+
+    return lambda name: (not only or matching(name, only)) and not matching(name, skip)
+
+
+def _check_patterns(model: Model, patterns: Sequence[str]) -> None:
+    """A pattern that matches no layer is an error."""
+    from onnxcompress.cli.config_file import matches
+
+    names = [name for found in _every_layer(model) for name in found]
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            near = get_close_matches(pattern, names, 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_some(names)}"
+            raise click.UsageError(f"no layer matches {pattern!r}; {hint}")
+
+
+def _every_layer(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Layers and constants, those in local functions too, and why others are skipped."""
+    from onnxcompress.graph import find_constants, find_layers, inline_functions
+
+    model = inline_functions(model)
+    layers, skipped = find_layers(model)
+    return layers | find_constants(model, layers), skipped
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5) if names else "none"
+
+
+def samples(model: Model, given: Mapping[str, Any], otherwise: str) -> Samples | None:
+    from onnxcompress.cli.terminal import say
+    from onnxcompress.data.inputs import input_specs
+    from onnxcompress.data.load import load_samples
+
+    if given["calib"] is None:
+        say(f"NO CALIBRATION DATA (--calib): {otherwise}")
+        return None
+    return load_samples(
+        given["calib"],
+        input_specs(model),
+        limit=given["samples"],
+        select=given["select"],
+        preprocess=given["preprocess"],
+    )
+
+
+def measured(model: Model, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the models are measured with: labelled samples, a metric, execution providers."""
+    from onnxcompress.compression.validate.metrics import find_metric
+    from onnxcompress.core.messages import nearest
+    from onnxcompress.execution.session import available_providers
+
+    providers = given["providers"].split(",")
+    for provider in providers:
+        if provider not in available_providers():
+            near = nearest(provider, available_providers())
+            raise click.UsageError(f"onnxruntime has no provider {provider!r} here{near}")
+    evaluation = None
+    if given["evaluation"] is not None:
+        find_metric(given["metric"])
+        evaluation = _labelled(model, given["evaluation"], given)
+    return {"evaluation": evaluation, "metric": given["metric"], "providers": providers}
+
+
+def _labelled(model: Model, path: str, given: Mapping[str, Any]) -> Samples:
+    from onnxcompress.data.inputs import input_specs
+    from onnxcompress.data.load import load_samples
+
+    return load_samples(
+        path,
+        input_specs(model),
+        limit=EVALUATION_LIMIT,
+        preprocess=given["preprocess"],
+        labelled=True,
+    )
+
+
+def refinement(model: Model, given: Mapping[str, Any]) -> partial[Any] | None:
+    """What trains the result, None where nobody asked; whether it can is found out before work."""
+    if given["refine"] is None:
+        for name in ("device", "augment", "train"):
+            if given[name] is not None:
+                raise click.UsageError(f"--{name} says how to refine: give --refine too")
+        return None
+    from onnxcompress.refinement import train
+
+    device, augment = given["device"] or "auto", given["augment"] or ""
+    train.check(model, device, augment)
+    return partial(
+        train.refine,
+        epochs=given["refine"],
+        device=device,
+        augment=augment,
+        labelled=given["train"] and _labelled(model, given["train"], given),
+        seed=given["seed"],
+        jobs=given["jobs"],
+        cache=given["cache"],
+    )
+
+
+def check_alike(a: Model, b: Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse two models that do not take the same inputs or give the same outputs."""
+    from onnxcompress.data.inputs import input_specs, output_specs
+
+    for what, specs in (("inputs", input_specs), ("outputs", output_specs)):
+        names = [[spec.name for spec in specs(model)] for model in (a, b)]
+        if sorted(names[0]) != sorted(names[1]):
+            both = " and ".join(", ".join(found) for found in names)
+            raise click.UsageError(f"the models have different {what}: {both}")
+    ours = {spec.name: spec for spec in input_specs(a)}
+    for spec in input_specs(b):
+        if spec.dtype != ours[spec.name].dtype or not spec.fits(shapes[spec.name]):
+            raise click.UsageError(
+                f"the models have different inputs: {ours[spec.name]} and {spec}"
+            )

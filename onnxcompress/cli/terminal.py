@@ -1,0 +1,291 @@
+"""What the command line prints.  The only file that imports rich."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from onnxcompress.report.report import Comparison, Point, Refinement, Report, Row
+from onnxcompress.report.words import (
+    change,
+    facts,
+    number,
+    points,
+    reached,
+    reasons,
+    times,
+    training,
+)
+
+WIDE = 1000  # columns where the output is no terminal: nothing is cut off or broken
+
+CURVE = (0.95, 0.9, 0.75, 0.5, 0.25)  # shares of a layer's cost at which its error is shown
+
+BAR = 8  # columns of the longest bar
+
+NAMED = 4  # layers that are listed where many were skipped for one reason
+
+
+class _Console(Console):
+    """The standard output.  Whoever reads it may leave at any time."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(text: str) -> str:
+    """Text in which whatever a terminal would obey, or not show, is spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """A line or a cell; names in it come from the model."""
+    return Text(printable(text), style)
+
+
+def write(text: str) -> None:
+    """Print text to the standard output as it is."""
+    _Console().out(text, highlight=False)
+
+
+def say(text: str) -> None:
+    """Print one line to the standard error."""
+    print(printable(text), file=sys.stderr)
+
+
+def _print(*parts: RenderableType) -> None:
+    """Print some things, each with an empty line before it, but the first."""
+    console = _Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    with console.capture() as captured:
+        for index, part in enumerate(parts):
+            console.print(Padding(part, (int(index > 0), 0, 0, 0), expand=False))
+    write("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+@contextmanager
+def progress(shown: bool) -> Iterator[Callable[[Iterable[Any], str, int], Iterable[Any]]]:
+    """A ``track`` for `compress`, with bars on stderr while they are of use."""
+    console = Console(stderr=True)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (shown and console.is_terminal),
+    )
+
+    def track(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+        task = bars.add_task(what, total=total)
+        try:
+            for item in items:
+                yield item
+                bars.advance(task)
+        finally:
+            bars.remove_task(task)
+
+    with bars:
+        yield track
+
+
+def show_report(report: Report, place: str, quiet: bool) -> None:
+    """The layers, the model before and after, what else is to be known, and the verdict."""
+    parts: list[RenderableType] = []
+    if not quiet:
+        parts.append(_layers(report.rows))
+        if report.worse and report.curves:
+            parts.append(_curves(report.curves))
+        if report.comparison:
+            parts.append(_comparison(report.comparison, "held-out", report.refined))
+            if report.refined:
+                parts.append(_text(training(report.comparison, report.refined)))
+        if notes := _notes(report):
+            parts.append(notes)
+    verdict = f"{reached(report)}; {place}"
+    _print(*parts, _text(verdict, "bold red" if report.worse else "bold green"))
+
+
+def _layers(rows: Sequence[Row]) -> Table:
+    table = _table("layer", "type", "weight", "method", KB=True, MMACs=True, error=True)
+    table.add_column("SNR dB", justify="right")
+    for row in rows:
+        table.add_row(
+            _text(row.layer),
+            row.op_type,
+            times(row.shape),
+            Text(row.method or "kept"),
+            change(row.nbytes, 1000, 1),
+            change(row.macs, 1_000_000, 2),
+            f"{row.error:.4f}" if row.method else "",
+            "" if row.snr is None else f"{row.snr:.1f}",
+            style="" if row.method else "dim",
+        )
+    return table
+
+
+def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Table:
+    """The error of every layer at some shares of its cost: why the target is out of reach."""
+    table = _table("least error at this share of a layer's cost")
+    for share in CURVE:
+        table.add_column(f"{share:.0%}", justify="right")
+    for name, curve in curves.items():
+        least = [min((e for cost, e in curve if cost <= share), default=None) for share in CURVE]
+        table.add_row(_text(name), *("-" if e is None else f"{e:.4f}" for e in least))
+    return table
+
+
+def _notes(report: Report) -> Text | None:
+    """Warnings, and why layers are as they were: those with the same reason in one line."""
+    lines = [_text(f"warning: {warning}", "yellow") for warning in report.warnings]
+    for (what, reason), names in reasons(report).items():
+        more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+        lines.append(_text(f"{what}: {', '.join(names[:NAMED])}{more}: {reason}", "dim"))
+    return Text("\n").join(lines) if lines else None
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Two models side by side."""
+    _print(_comparison(comparison, ""))
+
+
+def _comparison(comparison: Comparison, which: str, refined: Refinement | None = None) -> Table:
+    """Two models; where the second was refined, what it was before stands between them."""
+    columns = ("before", "after") if refined is None else ("original", "compressed", "refined")
+    table = _table("", **dict.fromkeys(columns, True))
+    table.add_column("", overflow="fold")
+    for fact in facts(comparison, which, refined):
+        middle = [] if refined is None else [fact.between]
+        table.add_row(_text(fact.what), fact.before, *middle, fact.after, fact.note)
+    if not comparison.finite:
+        wrong = Text("the outputs differ in shape, or hold NaN", "bold red")
+        table.add_row("", *("" for _ in columns), wrong)
+    return table
+
+
+def show_points(found: Sequence[Point], metric: str) -> None:
+    """A trade-off, one target a line."""
+    [first, *names], *rows = points(found, metric)
+    table = _table(first)
+    for name in names:
+        table.add_column(_text(name), justify="right" if name else "left")
+    for row, point in zip(rows, found, strict=True):
+        table.add_row(*map(_text, row), style="dim" if point.failures else "")
+    _print(table)
+
+
+def show_inspection(facts: Mapping[str, Any]) -> None:
+    """What a model is made of."""
+    table = _table("layer", "type", "weight", KB=True)
+    table.add_column("of file", justify="right")
+    table.add_column("")
+    for name in ("MMACs", "of all"):
+        table.add_column(name, justify="right")
+    table.add_column("compressible by", overflow="fold")
+    work, most = facts["macs"], max((row["bytes"] or 0 for row in facts["layers"]), default=0)
+    for row in facts["layers"]:
+        size, macs = row["bytes"], row["macs"]
+        able = ", ".join(row["methods"])
+        reason = row["reason"] and (f"{able} ({row['reason']})" if able else f"no: {row['reason']}")
+        table.add_row(
+            _text(row["layer"]),
+            row["type"],
+            times(row["shape"]),
+            "" if size is None else f"{size / 1000:,.1f}",
+            "" if size is None else f"{size / facts['file']:.1%}",
+            "█" * round(BAR * (size or 0) / (most or 1)),
+            "" if macs is None else f"{macs / 1e6:,.2f}",
+            "" if macs is None else f"{macs / (work or 1):.1%}",
+            _text(reason or able),
+            style="" if able else "dim",
+        )
+    parts: list[RenderableType] = [table]
+    if facts["estimates"]:
+        parts.append(_estimates(facts["estimates"]))
+    _print(*parts, Text("\n".join(_facts(facts))))
+
+
+def _estimates(found: Sequence[Mapping[str, Any]]) -> Table:
+    """What each method would give, as far as the weights alone tell: with data it is more."""
+    names = {ratio: f"{ratio} times smaller" for ratio in found[0]["snr"]}
+    table = _table("SNR of the weights alone, dB", **dict.fromkeys(names.values(), True))
+    table.add_column("speed")
+    for row in found:
+        cells = [number(row["snr"][ratio], ".0f") for ratio in names]
+        table.add_row(row["method"], *cells, "faster" if row["faster"] else "as before")
+    return table
+
+
+def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
+    able, work = [row for row in facts["layers"] if row["methods"]], facts["macs"]
+    share = sum(row["bytes"] for row in able) / facts["file"]
+    yield (
+        f"{len(able)} of {len(facts['layers'])} layers can be compressed; they hold "
+        f"{share:.1%} of the file"
+        + (f" and {sum(row['macs'] or 0 for row in able) / work:.1%} of its MACs" if work else "")
+    )
+    largest = sorted((row["bytes"] for row in able), reverse=True)
+    half = next((n for n in range(len(able)) if 2 * sum(largest[:n]) >= sum(largest)), len(able))
+    if len(able) > 1:
+        yield f"half of that file share is in {half} {'layer' if half == 1 else 'layers'}"
+    yield (
+        f"file {facts['file']:,} bytes, weights {facts['weights']:,} bytes, "
+        f"{f'{work:,} MACs' if work else 'MACs unknown'}, {facts['nodes']} nodes, "
+        f"opset {facts['opset']}, IR {facts['ir_version']}"
+        + ", compressed before"
+        * facts["compressed_before"]
+    )
+    for way in ("inputs", "outputs"):
+        yield from (f"{way[:-1]} {_tensor(tensor)}" for tensor in facts[way])
+    if able:
+        yield "next: onnxcompress IN OUT --ratio 4 --calib SAMPLES, or --macs 0.5 to be faster"
+
+
+def _tensor(facts: Mapping[str, Any]) -> str:
+    shape = "?" if facts["shape"] is None else ", ".join(str(d or "?") for d in facts["shape"])
+    return f"{facts['name']}: {facts['type']} [{shape}]"
+
+
+def show_methods(summaries: Mapping[str, str]) -> None:
+    """All methods, one a line."""
+    table = _table("method", "")
+    for name, summary in summaries.items():
+        table.add_row(name, Text(summary))
+    _print(table)
+
+
+def show_method(
+    name: str, summary: str, settings: Sequence[tuple[str, str, str]], explanation: str
+) -> None:
+    """One method: how it works, its settings, and how it is asked for."""
+    parts: list[RenderableType] = [Text(f"{name}: {summary}"), Text(explanation)]
+    if settings:
+        parts.append(table := _table("setting", "values", ""))
+        for setting in settings:
+            table.add_row(*map(Text, setting))
+    pairs = ",".join(f"{key}=..." for key, *_ in settings[:2])
+    hint = f"--method {name}" + (
+        f" or --method {name}:{pairs}; what is not set is open" * bool(pairs)
+    )
+    _print(*parts, Text(hint))
+
+
+def _table(*words: str, **numbers: bool) -> Table:
+    """A plain table with columns of words, then of numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for word in words:
+        table.add_column(word, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

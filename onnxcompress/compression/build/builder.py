@@ -1,0 +1,184 @@
+"""The model with the chosen settings: fitted in place, corrected where that helps.
+
+With data the layers are fitted in network order (`refit`); each keeps the correction of its
+deviations only where that lowers the error of the outputs on held-out samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from onnxcompress.compression.build.fitted import Fitted
+from onnxcompress.compression.build.refit import refit
+from onnxcompress.compression.job import Job
+from onnxcompress.compression.measure.calibrate import batching, quota
+from onnxcompress.compression.measure.observed import Observed
+from onnxcompress.compression.validate.layerwise import Layerwise
+from onnxcompress.compression.validate.validation import Validation
+from onnxcompress.core.method import Candidate, CompressedWeight, Method
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.graph import Model, annotate, rewrite
+
+REFIT_BYTES = 1 << 30  # activations that refit keeps in memory
+
+CORRECTION_TRIALS = 8  # real runs that decide where corrections stay,
+
+CORRECTION_SAMPLES = 64  # each with at most so many held-out samples,
+
+CORRECTION_WORK = 10**12  # and all together with about so many multiplications
+
+
+class Built(NamedTuple):
+    """A compressed model, its layers as they were fitted, and why some could not be replaced."""
+
+    model: Model
+    fitted: dict[str, Fitted]
+    failed: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Builder:
+    """Builds the model of one compression with any choice of settings.
+
+    Attributes:
+        correct: fit again in network order and match the statistics of each layer's outputs.
+    """
+
+    job: Job
+    observed: Observed
+    validation: Validation | Layerwise
+    correct: bool
+
+    def build(
+        self,
+        chosen: Mapping[str, Candidate],
+        metadata: Mapping[str, str],
+        *,
+        told: str | None = None,
+    ) -> Built:
+        """The model with these settings.
+
+        Args:
+            metadata: entries for the result's metadata_props.
+            told: what the progress bar says of the last build, whose corrections are checked;
+                None for a trial.
+        """
+        job = self.job
+        settings = {
+            reader: candidate.setting
+            for name, candidate in chosen.items()
+            if candidate.setting is not None
+            for reader in job.readers(name)
+        }
+        outer = set(job.model.keys)
+        fixed = {
+            name: Fitted(self._fit(name, settings[name], seen))
+            for name, seen in self.observed.each(n for n in settings if n not in outer)
+        }
+        settings = {name: s for name, s in settings.items() if name not in fixed}
+        if job.fit is None or not settings:
+            fitted = self._from_weights(settings)
+        elif self.correct:
+            fitted = self._in_order(settings, fixed, told)
+        else:
+            fitted = self._one_by_one(settings)
+        fitted = fitted | fixed
+        failed: dict[str, str] = {}
+        result = annotate(rewrite(job.model, *_parts(fitted), failed), metadata)
+        return Built(result, {n: f for n, f in fitted.items() if n not in failed}, failed)
+
+    def loss(self, fitted: Mapping[str, Fitted]) -> float:
+        """Error of the outputs on some held-out samples with these weights in place."""
+        model = rewrite(self.job.runnable, *_parts(fitted), {})
+        work = CORRECTION_WORK // (CORRECTION_TRIALS * max(sum(self.job.macs.values()), 1))
+        return self.validation.fidelity(model, int(np.clip(work, 1, CORRECTION_SAMPLES))).loss
+
+    def _fit(self, name: str, setting: Method, statistics: Statistics) -> CompressedWeight:
+        """A layer's weight in this setting."""
+        found = setting.fit(self.job.layers[name].read(), statistics)
+        return found.mapped(self.job.model.keep)
+
+    def _from_weights(self, settings: Mapping[str, Method]) -> dict[str, Fitted]:
+        """Every weight fitted once, without data."""
+        layers = self.job.layers
+        alone = {
+            name: self._fit(name, setting, self.observed.kept[name])
+            for name, setting in settings.items()
+            if layers[name].shared == name
+        }
+        return {name: Fitted(alone[layers[name].shared]) for name in settings}
+
+    def _one_by_one(self, settings: Mapping[str, Method]) -> dict[str, Fitted]:
+        """Every layer fitted for itself, with nothing but its mean output kept."""
+        fitted: dict[str, Fitted] = {}
+        for name, statistics in self.observed.each(settings):
+            layer = self.job.layers[name].read()
+            first = fitted.get(layer.shared)
+            weight = first.weight if first else self._fit(name, settings[name], statistics)
+            bias = None
+            if layer.correctable:
+                shift = statistics.shift(layer.weight, weight.astype(np.float32).decode())
+                bias = shift if layer.bias is None else layer.bias + shift
+            fitted[name] = Fitted(weight, bias)
+        return fitted
+
+    def _in_order(
+        self, settings: Mapping[str, Method], fixed: Mapping[str, Fitted], told: str | None
+    ) -> dict[str, Fitted]:
+        """Every layer fitted on what the layers before it have become."""
+        job = self.job
+        assert job.fit is not None
+        size, _ = batching(job.fit, job.shapes)
+        largest = max(4 * prod(job.shapes[name]) for name in job.calibrated)
+        fitting = max(1, REFIT_BYTES // (6 * largest))
+        samples = job.fit if fitting >= len(job.fit) else job.fit.spread(fitting)
+        batches = list(samples.batches(size))
+
+        def track(keys: Iterable[str]) -> Iterable[str]:
+            return keys if told is None else job.track(keys, told, len(settings))
+
+        fitted = refit(
+            job.runnable,
+            job.layers,
+            settings,
+            batches,
+            jobs=job.jobs,
+            limit=lambda layer: quota(layer, len(batches)),
+            fixed={name: f.weight for name, f in fixed.items()},
+            track=track,
+        )
+        return fitted if told is None else self._helpful({**fitted, **fixed})
+
+    def _helpful(self, fitted: dict[str, Fitted]) -> dict[str, Fitted]:
+        """Keep the correction of the deviations only where it lowers the held-out error.
+
+        Neighbouring layers are judged together where there are more than ``CORRECTION_TRIALS``, all
+        layers of a large model.
+        """
+        names = [name for name, f in fitted.items() if f.plain is not None]
+        if not names:
+            return fitted
+        best, least = fitted, self.loss(fitted)
+        groups = [names]
+        if not self.job.model.large:  # a run of which takes minutes
+            count = min(len(names), CORRECTION_TRIALS)
+            groups += [list(group) for group in np.array_split(names, count)]
+        for group in self.job.track(groups, "checking corrections", len(groups)):
+            undone = {name: best[name].plain or best[name] for name in group}
+            error = self.loss(best | undone)
+            if error < least:
+                best, least = best | undone, error
+        return best
+
+
+def _parts(
+    fitted: Mapping[str, Fitted],
+) -> tuple[dict[str, CompressedWeight], dict[str, np.ndarray]]:
+    """The weights, and the biases that change."""
+    weights = {name: f.weight for name, f in fitted.items()}
+    return weights, {name: f.bias for name, f in fitted.items() if f.bias is not None}

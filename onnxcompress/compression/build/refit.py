@@ -1,0 +1,205 @@
+"""Fit the chosen settings again, in network order, on what the compressed model really computes.
+
+A layer of the compressed model reads inputs p that earlier layers have already changed, while
+the original reads q and answers ``y = W q + b``.  The *asymmetric* target is the weight that
+answers best on p (Zhang et al. 2016), drawn toward W where the inputs do not say::
+
+    T = W (cov(q, p) + d I) (cov(p, p) + d I)⁻¹           d = 0.05 mean variance
+
+The setting is fitted to T in the metric of p.  Then the *statistics correction*: each output
+channel's mean, and where it helps its standard deviation too, is matched to the original's::
+
+    gain = clip(std(y) / std(ŷ), 1/2, 2)       b' = b + W E[q] - gain Ŵ E[p]
+
+Where the model computes the bias, means count as 0: moments are not centred.
+
+Both streams advance together, so every node runs once per batch and model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnxcompress.compression.build.fitted import Fitted
+from onnxcompress.compression.build.streams import Streams
+from onnxcompress.compression.measure.patches import gathered, patches
+from onnxcompress.compression.validate.fidelity import decibel
+from onnxcompress.core.layer import Array, Layer
+from onnxcompress.core.method import CompressedWeight, Method
+from onnxcompress.core.parallel import each
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.execution.session import Sample
+from onnxcompress.graph import Model, layer_input
+
+SHRINK = 0.05  # toward the original weight, share of the mean input variance
+
+ENOUGH = 2  # patches per input of a patch; with fewer, the plain weight is the target
+
+HARDLY = 1e-3  # inputs whose variance is less than this share of their energy hardly vary
+
+WIDE = 1 << 24  # weights of a layer from which memory counts more than time
+
+GAIN = 2.0  # largest correction of a standard deviation, and its inverse the smallest
+
+
+def refit(
+    model: Model,
+    layers: Mapping[str, Layer],
+    settings: Mapping[str, Method],
+    batches: Sequence[Sample],
+    *,
+    gain: bool = True,
+    asymmetric: bool = True,
+    limit: Callable[[Layer], int] | None = None,
+    fixed: Mapping[str, CompressedWeight] | None = None,
+    jobs: int = 1,
+    track: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> dict[str, Fitted]:
+    """Fit every setting in network order against the original's responses.
+
+    Args:
+        settings: layer name -> what to fit; other layers stay as they are.
+        batches: calibration samples; their activations are kept in memory.
+        limit: patches to look at per batch, for a layer.
+        fixed: what is in the compressed model already: constants, and layers in bodies.
+        track: wraps the layer names, for a progress bar.
+    """
+    streams = Streams(model, batches, fixed or {}, jobs)
+    fitted: dict[str, Fitted] = {}
+    nodes = dict(zip(model.keys, model.graph.node, strict=True))
+    for name in track([key for key in model.keys if key in settings]):
+        layer, node = layers[name].read(), nodes[name]
+        original, compressed = streams.inputs_of(name, layer_input(node, layer))
+        fit = _Fit(layer, original, compressed, limit(layer) if limit else None, jobs)
+        if layer.shared in fitted:
+            weight = fitted[layer.shared].weight
+            fitted[name] = fit.corrected(weight, gain=False)
+        else:
+            alone = sum(other.shared == layer.shared for other in layers.values()) == 1
+            target = fit.target() if asymmetric and alone else layer
+            weight = settings[name].fit(target, fit.statistics)
+            fitted[name] = fit.corrected(weight, gain and alone)
+        if model.large:
+            fitted[name] = fitted[name].mapped(model.keep)
+        del fit
+        streams.replace(name, fitted[name], fold=layer.weight.size < WIDE)
+    return fitted
+
+
+class _Fit:
+    """What one layer reads in both streams."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        original: Sequence[Array],
+        compressed: Sequence[Array],
+        limit: int | None,
+        jobs: int,
+    ) -> None:
+        self.layer = layer
+        self.changed = original is not compressed
+        weight = layer.grouped.astype(np.float32)
+
+        def look(job: tuple[int, Array, Array]) -> tuple[Array, Array]:
+            index, q, p = job
+            seen = patches(layer, p, limit, index)
+            return seen, patches(layer, q, limit, index) if self.changed else seen
+
+        self.statistics = Statistics.white(layer)
+        self.cross = np.zeros(weight.shape, np.float32)
+        self.answers = np.zeros(weight.shape[:2])
+        self.squares = np.zeros(weight.shape[:2])
+
+        def summed(group: list[tuple[Array, Array]]) -> tuple[Statistics, Array, Array, Array]:
+            seen, truth = (np.concatenate(parts, axis=1) for parts in zip(*group, strict=True))
+            responses = truth @ weight.swapaxes(1, 2)
+            squares = np.square(responses, dtype=np.float64).sum(1)
+            cross = responses.swapaxes(1, 2) @ seen if self.changed else self.cross
+            centred = layer.correctable  # or else all means count as 0
+            return Statistics.of(seen, centred), squares, responses.sum(1) * centred, cross
+
+        work = zip(range(len(original)), original, compressed, strict=True)
+        groups = gathered(each(look, work, jobs))
+        for statistics, squares, answers, cross in each(summed, groups, jobs, ahead=jobs - 1):
+            self.statistics = self.statistics + statistics
+            self.squares += squares
+            self.answers += answers
+            if self.changed:
+                self.cross += cross
+        count = self.statistics.count
+        self.mean = self.answers / count
+        self.variance = np.maximum(self.squares / count - np.square(self.mean), 0)
+        if self.changed:
+            means = self.mean[:, :, None] * self.statistics.mean[:, None]
+            self.cross = self.cross / count - means
+
+    def target(self) -> Layer:
+        """The layer with the asymmetric target for its weight."""
+        statistics = self.statistics
+        enough = statistics.count >= ENOUGH * statistics.total.shape[1]
+        if not self.changed or not enough or statistics.moment is None:
+            return self.layer
+        result = []
+        for g, weight in enumerate(self.layer.grouped.astype(np.float32)):
+            mean = statistics.mean[g].astype(np.float32)
+            moment = statistics.moment[g] / statistics.count
+            energy = np.trace(moment)
+            moment = moment - np.outer(mean, mean)
+            if np.trace(moment) <= HARDLY * energy:  # what is left is rounding
+                result.append(weight)
+                continue
+            shrink = SHRINK * np.trace(moment) / len(moment) + 1e-12
+            moment[np.diag_indices_from(moment)] += shrink
+            cross = self.cross[g] + shrink * weight
+            result.append(np.linalg.solve(moment, cross.T).T)
+        target = np.stack(result).reshape(self.layer.weight.shape)
+        return replace(self.layer, weight=target.astype(self.layer.weight.dtype))
+
+    def corrected(self, weight: CompressedWeight, gain: bool) -> Fitted:
+        """The weight with the mean, and if asked the deviation, of each channel corrected."""
+        decoded = weight.astype(np.float32).decode().reshape(self.layer.grouped.shape)
+        decoded = decoded.astype(np.float32, copy=False)
+        spread = _variance(self.statistics, decoded)
+        plain = self._centred(weight, decoded, spread)
+        if not gain:
+            return plain
+        ratio = np.sqrt(self.variance) / np.maximum(np.sqrt(spread), 1e-9)
+        alive = self.variance > 1e-12 * self.variance.mean() + 1e-30
+        gains = np.where(alive, np.clip(ratio, 1 / GAIN, GAIN), 1)
+        scaled = decoded * gains[:, :, None].astype(np.float32)
+        better = self._centred(weight.scaled(gains.ravel()), scaled, spread * np.square(gains))
+        return replace(better, plain=plain)
+
+    def _centred(self, weight: CompressedWeight, decoded: Array, spread: Array) -> Fitted:
+        """The weight, and the bias that keeps the mean of every channel."""
+        layer, statistics = self.layer, self.statistics
+        snr = decibel(float(self.variance.sum()), self._noise(decoded, spread))
+        if layer.bias is not None and not isinstance(layer.bias, np.ndarray):
+            return Fitted(weight, None, snr)  # the model computes its bias
+        shift = self.mean - (decoded @ statistics.mean[:, :, None])[:, :, 0]
+        bias = (0 if layer.bias is None else layer.bias) + shift.ravel()
+        return Fitted(weight, bias.astype(np.float32), snr)
+
+    def _noise(self, decoded: Array, spread: Array) -> float:
+        """Variance of ``W q - Ŵ p``, summed over the channels."""
+        if not self.changed:
+            return float(_variance(self.statistics, decoded, self.layer.grouped).sum())
+        both = np.einsum("gof,gof->go", self.cross, decoded, dtype=np.float64)
+        return float(np.maximum(self.variance + spread - 2 * both, 0).sum())
+
+
+def _variance(statistics: Statistics, weight: Array, other: Array | None = None) -> Array:
+    """Output variances ``(groups, out // groups)`` of a grouped weight, or of its difference from
+    another one; without the ridge."""
+    rows, found = max(1, WIDE // weight.shape[2]), []
+    for start in range(0, weight.shape[1], rows):
+        flat = weight[:, start : start + rows]
+        if other is not None:
+            flat = other[:, start : start + rows].astype(np.float32) - flat
+        product = statistics.times(flat) - np.asarray(statistics.ridge, flat.dtype) * flat
+        found.append(np.einsum("gof,gof->go", product, flat, dtype=np.float64))
+    return np.maximum(np.concatenate(found, axis=1), 0)

@@ -1,0 +1,133 @@
+"""The original and the compressed model computed side by side, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onnxcompress.compression.build.fitted import Fitted
+from onnxcompress.core.layer import Array
+from onnxcompress.core.method import CompressedWeight
+from onnxcompress.core.parallel import each
+from onnxcompress.execution.session import Sample, Session
+from onnxcompress.graph import Model, declared_inputs, reads, rewrite, segment
+
+
+class Streams:
+    """The activations of the original and of the compressed model, node by node.
+
+    Tensors that nothing needs any more are let go, and where nothing is fixed the two streams are
+    one until the first replaced layer.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        batches: Sequence[Sample],
+        fixed: Mapping[str, CompressedWeight],
+        jobs: int,
+    ) -> None:
+        self._model, self._jobs, self._count = model, jobs, len(batches)
+        self._changed = rewrite(model, fixed, failed={}) if fixed else model
+        self._constants = model.constants.keys() | model.makers.keys()
+        self._nodes = list(model.graph.node)
+        self._twins = {name: node for node in self._changed.graph.node for name in node.output}
+        self._keys = model.keys
+        self._last = {name: i for i, node in enumerate(self._nodes) for name in reads(node)}
+        inputs = {  # in the types of the model, which may be the float32 twin of another one
+            name: [_typed(batch[name], dtype) for batch in batches]
+            for name, dtype, _ in declared_inputs(model)
+            if name in batches[0]
+        }
+        self._original = dict(inputs)
+        self._compressed = dict(inputs)
+        self._pending: tuple[list[Any], list[Any]] = ([], [])
+        self._next = 0
+
+    def inputs_of(self, name: str, tensor: str) -> tuple[list[Array], list[Array]]:
+        """What the named layer reads in both streams, batch by batch; one object if equal."""
+        position = self._keys.index(name)
+        for node in self._nodes[self._next : position]:
+            if not self._constants & set(node.output):
+                self._pending[0].append(node)
+                self._pending[1].append(self._twins[next(filter(None, node.output))])
+        self._next = position
+        self._flush()
+        return self._original[tensor], self._compressed[tensor]
+
+    def replace(self, name: str, fitted: Fitted, fold: bool) -> None:
+        """Go past the layer: the original as it is, the compressed stream with its new weight.
+
+        Args:
+            fold: as `Session` takes it.
+        """
+        node = self._nodes[self._next]
+        read = [t for t in reads(node) if t in self._compressed]
+        values = {t: self._compressed[t] for t in read}
+        alone = segment(self._model, [node], {t: v[0] for t, v in values.items()}, node.output)
+        key = alone.keys[0]
+        biases = {} if fitted.bias is None else {key: fitted.bias}
+        alone = rewrite(alone, {key: fitted.weight}, biases, failed={})  # the result reports it
+        self._pending[0].append(node)
+        self._next += 1
+        self._compressed |= self._run(alone, values, fold)
+        self._forget(self._compressed, self._pending[1])
+
+    def _flush(self) -> None:
+        first, second = self._pending
+        before = dict(self._original)
+        self._advance(self._model, self._original, first)
+        if (
+            self._changed is self._model
+            and [id(node) for node in first] == [id(node) for node in second]
+            and all(
+                self._compressed.get(name) is before.get(name)
+                for node in second
+                for name in reads(node)
+                if name in before or name in self._compressed
+            )
+        ):
+            made = {name for node in second for name in node.output}
+            self._compressed |= {n: v for n, v in self._original.items() if n in made}
+        else:
+            self._advance(self._changed, self._compressed, second)
+        first.clear()
+        second.clear()
+        self._forget(self._original, first)
+        self._forget(self._compressed, second)
+
+    def _advance(self, model: Model, values: dict[str, list[Array]], nodes: Sequence[Any]) -> None:
+        if not nodes:
+            return
+        made = {name for node in nodes for name in node.output if name}
+        needed = sorted(name for name in made if self._last.get(name, -1) >= self._next)
+        if not needed:
+            return
+        read = {name for node in nodes for name in reads(node)} - made
+        inputs = {name: values[name] for name in sorted(read) if name in values}
+        first = {name: value[0] for name, value in inputs.items()}
+        values |= self._run(segment(model, nodes, first, needed), inputs)
+
+    def _run(
+        self, model: Model, inputs: Mapping[str, list[Array]], fold: bool = True
+    ) -> dict[str, list[Array]]:
+        session = Session(model, fold=fold)
+
+        def one(index: int) -> Sequence[Any]:
+            return session.run({name: values[index] for name, values in inputs.items()})
+
+        results = list(each(one, range(self._count), self._jobs))
+        return {name: [r[i] for r in results] for i, name in enumerate(session.outputs)}
+
+    def _forget(self, values: dict[str, list[Array]], pending: Sequence[Any]) -> None:
+        wanted = {name for node in pending for name in reads(node)}
+        for name in list(values):
+            if self._last.get(name, -1) < self._next and name not in wanted:
+                del values[name]
+
+
+def _typed(value: Any, dtype: Any) -> Any:
+    """An array, or a list of arrays, in this type."""
+    if isinstance(value, list):
+        return [_typed(item, dtype) for item in value]
+    return value.astype(dtype, copy=False)

@@ -1,0 +1,163 @@
+"""What a model is made of, and what of it can be compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import isqrt, log2, prod
+from typing import Any
+
+import numpy as np
+
+from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.compression.validate.fidelity import decibel
+from onnxcompress.core.layer import Layer
+from onnxcompress.core.method import Method
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.data.inputs import InputSpec, input_specs, output_specs
+from onnxcompress.data.random import random_samples
+from onnxcompress.data.samples import DataError
+from onnxcompress.execution.runnable import runnable
+from onnxcompress.graph import (
+    Model,
+    ModelError,
+    find_constants,
+    find_layers,
+    inline_functions,
+    linear_nodes,
+)
+from onnxcompress.methods import METHODS
+
+RATIOS = (2, 4, 8, 16)  # for which methods are estimated,
+
+TRIED = 4  # from so many settings of each,
+
+LOOKED_AT = 3  # on parts of so many layers
+
+PART = 9216  # weights of a part
+
+
+def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Any]:
+    """A model's layers and facts, as JSON types.
+
+    Args:
+        shapes: input name -> shape, where the model leaves it open; multiplications are counted
+            for one random sample.  Where that cannot run, ``note`` says why.
+
+    Raises:
+        DataError: these shapes do not fit.
+    """
+    given, model = model, inline_functions(model)
+    macs, note = {}, None
+    try:
+        sample = next(iter(random_samples(input_specs(model), 1, 0, shapes)))
+        _, macs = input_shapes(runnable(model), sample)
+    except (DataError, ModelError) as error:
+        if shapes:
+            raise
+        note = f"the multiplications are unknown: {error}"
+    properties = {entry.key for entry in model.proto.metadata_props}
+    return {
+        "file": given.nbytes,
+        "weights": given.weight_bytes,
+        "macs": sum(macs.values()) or None,
+        "nodes": len(given.graph.node),
+        "opset": model.opset,
+        "ir_version": model.proto.ir_version,
+        "inputs": [_tensor(spec) for spec in input_specs(model)],
+        "outputs": [_tensor(spec) for spec in output_specs(model)],
+        "compressed_before": "onnxcompress.version" in properties,
+        "layers": list(_rows(model, macs)),
+        "estimates": _estimates(model),
+        "note": note,
+    }
+
+
+def _tensor(spec: InputSpec) -> dict[str, Any]:
+    shape = None if spec.shape is None else list(spec.shape)
+    return {"name": spec.name, "type": str(spec.dtype), "shape": shape}
+
+
+def _rows(model: Model, macs: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The layers in network order, those inside the bodies of nodes, and other constants."""
+    layers, skipped = find_layers(model)
+    nodes = linear_nodes(model)
+    types = {name: node.op_type for name, (_, node) in model.nodes.items()}
+    found = layers | find_constants(model, layers)
+    return [
+        {
+            "layer": name,
+            "type": found[name].op_type if name in found else types.get(name, ""),
+            "shape": [],
+            "bytes": None,
+            "macs": macs.get(name),
+            "methods": [],
+            "reason": skipped.get(name, ""),
+            **(_able(model, found[name]) if name in found else {}),
+        }
+        for name in dict.fromkeys((*nodes, *skipped, *found))
+    ]
+
+
+def _able(model: Model, layer: Layer) -> dict[str, Any]:
+    """What can be done with a layer's weight, and what speaks against the rest."""
+    read = layer.read()
+    declined = {
+        key: method().declined(read)
+        if method.opset <= model.opset
+        else f"{key} needs opset {method.opset}"
+        for key, method in METHODS.items()
+    }
+    methods, alone = [key for key, no in declined.items() if no is None], layer.shared == layer.name
+    shares = "" if alone else f"shares the weight of {layer.shared}"
+    return {
+        "shape": list(layer.attributes.get("shape", layer.weight.shape)),
+        "bytes": layer.nbytes if alone else 0,
+        "methods": methods,
+        "reason": shares if methods else "; ".join(dict.fromkeys(filter(None, declined.values()))),
+    }
+
+
+def _estimates(model: Model) -> list[dict[str, Any]]:
+    """For each method the SNR in dB of weights that are stored in so many times fewer bytes.
+
+    Without data, from parts of some typical layers: at even distances in the bytes of all layers,
+    lined up by size.
+    """
+    layers = sorted(find_layers(model)[0].values(), key=lambda layer: layer.weight.size)
+    ends = np.cumsum([layer.weight.size for layer in layers])
+    wanted = (np.arange(LOOKED_AT) + 0.5) / LOOKED_AT * ends[-1] if layers else []
+    typical = [_part(layers[i]) for i in sorted({*map(int, np.searchsorted(ends, wanted))})]
+    found = []
+    for name, method in METHODS.items():
+        errors = [_errors(method(), layer) for layer in typical if method.opset <= model.opset]
+        columns = zip(*filter(None, errors), strict=True)
+        means = [None if None in e else decibel(1.0, float(np.mean(e))) for e in columns]
+        if any(mean is not None for mean in means):
+            snr = {str(ratio): mean for ratio, mean in zip(RATIOS, means, strict=True)}
+            found.append({"method": name, "faster": method.faster, "snr": snr})
+    return found
+
+
+def _part(layer: Layer) -> Layer:
+    """Some outputs and inputs of a layer, without groups."""
+    side = isqrt(PART // prod(layer.kernel)) or 1
+    weight = np.ascontiguousarray(layer.read().weight[:side, :side], np.float32)
+    return replace(layer, weight=weight, bias=None, attributes={"group": 1}, shared=layer.name)
+
+
+def _errors(method: Method, layer: Layer) -> list[float | None]:
+    """At each ratio the error of the weights, None where no setting is that small."""
+    settings = method.settings(layer)
+    if not settings:
+        return []
+    chosen = {int(i) for i in np.linspace(0, len(settings) - 1, TRIED).round()}
+    alone, points = Statistics.white(layer), []
+    for fitted in (settings[i].fit(layer, alone) for i in sorted(chosen)):
+        error = alone.error(layer.weight, fitted.decode())
+        points.append((log2(layer.weight.nbytes / fitted.nbytes), np.log(max(error, 1e-12))))
+    ratios, logs = np.array(sorted(points)).T
+    logs = np.minimum.accumulate(logs[::-1])[::-1]  # what is smaller and better serves as well
+    reached = [ratio for ratio in RATIOS if log2(ratio) < ratios[-1] + 0.1]
+    found = [float(np.exp(np.interp(log2(ratio), ratios, logs))) for ratio in reached]
+    return [*found, *[None] * (len(RATIOS) - len(found))]

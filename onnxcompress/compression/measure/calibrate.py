@@ -1,0 +1,157 @@
+"""Statistics of what every layer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from onnxcompress.compression.job import Track, untracked
+from onnxcompress.compression.measure.patches import GATHERED_BYTES, patches
+from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.core.layer import Array, Layer
+from onnxcompress.core.parallel import apart, each, elsewhere
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.data.samples import DataError, Samples, from_batches
+from onnxcompress.execution.session import Sample, Session
+from onnxcompress.graph import Model, expose, layer_inputs
+
+PATCHES = 65536  # patches per layer, at most: more did not lower any error that we measured
+
+PATCH_WORK = 2**36  # and no more multiplications for a second moment than this,
+
+PATCHES_PER_INPUT = 2  # but at least so many per input of a patch
+
+EXPOSED_BYTES = 128 << 20  # activations read out of the model at a time, per batch
+
+
+def calibrate(
+    model: Model,
+    layers: Mapping[str, Layer],
+    samples: Iterable[Sample],
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    exact: bool = False,
+    jobs: int = 1,
+    track: Track[Any] = untracked,
+) -> dict[str, Statistics]:
+    """Statistics of what every layer reads, summed over the samples in their order.
+
+    Memory depends on the layers and on one batch, not on the number of samples: the inputs of
+    so many layers are read at a time as fit ``EXPOSED_BYTES``.
+
+    Args:
+        shapes: input shape of each layer for one sample, to plan the memory.
+        exact: look at every patch instead of at most ``PATCHES`` drawn ones.
+
+    Raises:
+        DataError: with some samples a layer reads NaN, infinities, or what overflows if squared.
+    """
+    samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
+    if shapes is None:
+        shapes, _ = input_shapes(model, next(iter(samples.batches(1))))
+    read = layer_inputs(model, layers)
+    batch, count = batching(samples, shapes)
+    result: dict[str, Statistics] = {}
+    for names in _groups(layers, shapes, batch):
+        limits = {n: None if exact else quota(layers[n], count) for n in names}
+        look = _Look(model, {n: (layers[n], read[n], limits[n]) for n in names})
+        batches = track(enumerate(samples.batches(batch)), "calibrating", count)
+        waiting: dict[str, list[Array]] = {name: [] for name in names}
+
+        def absorb(name: str, waiting: dict[str, list[Array]] = waiting) -> None:
+            patches = np.concatenate(waiting[name], axis=1)
+            seen = Statistics.of(patches, centred=layers[name].correctable)
+            result[name] = result[name] + seen if name in result else seen
+            waiting[name].clear()
+
+        for found in (apart if elsewhere() else each)(look, batches, jobs):
+            for name, part in found.items():
+                waiting[name].append(part)
+                if sum(p.nbytes for p in waiting[name]) >= GATHERED_BYTES:
+                    absorb(name)
+        for name in names:
+            if waiting[name]:
+                absorb(name)
+    return result
+
+
+class _Look:
+    """What some layers read of a batch.  Where it is unpickled, the model is loaded anew.
+
+    Raises:
+        DataError: a layer reads what is not finite, or would not be if squared.
+    """
+
+    def __init__(self, model: Model, read: Mapping[str, tuple[Layer, str, int | None]]) -> None:
+        """
+        Args:
+            read: layer name -> the layer, the tensor that it reads, and how many patches to take.
+        """
+        self.model = replace(model)
+        self.read = {
+            name: (_bare(layer), tensor, limit) for name, (layer, tensor, limit) in read.items()
+        }
+        given = {value.name for value in model.graph.input}
+        inner = sorted({tensor for _, tensor, _ in read.values()} - given)
+        self.session = Session(expose(model, inner)) if inner else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Look, (self.model, self.read)
+
+    def __call__(self, job: tuple[int, Sample]) -> dict[str, Array]:
+        index, sample = job
+        values = dict(sample)
+        if self.session is not None:
+            values |= dict(zip(self.session.outputs, self.session.run(sample), strict=True))
+        found = {
+            name: patches(layer, values[tensor], limit, index)
+            for name, (layer, tensor, limit) in self.read.items()
+        }
+        for name, part in found.items():
+            if not np.isfinite(np.vdot(part, part)):
+                raise DataError(
+                    f"with some samples layer {name!r} reads NaN or infinities, or values too "
+                    "large to be squared; leave out these samples, or the layer (--skip)"
+                )
+        return found
+
+
+def _bare(layer: Layer) -> Layer:
+    """No more of a layer than its patches depend on."""
+    weight = np.empty((0, *layer.weight.shape[1:]), layer.weight.dtype)
+    return replace(layer, weight=weight, bias=None)
+
+
+def quota(layer: Layer, batches: int) -> int:
+    """Patches to look at in each of so many batches."""
+    fan_in = layer.fan_in
+    wanted = min(PATCHES, max(PATCH_WORK // fan_in**2, PATCHES_PER_INPUT * fan_in))
+    return -(-wanted // batches)
+
+
+def batching(samples: Samples, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Samples per batch so that one layer's input stays small, and how many batches that makes."""
+    largest = max((4 * prod(shape) for shape in shapes.values()), default=1)
+    size = min(int(np.clip(EXPOSED_BYTES // 2 // largest, 1, 64)), samples.even)
+    size = samples.batch if samples.exact else size
+    return size, -(-len(samples) // size)
+
+
+def _groups(
+    layers: Mapping[str, Layer], shapes: Mapping[str, tuple[int, ...]], batch: int
+) -> list[list[str]]:
+    """Layers, in order, in groups whose inputs fit into memory together."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name in layers:
+        nbytes = 4 * batch * prod(shapes[name])
+        if groups[-1] and filled + nbytes > EXPOSED_BYTES:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += nbytes
+    return groups if groups[0] else []

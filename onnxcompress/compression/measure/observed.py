@@ -1,0 +1,68 @@
+"""Statistics of the layers' inputs, by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+from onnxcompress.compression.job import Job
+from onnxcompress.compression.measure.calibrate import calibrate
+from onnxcompress.core.statistics import Statistics, moment_bytes
+
+STATISTICS_BYTES = 1 << 29  # of the layers of a large model whose statistics are kept together
+
+
+class Observed:
+    """Statistics of what the layers read, by weight; of a large model taken again when needed."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.kept: dict[str, Statistics] = {}
+
+    def of(self, leaders: Collection[str]) -> dict[str, Statistics]:
+        """What the layers with these weights read, for each weight."""
+        job = self.job
+        layers = {name: layer for name, layer in job.layers.items() if layer.shared in leaders}
+        if job.fit is None:
+            return {name: Statistics.white(job.layers[name]) for name in leaders}
+        reading = {name: layer for name, layer in layers.items() if name in job.calibrated}
+        seen = calibrate(
+            job.runnable, reading, job.fit, shapes=job.shapes, jobs=job.jobs, track=job.track
+        )
+        seen |= {n: Statistics.white(layers[n]) for n in layers.keys() - reading.keys()}
+        merged: dict[str, Statistics] = {}
+        for name, layer in layers.items():
+            known = merged.get(layer.shared)
+            merged[layer.shared] = seen[name] if known is None else known + seen[name]
+        return merged
+
+    def each(self, names: Iterable[str]) -> Iterator[tuple[str, Statistics]]:
+        """These layers with what they read."""
+        layers, wanted = self.job.layers, [*names]
+        if all(layers[name].shared in self.kept for name in wanted):
+            yield from ((name, self.kept[layers[name].shared]) for name in wanted)
+            return
+        for group in self.groups(dict.fromkeys(layers[name].shared for name in wanted)):
+            seen = self.of(group)
+            yield from ((n, seen[layers[n].shared]) for n in wanted if layers[n].shared in seen)
+
+    def groups(self, leaders: Iterable[str]) -> list[list[str]]:
+        """The weights of a large model in groups whose statistics and fits fit into memory."""
+        groups: list[list[str]] = [[]]
+        filled = 0
+        for name in leaders:
+            layer = self.job.layers[name]
+            moments = moment_bytes(layer) if self.job.fit is not None else 0
+            nbytes = self.job.model.large * (layer.weight.nbytes + moments)
+            if groups[-1] and filled + nbytes > STATISTICS_BYTES:
+                groups.append([])
+                filled = 0
+            groups[-1].append(name)
+            filled += nbytes
+        return groups
+
+    def keep(self, leaders: Iterable[str]) -> None:
+        """Keep the statistics of these weights where they fit into memory, and no others."""
+        wanted = {*leaders}
+        self.kept = {name: seen for name, seen in self.kept.items() if name in wanted}
+        if self.job.fit is None or not self.job.model.large:
+            self.kept |= self.of(wanted - self.kept.keys())

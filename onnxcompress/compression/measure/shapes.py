@@ -1,0 +1,52 @@
+"""The input shape of every layer, and its multiplications."""
+
+from __future__ import annotations
+
+from math import prod
+
+from onnxcompress.execution.session import Sample, Session
+from onnxcompress.graph import (
+    Model,
+    expose_shapes,
+    inner_nodes,
+    inner_shapes,
+    linear_nodes,
+    recurrent_inputs,
+)
+
+FIRST_RUN = 600.0  # seconds that the first run of a model may take, on one sample
+
+
+def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """For one sample: the input shape of every linear node, and its multiplications.
+
+    Of recurrent weights the shape of what they are multiplied with.
+    In the bodies of If, Loop and Scan they are those of one turn, and left out where nobody knows.
+    """
+    nodes = linear_nodes(model)
+    read = {key: (node, [*node.input[:2], node.output[0]]) for key, node in nodes.items()}
+    recurrent = {key: tensor for key, (tensor, _) in recurrent_inputs(model).items()}
+    tensors = {t for _, names in read.values() for t in names} | {*recurrent.values()}
+    known = {name: tuple(c.dims) for name, c in model.constants.items() if name in tensors}
+    asked = sorted(tensors - set(known))
+    if asked:
+        exposed, names = expose_shapes(model, asked)
+        session = Session(exposed, optimize=False)
+        found = dict(zip(session.outputs, session.run(sample, FIRST_RUN), strict=True))
+        known |= {name: tuple(int(n) for n in found[names[name]]) for name in asked}
+    known |= inner_shapes(model, {n: x.shape for n, x in sample.items() if hasattr(x, "shape")})
+    shapes, macs = {key: known[tensor] for key, tensor in recurrent.items()}, {}
+    for key, (node, names) in (read | inner_nodes(model)).items():
+        if not known.keys() >= set(names):
+            continue
+        left, right, out = (known[t] for t in names)
+        constant_left = model.fixed(names[0]) and not model.fixed(names[1])
+        shapes[key] = right if constant_left else left
+        if node.op_type == "Conv":
+            macs[key] = prod(out) * prod(right[1:])
+        elif node.op_type == "ConvTranspose":
+            macs[key] = prod(left) * prod(right[1:])
+        else:
+            transposed = any(a.name == "transA" and a.i for a in node.attribute)
+            macs[key] = prod(out) * left[-2 if transposed else -1]
+    return shapes, macs

@@ -1,0 +1,130 @@
+"""Methods as the command line spells them: ``basis``, ``basis:unfolding=filter,rank=16``.
+
+What a method can be told comes from its fields; what that means, from its docstring.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib import import_module
+from inspect import getdoc
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from onnxcompress.compression.auto import auto
+from onnxcompress.compression.target import Target
+from onnxcompress.core.messages import nearest
+from onnxcompress.core.method import Method
+from onnxcompress.methods import METHODS
+from onnxcompress.methods.composed import Packed
+
+PACKERS = ("half", "integer", "codebook")
+
+WORDS = {int: "a whole number", float: "a number", str: "a word"}
+
+
+def parse(spec: str, target: Target | None = None) -> list[Method]:
+    """The methods that a spec stands for; ``auto`` depends on the target.
+
+    Raises:
+        ValueError: an unknown method or setting, or a value that does not fit, in one line.
+    """
+    if spec == "auto":
+        return auto(target)
+    if "+" in spec:
+        return [_packed(spec)]
+    name, _, given = spec.partition(":")
+    method = method_named(name)
+    kinds = _kinds(method)
+    settings: dict[str, Any] = {}
+    for pair in filter(None, given.split(",")):
+        key, _, text = pair.partition("=")
+        if key not in kinds:
+            raise ValueError(f"{name} has no setting {key!r}{nearest(key, kinds)}")
+        if key in settings:
+            raise ValueError(f"{name}:{given} sets {key} twice")
+        settings[key] = _value(f"{name}:{pair}", text, kinds[key])
+    try:
+        return [method(**settings)]
+    except ValueError as error:
+        raise ValueError(f"{spec}: {error}") from None
+
+
+def _packed(spec: str) -> Packed:
+    """Methods joined by ``+``: the arrays of the first in the form of the second."""
+    [inner], [outer] = (parse(part) for part in spec.split("+", 1))
+    if isinstance(outer, Packed) or outer.name not in PACKERS:
+        raise ValueError(f"{spec}: after + comes {', '.join(PACKERS)}")
+    return Packed(inner, outer)
+
+
+def method_named(name: str) -> type[Method]:
+    """The method of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}{nearest(name, ['auto', *METHODS])}")
+    return METHODS[name]
+
+
+def described(method: type[Method]) -> tuple[str, list[tuple[str, str, str]]]:
+    """What a method does, and for each setting its name, its values and its meaning."""
+    text = getdoc(method) or ""
+    meanings = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE))
+    settings = [
+        (key, _wanted(kinds), " ".join(meanings.get(key, "").split()))
+        for key, kinds in _kinds(method).items()
+    ]
+    return text.partition("\n")[0], settings
+
+
+def explained(method: type[Method]) -> str:
+    """How a method works: the docstring of its module, without its first line."""
+    text = getdoc(import_module(method.__module__)) or ""
+    return text.partition("\n")[2].strip()
+
+
+def _kinds(method: type[Method]) -> dict[str, Sequence[Any]]:
+    """For each setting the types of its values, None left out."""
+    hints = get_type_hints(method)
+    result = {}
+    for f in fields(method):
+        hint = hints[f.name]
+        union = get_origin(hint) in (Union, UnionType)
+        result[f.name] = [
+            kind for kind in (get_args(hint) if union else [hint]) if kind != NoneType
+        ]
+    return result
+
+
+def _value(pair: str, text: str, kinds: Sequence[Any]) -> Any:
+    """The text as the first of the types that takes it."""
+    for kind in kinds:
+        try:
+            if kind in (int, float):
+                return kind(text)
+            if get_origin(kind) is tuple:
+                return tuple(int(part) for part in text.split("x"))
+        except ValueError:
+            continue
+        if (kind is str and text) or (get_origin(kind) is Literal and text in get_args(kind)):
+            return text
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    near = nearest(text, words) if words else f", which must be {_wanted(kinds)}"
+    raise ValueError(f"{pair} has no value that fits{near}")
+
+
+def _wanted(kinds: Sequence[Any]) -> str:
+    """The values in words."""
+    return " or ".join(
+        ", ".join(map(str, get_args(kind)))
+        if get_origin(kind) is Literal
+        else "whole numbers joined by x"
+        if get_origin(kind) is tuple
+        else WORDS.get(kind, str(kind))
+        for kind in kinds
+    )

@@ -1,0 +1,197 @@
+"""What a size target leaves for the layers, by building and measuring the model as it would be.
+
+A file is more than its weights, and a model takes longer than its layers: the limit of the layers
+is moved until the whole keeps the target.  The values of the weights do not matter here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+
+import numpy as np
+
+from onnxcompress.compression.job import Job
+from onnxcompress.compression.measure.timing import PROVIDERS
+from onnxcompress.compression.search.trade_off import Curves
+from onnxcompress.compression.target import Target
+from onnxcompress.core.errors import BudgetError
+from onnxcompress.core.method import Candidate, CompressedWeight
+from onnxcompress.core.parallel import each
+from onnxcompress.execution.latency import Latency, latency
+from onnxcompress.graph import annotate, rewrite
+
+LATENCY_TRIALS = 5  # of a limit for the layers, until the whole model keeps the target
+
+LEAST_USED = 0.95  # of the share of the time: with less, more time is tried
+
+LEAST_KEPT = 0.25  # of what the layers save alone, that a model is supposed to save
+
+SPARE = 64  # bytes less than needed at the first trial, twice as many at each that follows
+
+BYTE_TRIALS = 10  # files built, without data, to find what graph overhead leaves of a ratio
+
+
+def size_limit(job: Job, curves: Curves, target: Target, metadata: Mapping[str, str]) -> float:
+    """The most that the layers may cost, in the unit of ``curves``, under the size target.
+
+    Args:
+        metadata: entries of the result's metadata_props, which count in its size.
+
+    Raises:
+        BudgetError: the target is out of reach; the message names what can be attained.
+    """
+    if target.latency is not None:
+        return _latency_limit(job, curves, target, metadata)
+    if target.ratio is not None:
+        return _byte_limit(job, curves, target.ratio, metadata)
+    if target.macs is not None:
+        return work_limit(job, curves, target.macs)
+    return curves.bounds[1]
+
+
+def work_limit(job: Job, curves: Curves, share: float) -> float:
+    """The multiplications of the layers with which the model has this share of them.
+
+    Raises:
+        BudgetError: the layers do not allow so few.
+    """
+    total = sum(job.macs.values())
+    least = curves.bounds[0] if curves.cost == "macs" else curves.works[0]
+    if share * total < least + curves.outside:
+        raise BudgetError(
+            f"{share:g} of the multiplications is out of reach; "
+            f"the least that the layers allow is {(least + curves.outside) / total:.3f}"
+        )
+    return share * total - curves.outside
+
+
+def _latency_limit(job: Job, curves: Curves, target: Target, metadata: Mapping[str, str]) -> float:
+    """The limit of the layers at which the whole model takes its share of the time, by measurement.
+
+    Where they are priced by bytes it is one of these, and `Curves.work` becomes that of their time.
+    """
+    share = target.latency or 1.0
+    timed = curves.cost == "latency"
+    smallest, most = curves.bounds if timed else curves.works
+    one = next(iter((job.held_out or job.random).batches(1)))
+
+    def spent(time: float) -> tuple[float, Latency]:
+        limit = time
+        if not timed:
+            curves.work = time if time < most else inf
+            limit = _byte_limit(job, curves, target.ratio or 1.0, metadata)
+        rough = rewrite(job.runnable, _blanks(job, curves.at(limit)), {}, {})
+        return limit, latency(job.runnable, rough, one, PROVIDERS)
+
+    _, found = spent(most)
+    best, high, least = None, most, found.ratio  # what keeps the share; a time that does not
+    time = most - (1 - share) * found.before
+    for trial in range(LATENCY_TRIALS):
+        last = trial == LATENCY_TRIALS - 1 and best is None
+        time = smallest if last else max(time, smallest)
+        try:
+            limit, found = spent(time)
+        except BudgetError:
+            break
+        least = min(least, found.ratio)
+        if found.ratio <= share:
+            best = limit, time
+            if found.ratio > LEAST_USED * share:
+                break
+        elif time == smallest:
+            break
+        else:
+            high = time
+        if best is not None:
+            time = (best[1] + high) / 2
+            continue
+        kept = (
+            (1 - found.ratio) * found.before / max(most - time, 1e-9)
+        )  # of what layers alone save
+        step = 1.1 * (found.ratio - share) * found.before / max(kept, LEAST_KEPT)
+        time -= min(step, (time - smallest) / 2)
+    if best is not None:
+        if not timed:
+            curves.work = best[1]
+        return best[0]
+    beside = "" if timed else f" in a file {target.ratio:g} times smaller"
+    raise BudgetError(
+        f"{share:g} of the time is out of reach{beside}; the least that was measured is {least:.3f}"
+    )
+
+
+def _byte_limit(job: Job, curves: Curves, ratio: float, metadata: Mapping[str, str]) -> float:
+    """The layer bytes that make the file, graph overhead included, so many times smaller."""
+    least, most = curves.bounds
+    before = job.original.nbytes
+    goal = before / ratio
+    limit, best = goal - (before - most), None
+    for trial in range(BYTE_TRIALS):
+        limit = float(np.clip(limit, least, most))
+        try:
+            chosen = curves.at(limit)
+        except BudgetError:  # within the limit of the work too
+            break
+        size = _file_bytes(job, chosen, metadata)
+        if size <= goal:
+            best = limit if best is None else max(best, limit)
+            if size > 0.99 * goal or limit >= most:
+                break
+            limit += 0.999 * goal - size
+        elif limit <= least:
+            break
+        else:  # less than what was spent, as the next settings may be far below the limit
+            limit = min(limit, curves.spent(chosen)) - 1.001 * (size - goal) - SPARE * 2**trial
+    if best is not None:
+        return best
+    least = _least_limit(curves)
+    size = _file_bytes(job, curves.at(least), metadata)
+    if size > goal:
+        beside = {"macs": " with so few multiplications", "latency": " in so little time"}
+        raise BudgetError(
+            f"a ratio of {ratio:g} is out of reach{beside.get(curves.second, '')}; "
+            f"the most that the layers allow is {before / size:.2f}"
+        )
+    return least
+
+
+def _least_limit(curves: Curves) -> float:
+    """The least that the layers can cost within the limit of their work, by bisection."""
+    low, high = curves.bounds
+    if curves.work == inf:
+        return low
+    for _ in range(BYTE_TRIALS):
+        middle = (low + high) / 2
+        try:
+            curves.at(middle)
+        except BudgetError:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _file_bytes(job: Job, chosen: Mapping[str, Candidate], metadata: Mapping[str, str]) -> int:
+    """Bytes of the file with these settings."""
+    every = _blanks(job, chosen)
+    biases = {  # all different, as equal ones would be stored once
+        name: index + np.arange(len(job.layers[name].weight)) / 7
+        for index, name in enumerate(every)
+        if job.fit is not None and job.layers[name].correctable
+    }
+    return annotate(rewrite(job.model, every, biases, {}), metadata).nbytes
+
+
+def _blanks(job: Job, chosen: Mapping[str, Candidate]) -> dict[str, CompressedWeight]:
+    """Weights of these settings for every layer that reads them, with any values."""
+
+    def blank(item: tuple[str, Candidate]) -> CompressedWeight:
+        name, candidate = item
+        assert candidate.setting is not None
+        made = candidate.weight or candidate.setting.blank(job.layers[name])
+        return made.mapped(job.model.keep)
+
+    picked = [(name, c) for name, c in chosen.items() if c.setting is not None]
+    made = zip(picked, each(blank, picked, job.jobs), strict=True)
+    return {reader: weight for (name, _), weight in made for reader in job.readers(name)}

@@ -1,0 +1,83 @@
+"""What was computed before, by what it was computed from.
+
+An entry is one file: the SHA-256 of the rest, then the pickled value or other bytes.  It is
+written beside its place and moved there, so that two runs may share a folder; a damaged entry
+counts as missing.
+The folder is trusted as the program itself is: pickles run code.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+HEAD = 32  # bytes of the checksum
+
+
+class Cache:
+    """A folder of values; without one nothing is kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def get(self, key: Any, make: Callable[[], T]) -> T:
+        """The value of this key, made and kept if it is not there.
+
+        Args:
+            key: anything whose repr says what the value depends on.
+        """
+        if self.folder is None:
+            return make()
+        stored = self.load(key)
+        if stored is not None:
+            try:
+                return pickle.loads(stored)
+            except (pickle.UnpicklingError, AttributeError, ImportError, EOFError):
+                pass
+        value = make()
+        self.keep(key, pickle.dumps(value))
+        return value
+
+    def load(self, key: Any, kind: str = "pickle") -> bytes | None:
+        """The bytes kept under this key; None where there are none, or not all of them."""
+        if self.folder is None:
+            return None
+        try:
+            stored = self._path(self.folder, key, kind).read_bytes()
+        except OSError:
+            return None
+        return stored[HEAD:] if sha256(stored[HEAD:]).digest() == stored[:HEAD] else None
+
+    def keep(self, key: Any, data: bytes, kind: str = "pickle") -> None:
+        """Keep bytes under this key, in place of what was there.
+
+        Where that fails, as on a full disk, the next run has to compute them again.
+
+        Args:
+            kind: ends the file's name, and keeps apart what is stored in different forms.
+        """
+        if self.folder is None:
+            return
+        path = self._path(self.folder, key, kind)
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile(dir=path.parent, delete=False) as stream:
+                try:
+                    stream.write(sha256(data).digest())
+                    stream.write(data)
+                    stream.flush()
+                    os.replace(stream.name, path)
+                except BaseException:
+                    os.unlink(stream.name)
+                    raise
+
+    def _path(self, folder: Path, key: Any, kind: str) -> Path:
+        return folder / f"{sha256(repr(key).encode()).hexdigest()}.{kind}"

@@ -1,0 +1,185 @@
+"""Running models.  The only file that imports onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from threading import BoundedSemaphore, Timer
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as OrtNotImplemented
+
+from onnxcompress.core.messages import one_line
+from onnxcompress.graph import (
+    Model,
+    ModelError,
+    Step,
+    as_float32,
+    declared_inputs,
+    declared_outputs,
+    detached,
+    in_steps,
+    reads,
+    rest,
+    segment,
+    serialized,
+)
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it leaves a file in the temporary folder
+
+ort.set_default_logger_severity(4)
+
+ort.disable_telemetry_events()
+
+Sample = Mapping[str, Any]  # input name -> batch, an array or a list of arrays
+
+PLAIN = tuple(np.dtype(code) for code in "efdbBhHiIlLqQ?")
+
+
+def available_providers() -> list[str]:
+    """The execution providers of the onnxruntime that is installed."""
+    return ort.get_available_providers()
+
+
+PARTS_AT_ONCE = BoundedSemaphore(2)  # of large models, in all threads: each has weights in memory
+
+
+class Session:
+    """A model loaded by onnxruntime, on one thread: parallel work runs one batch a thread.
+
+    Where onnxruntime has no kernel for a type (bfloat16, float64 Conv), its float32 twin runs.  A
+    model too large to be loaded as a whole runs in steps, each of which is loaded for every batch.
+
+    Args:
+        threads: of one run.
+        optimize: whether onnxruntime may rewrite the graph.
+        fold: whether weights are decoded when the model is loaded, which takes six times their
+            memory, or in every run, which takes twice that.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int = 1,
+        optimize: bool = True,
+        fold: bool = True,
+    ) -> None:
+        self._model, self._steps = model, in_steps(model)
+        self._how = providers, threads, optimize, fold and not self._steps
+        if self._steps:
+            self._floats = {n: dtype == np.float32 for n, dtype, _ in declared_inputs(model)}
+            self.outputs = [name for name, _, _ in declared_outputs(model)]
+        else:
+            self._whole = _loaded(model, *self._how)
+            inputs = self._whole.get_inputs()
+            self._floats = {value.name: value.type == "tensor(float)" for value in inputs}
+            self.outputs = [value.name for value in self._whole.get_outputs()]
+
+    def run(self, sample: Sample, seconds: float | None = None) -> Sequence[Any]:
+        """The outputs for one batch, in the model's order.
+
+        Args:
+            seconds: after which it is given up, or each step of it: a model may contain an endless
+                loop.
+        """
+        feeds = {
+            name: value.astype(np.float32)
+            if self._floats[name] and value.dtype != np.float32
+            else value
+            for name, value in sample.items()
+            if name in self._floats
+        }
+        if not self._steps:
+            return _run(self._whole, feeds, seconds)
+        return self._stepped(feeds, seconds)
+
+    def _stepped(self, feeds: Mapping[str, Any], seconds: float | None) -> Sequence[Any]:
+        values = {n: self._model.read(n) for n in self.outputs if n in self._model.initializers}
+        values |= feeds
+        last = {
+            name: i for i, step in enumerate(self._steps) for n in step.nodes for name in reads(n)
+        }
+        for index, step in enumerate(self._steps):
+            with PARTS_AT_ONCE:
+                values |= self._advanced(step, values, seconds)
+                rest()
+            done = [n for n in values if last.get(n, -1) <= index and n not in self.outputs]
+            for name in done:
+                del values[name]
+        return [values[name] for name in self.outputs]
+
+    def _advanced(self, step: Step, values: Mapping[str, Any], seconds: Any) -> dict[str, Any]:
+        """What one step makes of what the ones before it made."""
+        read = {name for node in step.nodes for name in reads(node)}
+        inputs = {name: value for name, value in values.items() if name in read}
+        part = segment(self._model, step.nodes, inputs, step.outputs)
+        found = _run(_loaded(part, *self._how), inputs, seconds)
+        return dict(zip(step.outputs, found, strict=True))
+
+
+def _loaded(
+    model: Model, providers: Sequence[str], threads: int, optimize: bool, fold: bool
+) -> ort.InferenceSession:
+    def load(version: Model) -> ort.InferenceSession:
+        return _load(version, _options(version, threads, optimize), providers, fold)
+
+    try:
+        try:
+            return load(model)
+        except OrtNotImplemented:
+            return load(as_float32(model))
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot load the model: {one_line(error)}") from None
+
+
+def _run(
+    session: ort.InferenceSession, feeds: Mapping[str, Any], seconds: float | None
+) -> Sequence[Any]:
+    options = timer = None
+    if seconds is not None:
+        options = ort.RunOptions()
+        timer = Timer(seconds, setattr, (options, "terminate", True))
+        timer.start()
+    try:
+        return session.run(None, feeds, options)
+    except Exception as error:
+        if options is not None and options.terminate:
+            raise ModelError(f"one run of the model takes more than {seconds:g} s") from None
+        raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from None
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _options(model: Model, threads: int, optimize: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    for library in model.extensions:
+        options.register_custom_ops_library(library)
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(model.folder.absolute())
+    )
+    return options
+
+
+def _load(
+    model: Model, options: ort.SessionOptions, providers: Sequence[str], fold: bool
+) -> ort.InferenceSession:
+    graph, weights = detached(model)
+    sizes = {name: value for name, value in weights.items() if value.dtype in PLAIN}
+    if len(sizes) < len(weights):  # types that numpy has no own name for
+        graph, sizes = serialized(model), {}
+    values = [ort.OrtValue.ortvalue_from_numpy(value) for value in sizes.values()]
+    options.add_external_initializers(list(sizes), values)
+    options.enable_cpu_mem_arena = fold
+    left_out = [] if fold else ["ConstantFolding"]
+    return ort.InferenceSession(
+        graph, options, providers=list(providers), disabled_optimizers=left_out
+    )

@@ -1,0 +1,97 @@
+"""Nodes added to a model by writing them down: ``op.Conv(x, weight)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import NodeProto
+
+from onnxcompress.core.layer import Array
+from onnxcompress.graph.edit import add_constant
+from onnxcompress.graph.find_layers import SMALL
+from onnxcompress.graph.model import Model, unique_name
+
+
+class Emitter:
+    """Adds nodes to a fragment; every ONNX operator is a method: ``y = op.Conv(x, weight)``.
+
+    Arrays become initializers, shared by value: an array emitted twice is stored once.
+    """
+
+    def __init__(self, prefix: str, store: Constants) -> None:
+        self.nodes: list[gs.Node] = []
+        self._constant: dict[str, gs.Variable] = {}
+        self._prefix = prefix
+        self._store = store
+
+    def __getattr__(self, op_type: str) -> Callable[..., gs.Variable]:
+        def emit(*inputs: gs.Tensor | Array | str, **attributes: object) -> gs.Variable:
+            constant = all(isinstance(x, Array) or self._folds(x) for x in inputs)
+            tensors: list[Any] = [self._tensor(x, constant) for x in inputs]
+            name = self._store.unique("" if constant else f"{self._prefix}/{op_type}")
+            output = gs.Variable(name if constant else f"{name}_out")
+            if constant:  # it folds away when the model is loaded: no name needs to be read
+                self._constant[output.name] = output
+                name = ""
+            kind: Any = attributes.get("to", 0)
+            if not isinstance(kind, int):  # a type as numpy names it
+                attributes["to"] = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+            self.nodes.append(gs.Node(op_type, name, attributes, tensors, [output]))
+            return output
+
+        return emit
+
+    def _folds(self, x: Any) -> bool:
+        return not isinstance(x, str) and x.name in self._constant
+
+    def _tensor(self, x: gs.Tensor | Array | str, folds: bool) -> gs.Tensor:
+        if isinstance(x, gs.Tensor):
+            return x
+        if isinstance(x, str):
+            return gs.Variable(x)
+        name = self._store.add(x, "" if folds else f"{self._prefix}/weight")
+        return self._constant.setdefault(name, gs.Variable(name))
+
+
+class Constants:
+    """New initializers of a model, each array once, under names that nothing else has."""
+
+    def __init__(self, model: Model, keep: Callable[[Array], Array]) -> None:
+        self.opset, self._model, self._keep = model.opset, model, keep
+        self._taken = set(model.names)
+        self._known: dict[tuple[Any, ...], list[str]] = {}
+        self.arrays: dict[str, Array] = {}
+        self.replaced: set[str] = set()  # keys of constants that nodes compute instead
+        self._count = 0
+
+    def unique(self, base: str) -> str:
+        """A name that nothing else has: a short one where nothing is to be said."""
+        while not base:
+            self._count += 1
+            if f"~{self._count:x}" not in self._taken:
+                base = f"~{self._count:x}"
+        name = unique_name(base, self._taken)
+        self._taken.add(name)
+        return name
+
+    def add(self, array: Array, base: str) -> str:
+        small = array.size <= SMALL
+        alike = (array.flat[:64].tobytes(), array.dtype, array.shape)
+        known = self._known.setdefault(alike, [])
+        for name in known:
+            if small or np.array_equal(self.arrays[name], array):
+                return name
+        known.append(self.unique("" if small else base))
+        self.arrays[known[-1]] = self._keep(array)
+        return known[-1]
+
+    def commit(self, nodes: Iterable[NodeProto]) -> None:
+        """Store what these nodes read; a fragment that failed half way leaves nothing."""
+        used = {name for node in nodes for name in node.input}
+        for name, array in self.arrays.items():
+            if name in used:
+                add_constant(self._model, name, array)

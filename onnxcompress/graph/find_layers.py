@@ -1,0 +1,297 @@
+"""What can be compressed: the layers of a model, and its large constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto
+
+from onnxcompress.core.errors import ModelError
+from onnxcompress.core.layer import Array, Layer, Unread
+from onnxcompress.core.messages import one_line
+from onnxcompress.graph.model import (
+    FLOATS,
+    Model,
+    Scope,
+    attributes_of,
+    is_linear,
+    weight_of,
+    weight_root,
+)
+from onnxcompress.graph.operations import linear_nodes
+from onnxcompress.graph.tensors import is_external, tensor_bytes
+
+LARGE = 1024  # entries of a constant from which it is worth compressing
+
+LARGEST = 1e4  # magnitude of a constant that is likely to be a weight
+
+ROW = 16  # entries of a constant that make a row, where its last axis is shorter
+
+SMALL = 64  # entries of a constant up to which several layers are likely to share it
+
+RECURRENT = ("GRU", "LSTM", "RNN")
+
+STRIP = 8  # rows of a matrix that are transposed together: longer ways through memory take longer
+
+UNREAD = 1 << 20  # bytes of a weight that is not kept in memory, where it can be read again
+
+LARGEST_WEIGHT = 1e15  # magnitude with which float32 can compute errors
+
+
+def find_layers(
+    model: Model, only: Container[str] | None = None
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The layers that can be compressed, and for every other linear node the reason why not.
+
+    Args:
+        only: look at these nodes alone.
+    """
+    layers: dict[str, Layer] = {}
+    skipped: dict[str, str] = {}
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    runs = linear_nodes(model)
+    for key, (scope, node) in model.nodes.items():
+        if not is_linear(node) or (only is not None and key not in only):
+            continue
+        if scope.outer is None and key not in runs:
+            skipped[key] = "it runs once, when the model is loaded"
+            continue
+        try:
+            layer, likeness = _found(model, key, scope, node)
+        except _SkippedError as reason:
+            skipped[key] = str(reason)
+            continue
+        except ModelError:
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            skipped[key] = "its weight and its attributes do not belong together"
+            continue
+        found = alike.setdefault(likeness, [])
+        first = next((n for n in found if np.array_equal(layers[n].weight, layer.weight)), key)
+        found += [key] if first == key else []
+        layers[key] = replace(layer, weight=layers.get(first, layer).weight, shared=first)
+    for function in model.proto.functions:
+        for node in filter(is_linear, function.node):
+            key = f"{function.name}/{node.name or node.output[0]}"
+            skipped[key] = "it lies in a local function"
+    return layers, skipped
+
+
+def _found(model: Model, key: str, scope: Scope, node: NodeProto) -> tuple[Layer, tuple[Any, ...]]:
+    """A layer and its likeness; one whose weight is not kept is looked at once."""
+    if key not in model.seen:
+        layer = _layer(model, key, scope, node)
+        weight, root = weight_of(model, scope, node), weight_root(model, scope, node)
+        left = bool(layer.attributes.get("left"))
+        light = _light(model, root, layer, lambda: _output_first(node, model.read(weight), left))
+        if light is layer:
+            return layer, _likeness(layer)
+        model.seen[key] = light, _likeness(layer)
+    return model.seen[key]
+
+
+def _light(model: Model, root: str, layer: Layer, load: Callable[[], Array]) -> Layer:
+    """The layer without its weight if that is large and its tensor is not in the proto."""
+    weight: Any = layer.weight
+    if not is_external(model.constants[root]) or weight.nbytes < UNREAD:
+        return layer
+    return replace(layer, weight=Unread(weight.shape, weight.dtype, load))
+
+
+def _likeness(layer: Layer) -> tuple[Any, ...]:
+    """What layers have in common that may share a weight."""
+    weight, left = layer.weight, layer.attributes.get("left")
+    sample = weight.ravel()[:: max(1, weight.size // SMALL)]
+    return layer.groups, left, weight.shape, weight.dtype, sample.tobytes()
+
+
+def find_constants(model: Model, layers: Mapping[str, Layer]) -> dict[str, Layer]:
+    """Large constants that are no layer's weight, by name: embeddings, recurrent weights, ...
+
+    They are seen as weights whose rows are their last axis, or a few of the last ones.
+    """
+    used = {weight_root(model, *model.nodes[name]) for name in layers}
+    used |= {scope.key(o.name) for scope in model.scopes for o in scope.graph.output}
+    recurrent = recurrent_inputs(model)
+    taken = {*model.nodes, *layers}
+    found = {}
+    for key, tensor in model.constants.items():
+        size, rank = prod(tensor.dims), len(tensor.dims)
+        if key in used or key in taken or rank < 2 or size < LARGE or not model.consumers[key]:
+            continue
+        if tensor.data_type not in FLOATS:
+            continue
+        layer = model.seen[key] if key in model.seen else _constant(model, key, recurrent.get(key))
+        if layer is not None:
+            found[key] = layer
+    return found
+
+
+def _constant(model: Model, key: str, read: tuple[str, int] | None) -> Layer | None:
+    """A large constant as a weight; None where it hardly is one.
+
+    Args:
+        read: what it is multiplied with, see `recurrent_inputs`.
+    """
+    value = model.read(key)
+    flat = _rows(value)
+    largest = np.abs(value.astype(np.float32)).max()
+    if min(flat.shape) < 2 or not largest < LARGEST:
+        return None  # infinities and their like are masks
+    attributes: dict[str, Any] = {"shape": value.shape}
+    if read and flat.shape[1] == value.shape[-1]:
+        attributes["group"] = read[1]
+    layer = Layer(key, "Constant", flat, None, attributes, key)
+    light = _light(model, key, layer, lambda: _rows(model.read(key)))
+    if light is not layer:
+        model.seen[key] = light
+    return light
+
+
+def _rows(value: Array) -> Array:
+    """A matrix whose rows are the last axis, or so many of the last ones as make a row long."""
+    axis = value.ndim - 1
+    while axis > 1 and prod(value.shape[axis:]) < ROW:
+        axis -= 1
+    return np.ascontiguousarray(value.reshape(prod(value.shape[:axis]), -1))
+
+
+class _SkippedError(Exception):
+    """Completes the sentence "layer X was skipped: ..."."""
+
+
+def layer_input(node: NodeProto, layer: Layer) -> str:
+    """The name of the tensor that a layer multiplies with its weight."""
+    return node.input[1 if layer.attributes.get("left") else 0]
+
+
+def layer_inputs(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
+    """The same of all layers of the main graph, and of the constants of which it can be told."""
+    nodes, recurrent = linear_nodes(model), recurrent_inputs(model)
+    found = {n: layer_input(nodes[n], layer) for n, layer in layers.items() if n in nodes}
+    known = {n: tensor for n, (tensor, _) in recurrent.items() if n in layers}
+    return found | {n: t for n, t in known.items() if "group" in layers[n].attributes}
+
+
+def recurrent_inputs(model: Model) -> dict[str, tuple[str, int]]:
+    """What the weights of recurrent nodes are multiplied with, and how many groups they have.
+
+    The first weight reads the input, in all directions.  The second reads the states, each
+    direction its own: of these the node gives all but the first as Y, or the last as Y_h.
+    """
+    found = {}
+    for node in model.graph.node:
+        if node.op_type not in RECURRENT or node.domain or attributes_of(node).get("layout"):
+            continue
+        states = next(filter(None, node.output[:2]), "")
+        for key, tensor in zip(node.input[1:3], (node.input[0], states), strict=True):
+            alone = key in model.constants and model.consumers[key] == 1
+            if alone and tensor and not model.fixed(tensor):
+                directions = model.constants[key].dims[0] if tensor == states else 1
+                found[key] = tensor, directions
+    return found
+
+
+def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
+    tensor, root = weight_of(model, scope, node), weight_root(model, scope, node)
+    if not model.fixed(tensor):
+        raise _SkippedError("its weight is computed while the model runs")
+    if {*map(scope.key, node.input[:2])} <= model.quantized:
+        raise _SkippedError("it computes in 8 bits: its input and its weight are quantized")
+    try:
+        weight, attributes = model.read(tensor), attributes_of(node)
+    except ModelError:
+        raise
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        raise _SkippedError(f"its weight cannot be computed: {one_line(error)}") from None
+    if onnx.helper.np_dtype_to_tensor_dtype(weight.dtype) not in FLOATS:
+        raise _SkippedError(f"its weight is of type {weight.dtype.name}")
+    if not weight.size or not np.isfinite(weight.astype(np.float32, copy=False)).all():
+        raise _SkippedError("its weight is empty or not finite")
+    if float(np.abs(weight).max()) > LARGEST_WEIGHT:  # which float16 does not hold
+        raise _SkippedError("its weight is so large that squares of it overflow")
+    if root in model.tied:
+        raise _SkippedError(f"other nodes read its weight too: see the constant {root}")
+    flat = node.op_type in ("Gemm", "MatMul")
+    if weight.ndim != 2 if flat else weight.ndim < 3:
+        wanted = "2" if flat else "3 or more"
+        raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of {wanted}")
+    stored = min(weight.nbytes, tensor_bytes(model.constants[root]))
+    bias, kept = None, {}
+    if node.op_type != "MatMul":
+        bias = bias_of(model, scope, node, weight)
+        kept = {name: value for name, value in attributes.items() if name != "kernel_shape"}
+    elif tensor == scope.key(node.input[0]) and not model.fixed(scope.key(node.input[1])):
+        kept = {"left": 1}
+    if node.op_type == "Gemm":
+        kept = {"transA": attributes.get("transA", 0), "beta": attributes.get("beta", 1.0)}
+    weight = _output_first(node, weight, bool(kept.get("left")))
+    return Layer(key, node.op_type, weight, bias, kept, stored=stored)
+
+
+def _output_first(node: NodeProto, weight: Array, left: bool) -> Array:
+    """The weight of a node as `Layer` has it.
+
+    Args:
+        left: whether it is the first factor of a MatMul.
+    """
+    attributes = attributes_of(node)
+    if node.op_type == "MatMul":
+        return weight if left else _transposed(weight)
+    if node.op_type == "Gemm":
+        weight = np.ascontiguousarray(weight) if attributes.get("transB") else _transposed(weight)
+        alpha = attributes.get("alpha", 1.0)
+        return weight if alpha == 1 else weight * np.asarray(alpha, weight.dtype)
+    if node.op_type == "ConvTranspose":
+        groups = attributes.get("group", 1)
+        inputs, out, *kernel = weight.shape
+        split = weight.reshape(groups, inputs // groups, out, *kernel).swapaxes(1, 2)
+        return np.ascontiguousarray(split.reshape(-1, inputs // groups, *kernel))
+    return weight
+
+
+def _transposed(matrix: Array) -> Array:
+    """A copy, made strip by strip: whole columns are far apart in memory."""
+    result = np.empty(matrix.shape[::-1], matrix.dtype)
+    for start in range(0, len(matrix), STRIP):
+        result[:, start : start + STRIP] = matrix[start : start + STRIP].T
+    return result
+
+
+def is_overridable(model: Model, key: str) -> bool:
+    """Whether a caller may give a tensor instead of the initializer."""
+    given = any(key == value.name for value in model.graph.input)
+    return given and model.proto.ir_version >= 4
+
+
+def emptied_inputs(before: Model, after: Model) -> list[str]:
+    """Inputs with a default in the one model that nothing reads any more in the other."""
+    empty = {name for name, tensor in after.initializers.items() if not prod(tensor.dims)}
+    given = [value.name for value in before.graph.input]
+    return [name for name in given if name in empty and prod(before.initializers[name].dims)]
+
+
+def bias_of(model: Model, scope: Scope, node: NodeProto, weight: Array) -> Any:
+    """The constant bias as ``(out,)``, the name of one that is no constant, or None.
+
+    One that a caller may override is none, unless the weight is such a one too.
+    """
+    if len(node.input) < 3 or not node.input[2]:
+        return None
+    key, attributes = scope.key(node.input[2]), attributes_of(node)
+    free = is_overridable(model, key) and not is_overridable(model, weight_root(model, scope, node))
+    if not model.fixed(key) or free:
+        return node.input[2]
+    bias = model.read(key)
+    if node.op_type != "Gemm":
+        return bias
+    out = weight.shape[0 if attributes.get("transB") else 1]
+    if bias.shape not in ((), (1,), (out,), (1, 1), (1, out)):
+        return node.input[2]
+    beta = np.asarray(attributes.get("beta", 1.0), bias.dtype)
+    return np.ascontiguousarray(np.broadcast_to(bias.reshape(-1) * beta, (out,)))

@@ -1,0 +1,215 @@
+"""Models on disk: read with distrust, checked, and written as one.
+
+What a file claims is compared with what it holds before anything is believed.  External data is
+named by its hash and placed first, the model that names it last: whenever a run ends, the folder
+has the old model or the whole new one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from graphlib import CycleError, TopologicalSorter
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import NodeProto, TensorProto, numpy_helper
+
+from onnxcompress.core.errors import ModelError
+from onnxcompress.core.layer import Array
+from onnxcompress.core.messages import one_line
+from onnxcompress.graph import protobuf_wire
+from onnxcompress.graph.check import check
+from onnxcompress.graph.model import Model, walk
+from onnxcompress.graph.tensors import DATA_TYPES, is_external, tensor_bytes
+
+LARGEST_FILE = (1 << 31) - 1  # bytes: what protobuf can parse
+
+LARGE_FILE = 1 << 28  # bytes of a file whose weights are left there
+
+LARGEST_TENSOR = 1 << 48  # entries
+
+LARGEST_GRAPH = 1_000_000  # nodes, with local functions written out
+
+MOST_DIMENSIONS = 64  # of a tensor: as in numpy
+
+
+def load(path: str | os.PathLike[str], extensions: Sequence[str] = ()) -> Model:
+    """Read a model; external data stays on disk until a tensor is asked for.
+
+    Args:
+        extensions: libraries of operators that onnxruntime is to know.
+
+    Raises:
+        ModelError: the file is missing, no ONNX model, or invalid.
+    """
+    path = Path(path)
+    proto = onnx.ModelProto()
+    large = _size(path, LARGEST_FILE) > LARGE_FILE
+    try:
+        proto.ParseFromString(protobuf_wire.without_weights(path) if large else path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    except DecodeError:
+        raise ModelError(f"{path} is truncated or not an ONNX model") from None
+    except UnicodeDecodeError:  # by protobuf's Python implementation; others give bytes
+        raise ModelError(f"{path} is not a valid ONNX model: a name in it is no text") from None
+    file = path.name if large else ""
+    model = Model(proto, path.absolute().parent, tuple(map(str, extensions)), file)
+    try:
+        if not proto.graph.node and not proto.graph.input:
+            raise ModelError("it has no graph")
+        _check_parts(model)
+        _check_functions(model)
+    except ModelError as error:
+        raise ModelError(f"{path} is not a valid ONNX model: {error}") from None
+    _read_inner(model)
+    check(model, path)
+    return model
+
+
+def read(path: Path, most: int) -> bytes:
+    """The bytes of a regular file, which is neither empty nor larger than ``most``."""
+    _size(path, most)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _size(path: Path, most: int) -> int:
+    try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder, not an ONNX file")
+        size = path.stat().st_size
+        if not path.is_file():  # a device or a pipe may never end
+            raise ModelError(f"{path} is not a regular file")
+        if not size:
+            raise ModelError(f"{path} is empty")
+        if size > most:
+            raise ModelError(f"{path} has {size:,} bytes; more than {most:,} need external data")
+        return size
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _parts(message: Any) -> Iterator[Any]:
+    """Every tensor and every string in a protobuf message, wherever it lies."""
+    if isinstance(message, TensorProto):
+        yield message
+        yield message.name
+        return
+    for descriptor, value in message.ListFields():
+        items = value if hasattr(value, "extend") else (value,)
+        if descriptor.type == descriptor.TYPE_STRING:
+            yield from items
+        elif descriptor.message_type is not None:
+            for item in items:
+                yield from _parts(item)
+
+
+def _tensors(message: Any) -> Iterator[TensorProto]:
+    return (part for part in _parts(message) if isinstance(part, TensorProto))
+
+
+def _check_parts(model: Model) -> None:
+    """Refuse names that are no text, and tensors whose type, shape and bytes do not fit together.
+
+    External data has to lie in regular files of the model's folder, links resolved.
+    """
+    for tensor in _parts(model.proto):
+        if isinstance(tensor, bytes):  # which protobuf gives for what is no UTF-8
+            raise ModelError(f"a name in it is no text: {tensor!r}")
+        if isinstance(tensor, str):
+            continue
+        if tensor.data_type not in DATA_TYPES:
+            raise ModelError(f"the tensor {tensor.name!r} is of no known type")
+        if len(tensor.dims) > MOST_DIMENSIONS or any(size < 0 for size in tensor.dims):
+            raise ModelError(f"the tensor {tensor.name!r} has no possible shape")
+        if prod(max(size, 1) for size in tensor.dims) >= LARGEST_TENSOR:  # zeros do not help
+            raise ModelError(f"the tensor {tensor.name!r} is too large: {list(tensor.dims)}")
+        if is_external(tensor):
+            _check_external(model, tensor)
+        elif tensor.HasField("raw_data") and len(tensor.raw_data) != tensor_bytes(tensor):
+            raise ModelError(
+                f"the tensor {tensor.name!r} has {len(tensor.raw_data):,} bytes "
+                f"instead of {tensor_bytes(tensor):,}"
+            )
+
+
+def _check_external(model: Model, tensor: TensorProto) -> None:
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    if len(given) < len(tensor.external_data):
+        raise ModelError(f"the tensor {tensor.name!r} says twice where its values are")
+    place = given.get("location", "")
+    numbers = [given.get("offset", "0"), given.get("length", str(tensor_bytes(tensor)))]
+    if not all(number.isascii() and number.isdecimal() for number in numbers):
+        raise ModelError(f"the tensor {tensor.name!r} has no possible offset or length")
+    offset, length = map(int, numbers)
+    if length != tensor_bytes(tensor):
+        raise ModelError(
+            f"the tensor {tensor.name!r} has {length:,} bytes instead of {tensor_bytes(tensor):,}"
+        )
+    file = model.folder / place.replace("\0", "")  # which no file has in its name
+    try:
+        inside = place == model.file or file.resolve().is_relative_to(model.folder.resolve())
+        size = file.stat().st_size if file.is_file() else None
+    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
+        raise ModelError(f"its external data cannot be read: {one_line(error)}") from None
+    if not inside:
+        raise ModelError(f"its external data {place!r} lies outside its folder")
+    if file.is_symlink() and place != model.file:  # which onnx does not read
+        raise ModelError(f"its external data {place!r} is a link; put the file in its place")
+    if size is None:
+        raise ModelError(f"its external data {place!r} is missing")
+    if size < offset + length:
+        raise ModelError(f"its external data {place!r} is truncated")
+
+
+def _check_functions(model: Model) -> None:
+    """Refuse functions that call themselves, or that make too large a graph in full."""
+
+    def called(node: NodeProto) -> tuple[str, str, str]:
+        return node.domain, node.op_type, node.overload
+
+    calls = {
+        (f.domain, f.name, f.overload): Counter(called(node) for node in walk(f))
+        for f in model.proto.functions
+    }
+    sizes: dict[tuple[str, str, str], int] = {}
+    try:
+        for key in TopologicalSorter(calls).static_order():
+            within = calls.get(key, {})
+            sizes[key] = 1 + sum(sizes[other] * count for other, count in within.items())
+    except CycleError:
+        raise ModelError("a function in it calls itself") from None
+    total = sum(sizes.get(called(node), 1) for node in walk(model.graph)) if calls else 0
+    if total > LARGEST_GRAPH:
+        raise ModelError(f"with its functions written out it has {total:,} nodes")
+
+
+def _read_inner(model: Model) -> None:
+    """Bring external data into the file, in place, but that of the main graph's initializers."""
+    graph, proto = model.graph, model.proto
+    others = *graph.node, *graph.sparse_initializer, *proto.functions, *proto.training_info
+    for tensor in (tensor for message in others for tensor in _tensors(message)):
+        if is_external(tensor):
+            tensor.CopyFrom(numpy_helper.from_array(model.value(tensor), tensor.name))
+
+
+def read_tensor(path: Path) -> Array:
+    """A TensorProto file, as the ``test_data_set_*`` folders hold them."""
+    tensor = TensorProto()
+    try:
+        tensor.ParseFromString(read(path, LARGEST_FILE))
+        if is_external(tensor):
+            raise ModelError(f"{path} holds no values, only the name of another file")
+        return numpy_helper.to_array(tensor)
+    except ModelError:
+        raise
+    except (DecodeError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} is not an ONNX tensor: {one_line(error)}") from None

@@ -1,0 +1,109 @@
+"""Nodes that compute constants, replaced by these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx.inliner
+from onnx import NodeProto, TensorProto
+
+from onnxcompress.core.layer import Array
+from onnxcompress.graph.detach import detached
+from onnxcompress.graph.edit import add_constant, drop_nodes
+from onnxcompress.graph.model import FLOATS, Model, ancestors, read_while_running, unique_name
+from onnxcompress.graph.spill import spilled
+from onnxcompress.graph.subgraphs import in_steps, segment
+
+WEIGHTS = (*FLOATS, TensorProto.INT8, TensorProto.UINT8)  # what is wider are shapes and indices
+
+
+def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model:
+    """Store the weights that nodes compute from constants alone.
+
+    Every such tensor of floats or bytes that is read while the model runs, or is an output, becomes
+    an initializer of the same name.  What served nothing but its computation is removed.  A
+    DequantizeLinear counts as running: what it reads is stored.
+
+    Args:
+        run: the outputs of a model that takes no inputs; called for one tensor at a time.
+    """
+    result = model.copy()
+    nodes, makers = model.graph.node, _undequantized(model)
+    wanted, large = read_while_running(model, makers), bool(in_steps(model))
+    folded: set[int] = set()
+    used: set[int] = set()
+    for index in sorted({makers[name] for name in wanted if name in makers}):
+        if nodes[index].op_type == "Constant":
+            continue
+        chain = ancestors(nodes, index, makers)
+        names = [name for name in nodes[index].output if model.consumers[name]]
+        values = _computed(model, [nodes[i] for i in chain], names, run)
+        if not any(name in wanted and _is_weight(value) for name, value in values.items()):
+            continue
+        for name, value in values.items():  # all of them: the node goes as a whole
+            add_constant(result, name, spilled(value) if large else value)
+        folded.add(index)
+        used.update(chain)
+        del values
+    _remove_chains(result, folded, used)
+    return replace(result)
+
+
+def _undequantized(model: Model) -> dict[str, int]:
+    """`Model.makers` without what dequantizes for nodes that run: they may compute in 8 bits."""
+    makers = dict(model.makers)
+    while stay := read_while_running(model, makers) & model.quantized & makers.keys():
+        for name in stay:
+            del makers[name]
+    return makers
+
+
+def _computed(
+    model: Model,
+    nodes: Sequence[NodeProto],
+    names: Sequence[str],
+    run: Callable[[Model], Sequence[Any]],
+) -> dict[str, Array]:
+    """The values of what these nodes compute; empty where one is no array, or none a weight."""
+    part = segment(model, nodes, {}, names)
+    kinds = _output_types(part)
+    if all(kind and kind not in WEIGHTS for kind in kinds):
+        return {}
+    for output, kind in zip(part.graph.output, kinds, strict=True):
+        if kind == TensorProto.BFLOAT16:  # arrays of it do not come out of onnxruntime
+            name, output.name = output.name, unique_name(f"{output.name}/float", part.names)
+            cast = onnx.helper.make_node("Cast", [name], [output.name], to=TensorProto.FLOAT)
+            part.graph.node.append(cast)
+    values = {}
+    for name, kind, value in zip(names, kinds, run(part), strict=True):
+        if not isinstance(value, np.ndarray) or value.dtype == object:
+            return {}
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind) if kind else value.dtype
+        values[name] = value.astype(dtype, copy=False)  # a float32 twin may have run
+    return values
+
+
+def _output_types(model: Model) -> list[int]:
+    """The element types of the outputs as far as onnx can tell; 0 is unknown, or no tensor."""
+    inferred = onnx.shape_inference.infer_shapes(detached(model)[0])
+    return [output.type.tensor_type.elem_type for output in inferred.graph.output]
+
+
+def _is_weight(value: Array) -> bool:
+    return onnx.helper.np_dtype_to_tensor_dtype(value.dtype) in WEIGHTS
+
+
+def _remove_chains(model: Model, folded: set[int], used: set[int]) -> None:
+    """Remove the folded nodes, and of those that led to them what nothing else needs, in place."""
+    graph, left = model.graph, model.consumers.copy()
+    touched: set[str] = set()
+    for index in sorted(used, reverse=True):
+        node = graph.node[index]
+        if index in folded or not any(left[name] for name in node.output):
+            left.subtract(node.input)
+            touched.update(node.input, node.output)
+            del graph.node[index]
+    drop_nodes(replace(model), touched)

@@ -1,0 +1,189 @@
+"""Rounding a weight to few values so that the layer's output, not the weight, changes least.
+
+A row w of the weight is cut into pieces of d entries, and every piece is to become one of a few
+vectors, so that the row q has the least ``(w - q) H (w - q)ᵀ``; H is the metric of the inputs.
+
+* *Error feedback* (Optimal Brain Surgeon, blocked as in GPTQ: Frantar et al. 2022,
+  https://arxiv.org/abs/2210.17323; with vectors: van Baalen et al. 2024,
+  https://arxiv.org/abs/2402.15319): pieces are rounded in turn, and what the rounding of one does
+  to the output is taken back by the ones still to come.  With ``H⁻¹ = Uᵀ U``, U upper::
+
+      e = (w_j - q_j) U_jj⁻¹        w_k -= e U_jk        for k > j
+
+* *Coordinate descent*: given all others, the best place of piece j before rounding is
+  ``q_j - G_j H_jj⁻¹`` with ``G = (q - w) H``.  Pieces move only where that lowers the error.
+
+What matters most comes first: the last pieces have few others to take back their error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from onnxcompress.core.layer import Array
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.methods.lookup.cholesky import cholesky, inverse
+
+BLOCK = 64  # columns between two updates of all the others
+
+WIDEST = 4096  # inputs of a filter that are rounded together,
+
+WIDEST_SKETCHED = 1024  # and where few patches say how they vary together
+
+GRANULE = (
+    24  # columns that stay together in wide layers, so that pieces of 2, 3, 4, 8 share a metric
+)
+
+NOISE = 1e-8  # of a metric, relative to its diagonal
+
+NARROW = 1024  # inputs up to which the pieces themselves are sorted
+
+Pick = Callable[[Array, int, Array], tuple[Array, Array]]
+"""Rounds piece j, ``(groups, rows, d)``, in a metric ``(groups, d, d)``: to codes and values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """The metric of some consecutive inputs, in the order in which they are rounded.
+
+    Attributes:
+        columns: the inputs, in that order; those past the last one are padding.
+        values: H of these columns, ``(groups, n, n)``.
+    """
+
+    columns: Array
+    values: Array
+
+    @cached_property
+    def factor(self) -> Array:
+        """The upper triangular U with ``H⁻¹ = Uᵀ U``, ``(groups, n, n)``."""
+        factors = [feedback_factor(v.astype(np.float64, copy=False)) for v in self.values]
+        return np.stack([f.astype(self.values.dtype) for f in factors])
+
+    def taken(self, weight: Array) -> Array:
+        """These columns of a weight ``(groups, rows, fan_in)``, zeros in place of padding."""
+        missing = max(0, int(self.columns.max()) + 1 - weight.shape[2])
+        return np.pad(weight, ((0, 0), (0, 0), (0, missing)))[:, :, self.columns]
+
+
+def metrics(statistics: Statistics, width: int, dtype: Any = np.float64) -> list[Metric]:
+    """The metric of a layer's inputs, for pieces of ``width``; wide layers have several parts.
+
+    Inputs are in order of falling variance, piece by piece.
+    """
+    fan_in = statistics.total.shape[1]
+    granule = granule_of(fan_in, width)
+    key = ("metrics", granule, np.dtype(dtype))
+    if key not in statistics.derived:
+        widest = WIDEST if statistics.rows is None else WIDEST_SKETCHED
+        whole = -(-fan_in // granule) * granule
+        count = -(-whole // widest)
+        step = -(-whole // (count * granule)) * granule
+        statistics.derived[key] = [
+            _sorted(statistics, start, min(start + step, whole), granule, dtype)
+            for start in range(0, whole, step)
+        ]
+    return statistics.derived[key]
+
+
+def granule_of(fan_in: int, width: int) -> int:
+    """Columns that stay together when they are sorted; a multiple of the width."""
+    return GRANULE if fan_in > NARROW and GRANULE % width == 0 else width
+
+
+def _sorted(statistics: Statistics, start: int, stop: int, granule: int, dtype: Any) -> Metric:
+    fan_in = statistics.total.shape[1]
+    known = statistics.block(start, min(stop, fan_in))
+    size, inside = stop - start, known.shape[1]
+    mean = np.trace(known, axis1=1, axis2=2) / inside
+    values = np.eye(size) * np.maximum(mean, 1e-30)[:, None, None]
+    values[:, :inside, :inside] = known
+    energy = np.diagonal(values, axis1=1, axis2=2).sum(0).reshape(-1, granule).sum(1)
+    order = np.argsort(-energy, kind="stable")[:, None] * granule + np.arange(granule)
+    order = order.ravel()
+    return Metric(start + order, values[:, order[:, None], order].astype(dtype, copy=False))
+
+
+def feedback_factor(metric: Array) -> Array:
+    """The upper triangular U with ``metric⁻¹ = Uᵀ U``."""
+    lower = cholesky(metric[::-1, ::-1].copy(), NOISE)  # of the metric from its other end
+    return np.ascontiguousarray(inverse(lower)[::-1, ::-1])
+
+
+def feedback(weight: Array, pick: Pick, factor: Array, width: int = 1) -> tuple[Array, Array]:
+    """A weight rounded with error feedback.
+
+    Args:
+        weight: ``(groups, rows, n)``, n a multiple of ``width``.
+        factor: of `feedback_factor`, ``(groups, n, n)``.
+
+    Returns:
+        Codes ``(groups, rows, n // width)``, uint8, and what they mean, like the weight.
+    """
+    left, n = weight.copy(), weight.shape[2]
+    factor = factor.astype(weight.dtype, copy=False)
+    inverses = np.linalg.inv(_diagonal(factor, width))
+    inner = inverses @ inverses.swapaxes(2, 3)
+    codes = np.empty((*weight.shape[:2], n // width), np.uint8)
+    values = np.empty_like(left)
+    block = max(1, BLOCK // width) * width
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        errors = np.empty((*weight.shape[:2], stop - start), left.dtype)
+        for j in range(start // width, stop // width):
+            own, later = slice(j * width, (j + 1) * width), slice((j + 1) * width, stop)
+            codes[:, :, j], values[:, :, own] = pick(left[:, :, own], j, inner[:, j])
+            off = (left[:, :, own] - values[:, :, own]) @ inverses[:, j]
+            errors[:, :, own.start - start : own.stop - start] = off
+            left[:, :, later] -= off @ factor[:, own, later]
+        left[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    return codes, values
+
+
+def descend(
+    codes: Array, values: Array, gradient: Array, pick: Pick, metric: Array, width: int = 1
+) -> tuple[Array, Array, Array]:
+    """One sweep of coordinate descent over the pieces of a rounded weight, see `feedback`.
+
+    Args:
+        gradient: ``(q - w) H``, like the weight.
+
+    Returns:
+        Codes, values, and the gradient there.
+    """
+    codes, values, gradient = codes.copy(), values.copy(), gradient.copy()
+    metric = metric.astype(values.dtype, copy=False)
+    own_metrics, n = _diagonal(metric, width), values.shape[2]
+    inverses = np.linalg.inv(own_metrics)
+    block = max(1, BLOCK // width) * width
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        before = values[:, :, start:stop].copy()
+        near = gradient[:, :, start:stop].copy()
+        for j in range(start // width, stop // width):
+            own = slice(j * width, (j + 1) * width)
+            pull = near[:, :, own.start - start : own.stop - start] @ inverses[:, j]
+            codes[:, :, j], picked = pick(values[:, :, own] - pull, j, own_metrics[:, j])
+            near += (picked - values[:, :, own]) @ metric[:, own, start:stop]
+            values[:, :, own] = picked
+        gradient += (values[:, :, start:stop] - before) @ metric[:, start:stop]
+    return codes, values, gradient
+
+
+def _diagonal(matrix: Array, width: int) -> Array:
+    """The blocks ``(groups, n // width, width, width)`` on the diagonals."""
+    groups, n, _ = matrix.shape
+    place = np.arange(n // width)
+    split = matrix.reshape(groups, n // width, width, n // width, width)
+    return np.ascontiguousarray(np.moveaxis(split[:, place, :, place], 0, 1))
+
+
+def row_errors(difference: Array, metric: Array) -> Array:
+    """``(w - q) H (w - q)ᵀ`` of every row."""
+    metric = metric.astype(difference.dtype, copy=False)
+    return np.einsum("...rn,...rn->...r", difference @ metric, difference)

@@ -1,0 +1,93 @@
+"""Tables of a layer's own start from k-means over its pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxcompress.core.layer import Array
+from onnxcompress.methods.lookup.tables import in_bytes
+
+SEEDS = 2**13  # pieces that a table of the layer's own starts from,
+
+SEED_ROUNDS = 8  # by so many rounds of k-means
+
+
+def seeded(weight: Array, table: Array, first: Sequence[float], parts: int) -> Array:
+    """A table nearer to the pieces of a weight: k-means, with nothing known of the inputs."""
+    if table.shape[1] == 1:
+        return table  # the best levels for normal numbers are near enough
+    some = weight[:, :: -(-weight.size // (SEEDS * table.shape[1]))]
+    rows, part = pieces(some, table.shape[1], parts)
+    scale = sizes(some, parts).reshape(len(rows), parts) * first[len(first) // 2]
+    for _ in range(SEED_ROUNDS):
+        table = means(rows, nearest(rows, table, scale[:, part]), scale[:, part], table)
+    return table
+
+
+def pieces(weight: Array, width: int, parts: int) -> tuple[Array, Array]:
+    """Rows ``(rows, pieces * width)``, padded with zeros, and of every piece the part it is in."""
+    n = weight.shape[2]
+    pieces = -(-n // width)
+    part = np.minimum(np.arange(pieces) * width // -(-n // parts), parts - 1)
+    return np.pad(weight.reshape(-1, n), ((0, 0), (0, pieces * width - n))), part
+
+
+def largest(errors: Array, count: int) -> Array:
+    """Where the largest ones are, at most so many, none of them 0."""
+    worst = np.argsort(-errors, kind="stable")[:count]
+    return worst[errors[worst] > 0]
+
+
+def means(weight: Array, codes: Array, scale: Array, table: Array) -> Array:
+    """Weighted means of what every row of the table stands for (k-means).
+
+    Rows that stand for nothing become the pieces that err most.
+    """
+    flat, size = codes.ravel(), scale.reshape(-1, 1)
+    targets = weight.reshape(-1, table.shape[1]) * size
+    below = np.bincount(flat, size[:, 0] ** 2, len(table))
+    sums = [np.bincount(flat, targets[:, i], len(table)) for i in range(table.shape[1])]
+    found = np.stack(sums, axis=1) / np.maximum(below, 1e-30)[:, None]
+    unused = np.flatnonzero(below == 0)
+    found[unused] = table[unused]
+    if table.shape[1] > 1:  # single values stay in order
+        pieces = weight.reshape(-1, table.shape[1])
+        worst = largest(np.square(pieces - found[flat] * size).sum(1), len(unused))
+        found[unused[: len(worst)]] = pieces[worst] / np.maximum(size[worst], 1e-30)
+    return in_bytes(found.astype(table.dtype))
+
+
+CHUNK = 2**16  # pieces that are looked up at a time without a metric
+
+
+def sizes(weight: Array, parts: int) -> Array:
+    """Root mean square of every part of every row, ``(groups, rows, parts)``."""
+    size = -(-weight.shape[2] // parts)
+    found = [weight[:, :, p * size : (p + 1) * size] for p in range(parts)]
+    rms = np.stack([np.sqrt(np.square(part).mean(2)) for part in found], axis=2)
+    return np.maximum(rms, 1e-12 + 1e-6 * rms.max(initial=0))
+
+
+def nearest(weight: Array, table: Array, scale: Array) -> Array:
+    """Rows of the table nearest to every piece, ``(rows, pieces)``."""
+    targets = weight.reshape(-1, table.shape[1]) / np.maximum(scale, 1e-30).reshape(-1, 1)
+    if table.shape[1] == 1:
+        return _places(table[:, 0], targets[:, 0]).reshape(scale.shape)
+    codes = np.empty(len(targets), np.intp)
+    energy = np.square(table).sum(1) / 2
+    for start in range(0, len(targets), CHUNK):
+        some = slice(start, start + CHUNK)
+        codes[some] = (targets[some] @ table.T - energy).argmax(1)
+    return codes.reshape(scale.shape)
+
+
+def _places(table: Array, targets: Array) -> Array:
+    """Where the nearest values of a sorted table are."""
+    middle = (table[1:] + table[:-1]) / 2
+    steps = np.diff(middle)
+    if len(steps) and np.allclose(steps, steps.mean()):  # faster than a search
+        found = np.ceil((targets - middle[0]) / steps.mean())
+        return np.clip(found, 0, len(middle)).astype(np.intp)
+    return np.searchsorted(middle, targets)
