@@ -15,6 +15,9 @@ from .data.random import random_samples
 from .data.samples import Samples
 from .graph import (
     Model,
+    add_constant,
+    bypass,
+    drop_constants,
     drop_dead,
     find_layers,
     fold_batchnorm,
@@ -60,8 +63,11 @@ __all__ = [
     "Statistics",
     "Target",
     "TargetError",
+    "add_constant",
+    "bypass",
     "calibrate",
     "compress",
+    "drop_constants",
     "drop_dead",
     "expand",
     "find_layers",

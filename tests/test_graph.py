@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -505,7 +506,7 @@ def test_a_layer_that_cannot_be_emitted_stays_and_the_others_are_replaced(rng):
     weights = {"a": Broken(np.ones((9, 9, 3, 3), np.float32)), "b": basis(layers["b"], 3)}
     failed = {}
     result = rewrite(model, weights, failed=failed)
-    assert failed == {"a": "it could not be rewritten: no luck"}
+    assert failed == {"a": "it could not be rewritten: no luck second line"}
     expected = rewrite(model, {"b": weights["b"]})
     assert len(weight_names(result)) == len(weight_names(expected))
     assert result.graph.node[0] == model.graph.node[0]
@@ -986,3 +987,109 @@ def test_weights_of_four_bits_are_not_detached_and_run(rng):
     assert list(weights) == ["w"]
     assert model.weight_bytes == 64 * 64 * 4 + 128 * 64 // 2 + 4
     run(model, x=rng.standard_normal((2, 64), np.float32))
+
+
+# ------------------------------------------------------------------------------- passes of others
+
+
+def drop_dropout(model):
+    """The pass that docs/passes.md shows."""
+    result = model.copy()
+    nodes = result.nodes.items()
+    graph.bypass(result, [key for key, (_, node) in nodes if node.op_type == "Dropout"])
+    return result
+
+
+def dropout(x, y, name="drop"):
+    return helper.make_node("Dropout", [x, "ratio"], [y, f"{y}_mask"], name)
+
+
+RATIO = {"ratio": np.float32(0.5)}
+
+
+def with_branches(nodes, other, weights):
+    """x -> nodes -> If, one branch of which is ``other`` -> y."""
+    made = [helper.make_graph([n], "branch", [], [value(n.output[0], ["N", 4])]) for n in other]
+    flag = helper.make_node("If", ["yes"], ["y"], "if", then_branch=made[0], else_branch=made[1])
+    return build([*nodes, flag], {"x": ["N", 4]}, {"y": ["N", 4]}, weights)
+
+
+DROPOUTS = {
+    "between": [dropout("h", "d"), helper.make_node("Neg", ["d"], ["y"])],
+    "as the output": [dropout("h", "y")],
+    "twice as the output": [dropout("h", "d"), dropout("d", "y", "second")],
+    "as the output and read": [dropout("h", "y"), helper.make_node("Neg", ["h"], ["other"])],
+    "of the input": [dropout("x", "d"), helper.make_node("Add", ["d", "h"], ["y"])],
+    "from input to output": [dropout("x", "y")],
+}
+
+
+@pytest.mark.parametrize("place", DROPOUTS)
+def test_a_bypassed_node_goes_wherever_it_stands(place, rng):
+    nodes = [helper.make_node("Relu", ["x"], ["h"], "relu"), *DROPOUTS[place]]
+    model = build(nodes, {"x": ["N", 4]}, {"y": ["N", 4]}, RATIO)
+    result = drop_dropout(model)
+    graph.check(result)
+    assert not nodes_of(result, "Dropout") and not result.graph.initializer
+    left = ["Identity"] if place == "from input to output" else []
+    assert [n.op_type for n in nodes_of(result, "Identity")] == left
+    assert [output.name for output in result.graph.output] == ["y"]
+    same_outputs(model, result, x=rng.standard_normal((3, 4), np.float32))
+
+
+def test_what_bodies_read_of_a_bypassed_node_is_read_before_it(rng):
+    weights = {**RATIO, "yes": np.array([True])}
+    other = [helper.make_node("Neg", ["d"], ["n"]), helper.make_node("Abs", ["d"], ["a"])]
+    nodes = [helper.make_node("Relu", ["x"], ["h"], "relu"), dropout("h", "d")]
+    inputs = numpy_helper.from_array(weights["yes"], "yes")
+    model = with_branches(nodes, other, {**RATIO, "yes": inputs})
+    result = drop_dropout(model)
+    graph.check(result)
+    assert not nodes_of(result, "Dropout")
+    same_outputs(model, result, x=rng.standard_normal((3, 4), np.float32))
+
+
+def test_a_node_in_a_body_is_bypassed_too(rng):
+    yes = numpy_helper.from_array(np.array([True]), "yes")
+    other = [dropout("h", "b"), dropout("h", "b")]
+    model = with_branches(
+        [helper.make_node("Relu", ["x"], ["h"], "relu")], other, {**RATIO, "yes": yes}
+    )
+    result = drop_dropout(model)
+    graph.check(result)
+    inner = [node.op_type for scope in result.scopes[1:] for node in scope.graph.node]
+    assert inner == ["Identity"] * 2
+    same_outputs(model, result, x=rng.standard_normal((3, 4), np.float32))
+
+
+def test_a_node_whose_other_output_is_read_is_not_bypassed(rng):
+    nodes = [dropout("x", "d"), helper.make_node("Not", ["d_mask"], ["m"]),
+             helper.make_node("Where", ["m", "x", "d"], ["y"])]  # fmt: skip
+    model = build(nodes, {"x": ["N", 4]}, {"y": ["N", 4]}, RATIO)
+    result = drop_dropout(model)
+    assert len(nodes_of(result, "Dropout")) == 1
+    same_outputs(model, result, x=rng.standard_normal((3, 4), np.float32))
+
+
+def test_long_chains_are_bypassed_at_once():
+    names = ["x", *(f"t{i}" for i in range(20_000)), "y"]
+    nodes = [helper.make_node("Identity", [a], [b]) for a, b in pairwise(names)]
+    nodes[-1] = helper.make_node("Relu", [names[-2]], ["y"])
+    model = build(nodes, {"x": ["N", 4]}, {"y": ["N", 4]}, {})
+    result = model.copy()
+    assert len(graph.bypass(result, result.keys[:-1])) == 20_000
+    assert [(*node.input, *node.output) for node in result.graph.node] == [("x", "y")]
+
+
+def test_edits_are_seen_at_once_and_those_of_others_after_changed(rng):
+    model = two_convs(rng).copy()
+    assert model.consumers["ra"] == 1 and model.producers["ra"] == "relu"
+    graph.bypass(model, ["relu"])
+    assert model.consumers["ra"] == 0 and "relu" not in model.nodes
+    graph.add_constant(model, "new", np.ones(3, np.float32))
+    assert "new" in model.constants
+    graph.drop_constants(model, ["new"])
+    assert "new" not in model.constants
+    model.graph.node[-1].input[0] = "x"
+    model.changed()
+    assert model.consumers["ya"] == 0 and model.consumers["x"] == 2

@@ -4,6 +4,7 @@ from onnxcompress.core.errors import ModelError
 from onnxcompress.graph.check import check
 from onnxcompress.graph.declared import declared_inputs, declared_outputs, sequences
 from onnxcompress.graph.detach import DETACHED_BYTES, detached, sha256
+from onnxcompress.graph.edit import add_constant, bypass, drop_constants
 from onnxcompress.graph.find_layers import (
     emptied_inputs,
     find_constants,
@@ -13,7 +14,8 @@ from onnxcompress.graph.find_layers import (
     recurrent_inputs,
 )
 from onnxcompress.graph.load import load, read_tensor
-from onnxcompress.graph.model import OPERATORS, Model, reads
+from onnxcompress.graph.model import Model
+from onnxcompress.graph.nodes import OPERATORS, reads
 from onnxcompress.graph.operations import (
     Operation,
     inner_nodes,
@@ -51,14 +53,17 @@ __all__ = [
     "ModelError",
     "Operation",
     "Step",
+    "add_constant",
     "annotate",
     "as_float32",
+    "bypass",
     "check",
     "custom_operators",
     "declared_inputs",
     "declared_outputs",
     "detached",
     "digest",
+    "drop_constants",
     "drop_dead",
     "emptied_inputs",
     "expose",

@@ -16,11 +16,11 @@ Declared = tuple[str, Any, list[int | str | None] | None]  # name, dtype, shape;
 
 def declared_inputs(model: Model) -> list[Declared]:
     """What the model declares of every input that a caller must give; of a sequence, its items."""
-    given = [value for value in model.graph.input if value.name not in model.initializers]
-    for value in given:
+    values = [value for value in model.graph.input if value.name not in model.initializers]
+    for value in values:
         if not _tensor_type(value.type).elem_type:
             raise ModelError(f"the input {value.name!r} is no tensor")
-    return list(map(_declared, given))
+    return list(map(_declared, values))
 
 
 def declared_outputs(model: Model) -> list[Declared]:

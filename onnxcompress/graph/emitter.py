@@ -13,7 +13,8 @@ from onnx import NodeProto
 from onnxcompress.core.layer import Array
 from onnxcompress.graph.edit import add_constant
 from onnxcompress.graph.find_layers import SMALL
-from onnxcompress.graph.model import Model, unique_name
+from onnxcompress.graph.model import Model
+from onnxcompress.graph.nodes import unique_name
 
 
 class Emitter:

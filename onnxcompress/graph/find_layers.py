@@ -14,16 +14,10 @@ from onnx import NodeProto
 from onnxcompress.core.errors import ModelError
 from onnxcompress.core.layer import Array, Layer, Unread
 from onnxcompress.core.messages import one_line
-from onnxcompress.graph.model import (
-    FLOATS,
-    Model,
-    Scope,
-    attributes_of,
-    is_linear,
-    weight_of,
-    weight_root,
-)
+from onnxcompress.graph.model import FLOATS, Model, weight_of, weight_root
+from onnxcompress.graph.nodes import attributes_of, is_linear
 from onnxcompress.graph.operations import linear_nodes
+from onnxcompress.graph.scopes import Scope
 from onnxcompress.graph.tensors import is_external, tensor_bytes
 
 LARGE = 1024  # entries of a constant from which it is worth compressing
@@ -62,7 +56,7 @@ def find_layers(
             skipped[key] = "it runs once, when the model is loaded"
             continue
         try:
-            layer, likeness = _found(model, key, scope, node)
+            layer, likeness = _look_up(model, key, scope, node)
         except _SkippedError as reason:
             skipped[key] = str(reason)
             continue
@@ -71,9 +65,9 @@ def find_layers(
         except (ArithmeticError, LookupError, TypeError, ValueError):
             skipped[key] = "its weight and its attributes do not belong together"
             continue
-        found = alike.setdefault(likeness, [])
-        first = next((n for n in found if np.array_equal(layers[n].weight, layer.weight)), key)
-        found += [key] if first == key else []
+        same = alike.setdefault(likeness, [])
+        first = next((n for n in same if np.array_equal(layers[n].weight, layer.weight)), key)
+        same += [key] if first == key else []
         layers[key] = replace(layer, weight=layers.get(first, layer).weight, shared=first)
     for function in model.proto.functions:
         for node in filter(is_linear, function.node):
@@ -82,17 +76,20 @@ def find_layers(
     return layers, skipped
 
 
-def _found(model: Model, key: str, scope: Scope, node: NodeProto) -> tuple[Layer, tuple[Any, ...]]:
+def _look_up(
+    model: Model, key: str, scope: Scope, node: NodeProto
+) -> tuple[Layer, tuple[Any, ...]]:
     """A layer and its likeness; one whose weight is not kept is looked at once."""
-    if key not in model.seen:
+    known = ("layer", key)
+    if known not in model.seen:
         layer = _layer(model, key, scope, node)
         weight, root = weight_of(model, scope, node), weight_root(model, scope, node)
         left = bool(layer.attributes.get("left"))
         light = _light(model, root, layer, lambda: _output_first(node, model.read(weight), left))
         if light is layer:
             return layer, _likeness(layer)
-        model.seen[key] = light, _likeness(layer)
-    return model.seen[key]
+        model.seen[known] = light, _likeness(layer)
+    return model.seen[known]
 
 
 def _light(model: Model, root: str, layer: Layer, load: Callable[[], Array]) -> Layer:
@@ -119,17 +116,17 @@ def find_constants(model: Model, layers: Mapping[str, Layer]) -> dict[str, Layer
     used |= {scope.key(o.name) for scope in model.scopes for o in scope.graph.output}
     recurrent = recurrent_inputs(model)
     taken = {*model.nodes, *layers}
-    found = {}
+    constants = {}
     for key, tensor in model.constants.items():
         size, rank = prod(tensor.dims), len(tensor.dims)
         if key in used or key in taken or rank < 2 or size < LARGE or not model.consumers[key]:
             continue
         if tensor.data_type not in FLOATS:
             continue
-        layer = model.seen[key] if key in model.seen else _constant(model, key, recurrent.get(key))
+        layer = model.seen.get(("constant", key)) or _constant(model, key, recurrent.get(key))
         if layer is not None:
-            found[key] = layer
-    return found
+            constants[key] = layer
+    return constants
 
 
 def _constant(model: Model, key: str, read: tuple[str, int] | None) -> Layer | None:
@@ -149,7 +146,7 @@ def _constant(model: Model, key: str, read: tuple[str, int] | None) -> Layer | N
     layer = Layer(key, "Constant", flat, None, attributes, key)
     light = _light(model, key, layer, lambda: _rows(model.read(key)))
     if light is not layer:
-        model.seen[key] = light
+        model.seen["constant", key] = light
     return light
 
 
@@ -171,11 +168,11 @@ def layer_input(node: NodeProto, layer: Layer) -> str:
 
 
 def layer_inputs(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
-    """The same of all layers of the main graph, and of the constants of which it can be told."""
+    """The same of all layers of the main graph, and of constants for which it is known."""
     nodes, recurrent = linear_nodes(model), recurrent_inputs(model)
-    found = {n: layer_input(nodes[n], layer) for n, layer in layers.items() if n in nodes}
+    inputs = {n: layer_input(nodes[n], layer) for n, layer in layers.items() if n in nodes}
     known = {n: tensor for n, (tensor, _) in recurrent.items() if n in layers}
-    return found | {n: t for n, t in known.items() if "group" in layers[n].attributes}
+    return inputs | {n: t for n, t in known.items() if "group" in layers[n].attributes}
 
 
 def recurrent_inputs(model: Model) -> dict[str, tuple[str, int]]:
@@ -184,7 +181,7 @@ def recurrent_inputs(model: Model) -> dict[str, tuple[str, int]]:
     The first weight reads the input, in all directions.  The second reads the states, each
     direction its own: of these the node gives all but the first as Y, or the last as Y_h.
     """
-    found = {}
+    result = {}
     for node in model.graph.node:
         if node.op_type not in RECURRENT or node.domain or attributes_of(node).get("layout"):
             continue
@@ -193,8 +190,8 @@ def recurrent_inputs(model: Model) -> dict[str, tuple[str, int]]:
             alone = key in model.constants and model.consumers[key] == 1
             if alone and tensor and not model.fixed(tensor):
                 directions = model.constants[key].dims[0] if tensor == states else 1
-                found[key] = tensor, directions
-    return found
+                result[key] = tensor, directions
+    return result
 
 
 def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
@@ -219,8 +216,8 @@ def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
         raise _SkippedError(f"other nodes read its weight too: see the constant {root}")
     flat = node.op_type in ("Gemm", "MatMul")
     if weight.ndim != 2 if flat else weight.ndim < 3:
-        wanted = "2" if flat else "3 or more"
-        raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of {wanted}")
+        expected = "2" if flat else "3 or more"
+        raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of {expected}")
     stored = min(weight.nbytes, tensor_bytes(model.constants[root]))
     bias, kept = None, {}
     if node.op_type != "MatMul":
@@ -265,15 +262,15 @@ def _transposed(matrix: Array) -> Array:
 
 def is_overridable(model: Model, key: str) -> bool:
     """Whether a caller may give a tensor instead of the initializer."""
-    given = any(key == value.name for value in model.graph.input)
-    return given and model.proto.ir_version >= 4
+    is_input = any(key == value.name for value in model.graph.input)
+    return is_input and model.proto.ir_version >= 4
 
 
 def emptied_inputs(before: Model, after: Model) -> list[str]:
     """Inputs with a default in the one model that nothing reads any more in the other."""
     empty = {name for name, tensor in after.initializers.items() if not prod(tensor.dims)}
-    given = [value.name for value in before.graph.input]
-    return [name for name in given if name in empty and prod(before.initializers[name].dims)]
+    inputs = [value.name for value in before.graph.input]
+    return [name for name in inputs if name in empty and prod(before.initializers[name].dims)]
 
 
 def bias_of(model: Model, scope: Scope, node: NodeProto, weight: Array) -> Any:

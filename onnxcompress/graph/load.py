@@ -24,7 +24,8 @@ from onnxcompress.core.layer import Array
 from onnxcompress.core.messages import one_line
 from onnxcompress.graph import protobuf_wire
 from onnxcompress.graph.check import check
-from onnxcompress.graph.model import Model, walk
+from onnxcompress.graph.model import Model
+from onnxcompress.graph.nodes import walk
 from onnxcompress.graph.tensors import DATA_TYPES, is_external, tensor_bytes
 
 LARGEST_FILE = (1 << 31) - 1  # bytes: what protobuf can parse
@@ -142,11 +143,11 @@ def _check_parts(model: Model) -> None:
 
 
 def _check_external(model: Model, tensor: TensorProto) -> None:
-    given = {entry.key: entry.value for entry in tensor.external_data}
-    if len(given) < len(tensor.external_data):
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if len(entries) < len(tensor.external_data):
         raise ModelError(f"the tensor {tensor.name!r} says twice where its values are")
-    place = given.get("location", "")
-    numbers = [given.get("offset", "0"), given.get("length", str(tensor_bytes(tensor)))]
+    place = entries.get("location", "")
+    numbers = [entries.get("offset", "0"), entries.get("length", str(tensor_bytes(tensor)))]
     if not all(number.isascii() and number.isdecimal() for number in numbers):
         raise ModelError(f"the tensor {tensor.name!r} has no possible offset or length")
     offset, length = map(int, numbers)

@@ -10,7 +10,8 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from onnxcompress.graph.detach import detached
-from onnxcompress.graph.model import Model, attributes_of, is_linear, reads
+from onnxcompress.graph.model import Model
+from onnxcompress.graph.nodes import attributes_of, is_linear, reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +62,13 @@ def linear_nodes(model: Model) -> dict[str, NodeProto]:
 
     Those that compute with nothing but constants run once, when the model is loaded.
     """
-    found, folded = {}, set(model.constants)
+    result, folded = {}, set(model.constants)
     for key, node in zip(model.keys, model.graph.node, strict=True):
         if node.domain in ("", "ai.onnx") and reads(node) and reads(node) <= folded:
             folded.update(node.output)
         elif is_linear(node):
-            found[key] = node
-    return found
+            result[key] = node
+    return result
 
 
 def inner_nodes(model: Model) -> dict[str, tuple[NodeProto, list[str]]]:

@@ -19,10 +19,12 @@ from onnx import NodeProto
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.messages import one_line
 from onnxcompress.core.method import CompressedWeight
-from onnxcompress.graph.edit import drop_nodes, keep_only
+from onnxcompress.graph.edit import copied, drop_constants, keep_only
 from onnxcompress.graph.emitter import Constants, Emitter
 from onnxcompress.graph.find_layers import SMALL, find_constants, find_layers, is_overridable
-from onnxcompress.graph.model import Model, Scope, walk, weight_root
+from onnxcompress.graph.model import Model, weight_root
+from onnxcompress.graph.nodes import walk
+from onnxcompress.graph.scopes import Scope
 
 HEADER = 16  # bytes of a tensor besides its name and its values, about
 
@@ -69,9 +71,9 @@ def rewrite(
         fragments[key] = made
         freed.update(map(scope.key, node.input))
     store.commit([*decoders, *(node for made in fragments.values() for node in made)])
-    _insert(replace(result), fragments, decoders)
-    drop_nodes(replace(result), freed, store.replaced)
-    return replace(result)
+    _insert(result, fragments, decoders)
+    drop_constants(result, freed, store.replaced)
+    return result
 
 
 def _insert(
@@ -85,9 +87,10 @@ def _insert(
             continue
         for key, node in zip(scope.node_keys, scope.graph.node, strict=True):
             nodes += fragments.get(key, [node])
-        copies = [_copied(node) for node in nodes]
+        copies = [*map(copied, nodes)]
         del scope.graph.node[:]
         scope.graph.node.extend(copies)
+    model.changed()
 
 
 def _prefix(scope: Scope, key: str) -> str:
@@ -115,14 +118,14 @@ def _restored(
 ) -> list[NodeProto]:
     """Nodes of the main graph that compute the named constants instead."""
     nodes: list[NodeProto] = []
-    found = find_constants(model, {}) if weights else {}
+    layers = find_constants(model, {}) if weights else {}
     for key, weight in weights.items():
         scope = next(s for s in reversed(model.scopes) if key in map(s.path.__add__, s.names))
         name = key.removeprefix(scope.path)
         taken = scope.outer is not None or is_overridable(model, key)  # which stays an input
         output = store.unique(name) if taken else name
         try:
-            made = _fragment(NodeProto(output=[output]), key, found[key], weight, store)
+            made = _fragment(NodeProto(output=[output]), key, layers[key], weight, store)
         except Exception as error:
             if failed is None:
                 raise
@@ -133,6 +136,7 @@ def _restored(
                 node.input[:] = [output if read == name else read for read in node.input]
         nodes += made
         store.replaced.add(key)
+    model.changed()
     return nodes
 
 
@@ -145,12 +149,6 @@ def _check_names(model: Model, names: Iterable[str]) -> None:
     unknown = set(names) - model.nodes.keys()
     if unknown:
         raise KeyError(f"the model has no layer {min(unknown)!r}")
-
-
-def _copied(node: NodeProto) -> NodeProto:
-    copied = NodeProto()
-    copied.CopyFrom(node)
-    return copied
 
 
 def _fragment(
@@ -199,7 +197,7 @@ def overhead(model: Model, layer: Layer, weight: CompressedWeight) -> int:
     store = Constants(model, lambda array: array)
     prefix = _prefix(place[0], layer.name) if place else layer.name
     made = _fragment(node, prefix, layer, weight, store)
-    given = sum(HEADER + len(name) for name, a in store.arrays.items() if a.size > SMALL)
+    headers = sum(HEADER + len(name) for name, a in store.arrays.items() if a.size > SMALL)
     tensor = weight_root(model, *place) if place else layer.name
     freed = HEADER + len(tensor) + node.ByteSize()
-    return sum(n.ByteSize() + 3 for n in made) + given - freed
+    return sum(n.ByteSize() + 3 for n in made) + headers - freed

@@ -188,9 +188,9 @@ def serialized(model: Model) -> bytes:
 
 def digest(model: Model) -> str:
     """SHA-256 of a model, its external data included."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for piece in written(model):
-        found.update(piece)
+        hashed.update(piece)
     for path in sorted(model.data_files):
-        found.update(sha256(path).encode())
-    return found.hexdigest()
+        hashed.update(sha256(path).encode())
+    return hashed.hexdigest()

@@ -36,9 +36,9 @@ class _Spill:
             self._file.seek(self._end)
             self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             self._file.flush()
-            found = np.ndarray(array.shape, array.dtype, self._map, self._end)
+            stored = np.ndarray(array.shape, array.dtype, self._map, self._end)
             self._end += -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-            return found
+            return stored
 
     def _begin(self, size: int) -> None:
         if self._file is not None:
@@ -50,9 +50,9 @@ class _Spill:
 
     def rest(self) -> None:
         with self._lock:
-            for found in self._maps:
-                with suppress(AttributeError, ValueError):  # systems that cannot be told
-                    found.madvise(mmap.MADV_DONTNEED)
+            for mapped in self._maps:
+                with suppress(AttributeError, ValueError):  # systems that cannot be advised
+                    mapped.madvise(mmap.MADV_DONTNEED)
 
 
 _spill = _Spill()

@@ -11,7 +11,8 @@ from onnx import NodeProto, TensorProto
 
 from onnxcompress.core.layer import Array
 from onnxcompress.graph.detach import detached
-from onnxcompress.graph.model import LARGE_MODEL, Model, ancestors, reads, unique_name, walk
+from onnxcompress.graph.model import LARGE_MODEL, Model, ancestors
+from onnxcompress.graph.nodes import reads, unique_name, walk
 from onnxcompress.graph.tensors import tensor_bytes
 
 STEP = 1 << 27  # bytes of constants that a step of a large model computes with
@@ -23,8 +24,8 @@ def custom_operators(model: Model) -> list[str]:
     """Operators that are neither in the domains that onnxruntime knows nor local functions."""
     local = {(function.domain, function.name) for function in model.proto.functions}
     nodes = [n for part in (model.graph, *model.proto.functions) for n in walk(part)]
-    found = {(n.domain, n.op_type) for n in nodes if n.domain not in DOMAINS} - local
-    return sorted(map(".".join, found))
+    operators = {(n.domain, n.op_type) for n in nodes if n.domain not in DOMAINS} - local
+    return sorted(map(".".join, operators))
 
 
 def part(model: Model, key: str, inputs: Mapping[str, Array], output: str) -> Model:
@@ -38,13 +39,13 @@ def part(model: Model, key: str, inputs: Mapping[str, Array], output: str) -> Mo
         chain, scope = [scope, *chain], scope.outer
     nodes = [node for scope in chain for node in scope.graph.node]
     makers = {name: node for node in [*model.graph.node, *nodes] for name in node.output}
-    wanted, open_ = set[int](), [output]
+    needed_nodes, open_ = set[int](), [output]
     while open_:
         node = makers.get(open_.pop())
-        if node is not None and id(node) not in wanted:
-            wanted.add(id(node))
+        if node is not None and id(node) not in needed_nodes:
+            needed_nodes.add(id(node))
             open_ += reads(node) - inputs.keys()
-    nodes = [node for node in [*model.graph.node, *nodes] if id(node) in wanted]
+    nodes = [node for node in [*model.graph.node, *nodes] if id(node) in needed_nodes]
     result = segment(model, nodes, inputs, [output])
     needed = {name for node in nodes for name in reads(node)} - inputs.keys()
     for scope in chain:
@@ -142,25 +143,25 @@ def in_steps(model: Model) -> list[Step]:
             filled, counted = sum(sizes[name] for name in own), set()
         counted |= own
         steps[-1].nodes.append(node)
-    wanted = {output.name for output in model.graph.output}
+    needed = {output.name for output in model.graph.output}
     for step in reversed(steps):
         made = {name for node in step.nodes for name in node.output if name}
-        step.outputs.extend(sorted(made & wanted))
-        wanted |= {name for node in step.nodes for name in reads(node)}
+        step.outputs.extend(sorted(made & needed))
+        needed |= {name for node in step.nodes for name in reads(node)}
     return steps
 
 
 def _running(model: Model) -> list[NodeProto]:
     """The nodes that lead to an output, without what only computes constants for others."""
-    wanted = {output.name for output in model.graph.output}
+    needed = {output.name for output in model.graph.output}
     folded = set(model.makers.values())
-    folded -= {model.makers[name] for name in wanted if name in model.makers}
-    found = []
+    folded -= {model.makers[name] for name in needed if name in model.makers}
+    running = []
     for index, node in reversed([*enumerate(model.graph.node)]):
-        if index not in folded and wanted.intersection(node.output):
-            found.append(node)
-            wanted |= reads(node)
-    return found[::-1]
+        if index not in folded and needed.intersection(node.output):
+            running.append(node)
+            needed |= reads(node)
+    return running[::-1]
 
 
 def _dense(model: Model) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,8 @@ def as_float32(model: Model) -> Model:
             value = spilled(model.value(tensor).astype(np.float32))
             tensor.CopyFrom(held(result, tensor.name, value))
     _retype(result.proto, model)
-    return replace(result)
+    result.changed()
+    return result
 
 
 def _retype(message: Any, model: Model) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from onnxcompress.graph.edit import add_constant, drop_nodes
+from onnxcompress.graph.edit import add_constant, drop_constants
 from onnxcompress.graph.find_layers import is_overridable
-from onnxcompress.graph.model import Model, attributes_of, unique_name
+from onnxcompress.graph.model import Model
+from onnxcompress.graph.nodes import attributes_of, unique_name
 
 
 def fold_batchnorm(model: Model) -> Model:
@@ -32,14 +31,12 @@ def fold_batchnorm(model: Model) -> Model:
         shift = shift + gain * ((bias[0] if bias else 0) - mean)
         weight = (weight * gain.reshape(-1, *(1,) * (weight.ndim - 1))).astype(weight.dtype)
         name = unique_name(f"{conv.input[1]}_folded", result.names)
-        result.names.update((name, f"{name}bias_of"))
         add_constant(result, name, weight)
         add_constant(result, f"{name}bias_of", shift.astype(weight.dtype))
         conv.input[:] = [conv.input[0], name, f"{name}bias_of"]
         between, conv.output[0] = conv.output[0], norm.output[0]
         result.graph.node.remove(norm)
-        result = replace(result)
-        drop_nodes(result, {*sources, between})
-        result = replace(result)
+        result.changed()
+        drop_constants(result, {*sources, between})
         producers = {node.output[0]: node for node in result.graph.node if node.output}
     return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,9 @@ from onnx import NodeProto, TensorProto
 
 from onnxcompress.core.layer import Array
 from onnxcompress.graph.detach import detached
-from onnxcompress.graph.edit import add_constant, drop_nodes
-from onnxcompress.graph.model import FLOATS, Model, ancestors, read_while_running, unique_name
+from onnxcompress.graph.edit import add_constant, drop_constants
+from onnxcompress.graph.model import FLOATS, Model, ancestors, read_while_running
+from onnxcompress.graph.nodes import unique_name
 from onnxcompress.graph.spill import spilled
 from onnxcompress.graph.subgraphs import in_steps, segment
 
@@ -32,16 +32,16 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
     """
     result = model.copy()
     nodes, makers = model.graph.node, _undequantized(model)
-    wanted, large = read_while_running(model, makers), bool(in_steps(model))
+    needed, large = read_while_running(model, makers), bool(in_steps(model))
     folded: set[int] = set()
     used: set[int] = set()
-    for index in sorted({makers[name] for name in wanted if name in makers}):
+    for index in sorted({makers[name] for name in needed if name in makers}):
         if nodes[index].op_type == "Constant":
             continue
         chain = ancestors(nodes, index, makers)
         names = [name for name in nodes[index].output if model.consumers[name]]
         values = _computed(model, [nodes[i] for i in chain], names, run)
-        if not any(name in wanted and _is_weight(value) for name, value in values.items()):
+        if not any(name in needed and _is_weight(value) for name, value in values.items()):
             continue
         for name, value in values.items():  # all of them: the node goes as a whole
             add_constant(result, name, spilled(value) if large else value)
@@ -49,7 +49,7 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
         used.update(chain)
         del values
     _remove_chains(result, folded, used)
-    return replace(result)
+    return result
 
 
 def _undequantized(model: Model) -> dict[str, int]:
@@ -106,4 +106,5 @@ def _remove_chains(model: Model, folded: set[int], used: set[int]) -> None:
             left.subtract(node.input)
             touched.update(node.input, node.output)
             del graph.node[index]
-    drop_nodes(replace(model), touched)
+    model.changed()
+    drop_constants(model, touched)

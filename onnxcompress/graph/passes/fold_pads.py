@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import onnx.inliner
 from onnx import NodeProto
 
-from onnxcompress.graph.edit import drop_nodes, keep_only
+from onnxcompress.graph.edit import drop_constants, keep_only
 from onnxcompress.graph.find_layers import is_overridable
-from onnxcompress.graph.model import Model, attributes_of
+from onnxcompress.graph.model import Model
+from onnxcompress.graph.nodes import attributes_of
 
 
 def fold_pads(model: Model) -> Model:
@@ -31,18 +30,17 @@ def fold_pads(model: Model) -> Model:
         conv.attribute.append(onnx.helper.make_attribute("pads", both))
         conv.input[0] = pad.input[0]
         result.graph.node.remove(pad)
-        result = replace(result)
-        drop_nodes(result, {*pad.input[1:], pad.output[0]})
-        result = replace(result)
+        result.changed()
+        drop_constants(result, {*pad.input[1:], pad.output[0]})
     return result
 
 
 def _zeros_around(model: Model, pad: NodeProto) -> list[int] | None:
     """The zeros that a Pad puts before, and then after, every axis; None where that is not all."""
-    attributes, given = attributes_of(pad), [name for name in pad.input[1:] if name]
+    attributes, parts = attributes_of(pad), [name for name in pad.input[1:] if name]
     if attributes.get("mode", "constant") != "constant" or attributes.get("value", 0) != 0:
         return None
-    if any(name not in model.constants or is_overridable(model, name) for name in given):
+    if any(name not in model.constants or is_overridable(model, name) for name in parts):
         return None
     around, *rest = [*pad.input[1:], "", "", ""][:3]
     if any(rest[1:]) or (rest[0] and model.read(rest[0]).any()):

@@ -7,7 +7,8 @@ from dataclasses import replace
 import onnx.inliner
 
 from onnxcompress.graph.find_layers import SMALL
-from onnxcompress.graph.model import Model, is_linear, values_of, walk
+from onnxcompress.graph.model import Model
+from onnxcompress.graph.nodes import is_linear, values_of, walk
 
 MOST_NODES = 200_000  # that inlining may lead to
 
@@ -17,13 +18,13 @@ def inline_functions(model: Model) -> Model:
 
     Equal constants that several calls bring along are kept once.
     """
-    wanted = _functions_with_layers(model)
-    if not wanted:
+    selected = _functions_with_layers(model)
+    if not selected:
         return model
-    given = set(model.constants)
-    result = replace(model, proto=onnx.inliner.inline_selected_functions(model.proto, wanted))
+    before = set(model.constants)
+    result = replace(model, proto=onnx.inliner.inline_selected_functions(model.proto, selected))
     first: dict[bytes, str] = {}
-    for node in [n for n in result.graph.node if values_of(n) and n.output[0] not in given]:
+    for node in [n for n in result.graph.node if values_of(n) and n.output[0] not in before]:
         content = node.attribute[0].SerializeToString()
         name = first.setdefault(content, node.output[0])
         if name != node.output[0] and len(content) > SMALL:
@@ -41,18 +42,18 @@ def _functions_with_layers(model: Model) -> list[tuple[str, str]]:
     None of them where they call themselves, or where inlining them would give too many nodes.
     """
     every = {(f.domain, f.name): [*walk(f)] for f in model.proto.functions}
-    found: set[tuple[str, str]] = set()
+    selected: set[tuple[str, str]] = set()
     sizes: dict[tuple[str, str], int] = {}
     for _ in range(len(every) + 2):
-        known = set(found), dict(sizes)
+        known = set(selected), dict(sizes)
         for key, nodes in every.items():
             calls = [(node.domain, node.op_type) for node in nodes]
             sizes[key] = sum(sizes.get(call, 1) for call in calls)
-            if any(map(is_linear, nodes)) or found.intersection(calls):
-                found.add(key)
+            if any(map(is_linear, nodes)) or selected.intersection(calls):
+                selected.add(key)
         whole = sum(sizes.get((node.domain, node.op_type), 1) for node in walk(model.graph))
         if whole > MOST_NODES:
             return []
-        if (found, sizes) == known:
-            return sorted(found)
+        if (selected, sizes) == known:
+            return sorted(selected)
     return []

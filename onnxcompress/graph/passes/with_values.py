@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from onnx import numpy_helper
 
 from onnxcompress.core.layer import Array
-from onnxcompress.graph.model import Model, values_of
+from onnxcompress.graph.model import Model
+from onnxcompress.graph.nodes import values_of
 
 
 def with_values(model: Model, values: Mapping[str, Array]) -> Model:
@@ -22,4 +22,4 @@ def with_values(model: Model, values: Mapping[str, Array]) -> Model:
     for name, tensor in zip(names, tensors, strict=True):
         if name in values:
             tensor.CopyFrom(numpy_helper.from_array(values[name], tensor.name))
-    return replace(result)
+    return result

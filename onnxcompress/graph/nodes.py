@@ -1,0 +1,87 @@
+"""Single nodes: what they read, the bodies they hold, their attributes in plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx
+from onnx import NodeProto, TensorProto
+
+OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+RANDOM = (  # operators whose result is another one every time
+    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    *("Multinomial", "Bernoulli", "Dropout"),
+)
+
+
+def is_standard(node: NodeProto) -> bool:
+    """Whether the operator is one of ONNX's own."""
+    return node.domain in ("", "ai.onnx")
+
+
+def is_linear(node: NodeProto) -> bool:
+    return node.op_type in OPERATORS and is_standard(node)
+
+
+def own_bodies(node: NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The graphs among the attributes of a node, and where they stand."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.name, attribute.g
+        yield from ((f"{attribute.name}{i}", body) for i, body in enumerate(attribute.graphs))
+
+
+def walk(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[NodeProto]:
+    """Every node, those in bodies included."""
+    for node in graph.node:
+        yield node
+        for _, body in own_bodies(node):
+            yield from walk(body)
+
+
+def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in the nodes of a graph, at any depth."""
+    for node in walk(graph):
+        yield from (body for _, body in own_bodies(node))
+
+
+def reads(node: NodeProto) -> set[str]:
+    """Names of the tensors that a node reads, its bodies included."""
+    names = set(node.input)
+    for _, body in own_bodies(node):
+        for inner in body.node:
+            names |= reads(inner)
+        names |= {output.name for output in body.output}
+    return names - {""}
+
+
+def values_of(node: NodeProto) -> list[TensorProto]:
+    """The tensor of a Constant node; nothing of other nodes."""
+    if node.op_type != "Constant" or not is_standard(node):
+        return []
+    return [a.t for a in node.attribute if a.name == "value"]
+
+
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """The attributes by name: text as str, repeated ones as lists."""
+    result = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        result[attribute.name] = (
+            list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        )
+    return result
+
+
+def unique_name(base: str, taken: set[str]) -> str:
+    """The name itself, or with the first number that makes it one that is not taken."""
+    if base not in taken:
+        return base
+    number = 1
+    while f"{base}_{number}" in taken:
+        number += 1
+    return f"{base}_{number}"
