@@ -121,8 +121,8 @@ def test_ten_times_the_samples_need_no_more_memory(request):
 # ------------------------------------------------------------------------ the Statistics type
 
 
-@pytest.fixture
-def patches(rng):
+@pytest.fixture(name="patches")
+def correlated_patches(rng):
     return rng.normal(size=(2, 300, 18)) @ rng.normal(size=(2, 18, 18)) + 1
 
 

@@ -22,7 +22,7 @@ from onnxcompress.core.statistics import Statistics
 
 SLEEPER = """
 import os, signal, sys, time
-from onnxcompress.parallel import apart
+from onnxcompress.core.parallel import apart
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 

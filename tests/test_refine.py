@@ -98,7 +98,7 @@ def error(model, teacher, samples):
 
 def integers(model, coded=None):
     """All integers as bytes; of codes that are trained, those of ``coded``, type and shape."""
-    from onnxcompress.latents import lookups
+    from onnxcompress.refinement.straight_through import lookups
 
     values = {name: model.read(name) for name in model.constants}
     found = {n: v.tobytes() for n, v in values.items() if v.dtype.kind in "iub"}
@@ -186,7 +186,7 @@ def test_codes_become_others_when_that_lowers_the_loss(spec, torch, latents, rng
 
 @pytest.mark.parametrize("spec", ["codebook:vector=4", "binary:stacks=1"])
 def test_torch_and_onnxruntime_agree_on_trained_codes(spec, torch, latents, rng):
-    from onnxcompress.torch_graph import TorchGraph, tensor
+    from onnxcompress.refinement.torch_graph import TorchGraph, tensor
 
     model, samples = network(rng), samples_of(rng, 48)
     small = compressed(model, spec)

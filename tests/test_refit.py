@@ -136,7 +136,7 @@ def test_a_wide_layer_in_blocks_and_decoded_in_every_run_gives_the_same(net, bat
     layers, _ = find_layers(net)
     settings = settings_for(layers, 0.5) | {next(iter(layers)): Integer(bits=4)}
     folded = refitted(net, settings, batches)
-    monkeypatch.setattr("onnxcompress.refit.WIDE", 1)
+    monkeypatch.setattr("onnxcompress.compression.build.refit.WIDE", 1)
     for name, fitted in refitted(net, settings, batches).items():
         assert fitted.snr == pytest.approx(folded[name].snr, rel=1e-3)
         size = float(np.abs(folded[name].bias).max())

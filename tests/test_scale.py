@@ -31,13 +31,13 @@ from onnxcompress.graph.model import ancestors
 @pytest.fixture
 def small_limits(monkeypatch):
     """Every model is a large one, in steps of a node or two."""
-    for place in ("model", "pieces"):
+    for place in ("model", "subgraphs"):
         monkeypatch.setattr(f"onnxcompress.graph.{place}.LARGE_MODEL", 0)
-    monkeypatch.setattr("onnxcompress.graph.pieces.STEP", 4096)
+    monkeypatch.setattr("onnxcompress.graph.subgraphs.STEP", 4096)
     monkeypatch.setattr("onnxcompress.graph.find_layers.UNREAD", 0)
     monkeypatch.setattr("onnxcompress.graph.spill.LEAST", 512)
-    monkeypatch.setattr("onnxcompress.graph.files.LARGE_FILE", 0)
-    monkeypatch.setattr("onnxcompress.graph.wire.LEFT", 512)
+    monkeypatch.setattr("onnxcompress.graph.load.LARGE_FILE", 0)
+    monkeypatch.setattr("onnxcompress.graph.protobuf_wire.LEFT", 512)
 
 
 @pytest.fixture
@@ -168,8 +168,8 @@ def test_data_that_become_shorter_while_they_are_used_are_one_line(stored, small
 
 def test_a_wide_layer_gains_from_what_a_bounded_sketch_knows(monkeypatch, rng):
     """Inputs far from zero that vary in few directions, and a sketch of fewer rows than inputs."""
-    monkeypatch.setattr("onnxcompress.core.SKETCH_ABOVE", 512)
-    monkeypatch.setattr("onnxcompress.core.SKETCH_BYTES", 4 * 256 * 2048)
+    monkeypatch.setattr("onnxcompress.core.statistics.SKETCH_ABOVE", 512)
+    monkeypatch.setattr("onnxcompress.core.statistics.SKETCH_BYTES", 4 * 256 * 2048)
     patches = rng.standard_normal((1, 4096, 32), np.float32) @ rng.standard_normal((32, 2048))
     patches = (patches + 0.3 * rng.standard_normal(patches.shape) + 20).astype(np.float32)
     weight = rng.standard_normal((16, 2048), np.float32)
@@ -191,8 +191,8 @@ def test_a_wide_layer_gains_from_what_a_bounded_sketch_knows(monkeypatch, rng):
     ("field", "said"), [(b"\0\0", "truncated or not an ONNX model"), (b"\x28\x01", "no graph")]
 )
 def test_a_large_file_of_tiny_fields_is_one_line(field, said, tmp_path, monkeypatch):
-    monkeypatch.setattr("onnxcompress.graph.files.LARGE_FILE", 1 << 10)
-    monkeypatch.setattr("onnxcompress.graph.wire.MOST_FIELDS", 1 << 8)
+    monkeypatch.setattr("onnxcompress.graph.load.LARGE_FILE", 1 << 10)
+    monkeypatch.setattr("onnxcompress.graph.protobuf_wire.MOST_FIELDS", 1 << 8)
     path = tmp_path / "net.onnx"
     path.write_bytes(field * 4096)
     with pytest.raises(ModelError, match=said):
@@ -203,13 +203,13 @@ MEMORY = """
 import sys
 from pathlib import Path
 import numpy as np
-import onnxcompress.graph.model, onnxcompress.graph.pieces
+import onnxcompress.graph.model, onnxcompress.graph.subgraphs
 from onnx import TensorProto, helper, numpy_helper
 from onnxcompress import Half, compress, load, save
 from onnxcompress.graph import Model
 
-onnxcompress.graph.model.LARGE_MODEL = onnxcompress.graph.pieces.LARGE_MODEL = 1 << 25
-onnxcompress.graph.pieces.STEP = 1 << 24
+onnxcompress.graph.model.LARGE_MODEL = onnxcompress.graph.subgraphs.LARGE_MODEL = 1 << 25
+onnxcompress.graph.subgraphs.STEP = 1 << 24
 path = Path(sys.argv[1])
 if sys.argv[2] == "make":
     rng = np.random.default_rng(0)
