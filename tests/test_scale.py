@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import onnx
@@ -34,9 +35,9 @@ def small_limits(monkeypatch):
     for place in ("model", "subgraphs"):
         monkeypatch.setattr(f"onnxcompress.graph.{place}.LARGE_MODEL", 0)
     monkeypatch.setattr("onnxcompress.graph.subgraphs.STEP", 4096)
-    monkeypatch.setattr("onnxcompress.graph.find_layers.UNREAD", 0)
+    monkeypatch.setattr(import_module("onnxcompress.graph.find_layers"), "UNREAD", 0)
     monkeypatch.setattr("onnxcompress.graph.spill.LEAST", 512)
-    monkeypatch.setattr("onnxcompress.graph.load.LARGE_FILE", 0)
+    monkeypatch.setattr(import_module("onnxcompress.graph.load"), "LARGE_FILE", 0)
     monkeypatch.setattr("onnxcompress.graph.protobuf_wire.LEFT", 512)
 
 
@@ -191,7 +192,7 @@ def test_a_wide_layer_gains_from_what_a_bounded_sketch_knows(monkeypatch, rng):
     ("field", "said"), [(b"\0\0", "truncated or not an ONNX model"), (b"\x28\x01", "no graph")]
 )
 def test_a_large_file_of_tiny_fields_is_one_line(field, said, tmp_path, monkeypatch):
-    monkeypatch.setattr("onnxcompress.graph.load.LARGE_FILE", 1 << 10)
+    monkeypatch.setattr(import_module("onnxcompress.graph.load"), "LARGE_FILE", 1 << 10)
     monkeypatch.setattr("onnxcompress.graph.protobuf_wire.MOST_FIELDS", 1 << 8)
     path = tmp_path / "net.onnx"
     path.write_bytes(field * 4096)
