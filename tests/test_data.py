@@ -1,17 +1,21 @@
 """Samples: sources, preprocessing, views, and what is said of bad data."""
 
+import os
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from onnxcompress.core.errors import DataError
-from onnxcompress.data.inputs import InputSpec
+from onnxcompress.core.errors import DataError, SamplesTypeError
+from onnxcompress.data.convert import as_samples
+from onnxcompress.data.inputs import InputSpec, with_shapes
 from onnxcompress.data.load import load_samples
 from onnxcompress.data.preprocess import PRESETS, Preprocessing, load_preprocessing
+from onnxcompress.data.quality import check_samples
 from onnxcompress.data.random import random_samples
 from onnxcompress.data.samples import spread
 from onnxcompress.data.transform import transform_for
@@ -729,11 +733,243 @@ def test_a_path_that_leads_nowhere_is_explained(tmp_path):
     npz(tmp_path, x=np.zeros((2, 4)))
     text = message(tmp_path / "date.npz", FLAT)
     assert text.endswith("date.npz: there is no such file or folder; did you mean 'data.npz'?")
+    (tmp_path / ".date.npz.swp").write_text("")
+    assert ".date" not in message(tmp_path / "other", FLAT).split(": ", 1)[1]
+    (tmp_path / "lost.npz").symlink_to(tmp_path / "nowhere.npz")
+    assert "'lost.npz'" not in message(tmp_path / "lost.npz", FLAT)
     (tmp_path / "a.txt").write_text("")
     assert "samples are an .npz, an .npy, a folder" in message(tmp_path / "a.txt", FLAT)
     for wrong in ({"limit": 0}, {"batch": 0}):
         assert "must be 1 or more, not 0" in message(tmp_path / "data.npz", FLAT, **wrong)
     assert "the model has no inputs" in message(tmp_path / "data.npz", [])
+
+
+# What may not be: endless, blocking, or no array at all
+
+
+def test_a_batch_without_rows_is_refused_instead_of_waited_for(module):
+    text = message(module("while True: yield {'x': np.zeros((0, 4))}"), FLAT)
+    assert "batch 0 of the function is empty: [0, 4]" in text
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("import sys; sys.exit(0); yield", "it ends the process (exit code 0)"),
+        ("raise type('Odd', (BaseException,), {})('why'); yield", "Odd: why"),
+        ("yield {'x': [[1, 2], [3]]}", "no array for the input 'x'"),
+    ],
+)
+def test_code_that_ends_the_process_is_an_error_of_the_data(module, body, says):
+    assert says in message(module(body), FLAT)
+
+
+def test_a_module_that_ends_the_process_when_it_is_imported_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("ends_at_once.py").write_text("raise SystemExit(0)\n")
+    assert "'ends_at_once:f' cannot be imported: it ends" in message("ends_at_once:f", FLAT)
+
+
+def test_what_a_function_prints_does_not_reach_the_standard_output(module, capsys):
+    load_samples(module("print('hello'); yield {'x': np.zeros((2, 4))}"), FLAT)
+    printed = capsys.readouterr()
+    assert not printed.out and printed.err == "hello\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="it makes pipes")
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"data{suffix}")
+    assert "it is no regular file" in message(tmp_path / f"data{suffix}", FLAT)
+
+
+def test_an_npz_whose_member_is_no_array_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive:
+        archive.writestr("x", b"hello")
+    assert "the array 'x': it is no array" in message(tmp_path / "data.npz", FLAT)
+
+
+def test_a_picture_that_resizing_blows_up_is_refused_before_it_is_read(tmp_path):
+    Image.new("RGB", (1, 12_000)).save(tmp_path / "a.png")
+    text = message(tmp_path, [spec("N", 3, 224, 224)], preprocess="imagenet")
+    assert "resizing makes 12000x1 pixels 3072000x256, more than" in text
+
+
+# Samples that say nothing
+
+
+def test_repeated_constant_and_zero_samples_are_counted(tmp_path, rng):
+    x = rng.normal(size=(12, 4)).astype(np.float32)
+    x[3:6], x[6], x[7] = x[3], 0, 2
+    samples = check_samples(load_samples(npz(tmp_path, x=x), FLAT))
+    assert samples.notes == (
+        "2 of 12 samples repeat others: only 10 are different",
+        "1 of 12 samples is zero everywhere",
+        "1 of 12 samples is the same value everywhere",
+    )
+    assert check_samples(samples) is samples
+    fit, held_out = samples.split()
+    assert fit.notes == held_out.notes == samples.notes
+
+
+def test_samples_that_differ_in_one_input_do_not_repeat(tmp_path, rng):
+    inputs = [spec("N", 4, name="a"), spec("N", 1, name="b")]
+    a, b = np.ones((6, 4), np.float32), np.arange(6, dtype=np.float32)[:, None]
+    assert check_samples(load_samples(npz(tmp_path, a=a, b=b), inputs)).notes == (
+        "6 of 6 samples are the same value everywhere",
+    )
+    a = rng.normal(size=(6, 4)).astype(np.float32)
+    a[1] = a[0]
+    assert check_samples(load_samples(npz(tmp_path, a=a, b=b), inputs)).notes == ()
+
+
+def test_nan_in_a_sample_is_refused_with_its_number(tmp_path, rng, module):
+    x = rng.normal(size=(100, 4)).astype(np.float32)
+    x[71, 2] = np.nan
+    with pytest.raises(DataError, match="sample 71 has NaN in the input 'x'"):
+        check_samples(load_samples(npz(tmp_path, x=x), FLAT))
+    name = module("yield {'x': np.zeros((3, 4))}; yield {'x': np.full((1, 4), np.nan)}")
+    with pytest.raises(DataError, match="sample 3 has NaN"):
+        check_samples(load_samples(name, FLAT))
+
+
+def test_a_buffer_that_is_reused_is_copied(module):
+    name = module(
+        "x = np.zeros((1, 4), np.float32)\n    for i in range(3): x[:] = i; yield {'x': x}"
+    )
+    assert np.array_equal(everything(load_samples(name, FLAT))[:, 0], [0, 1, 2])
+
+    def batches():
+        x = np.zeros((1, 4), np.float32)
+        for i in range(3):
+            x[:] = i
+            yield {"x": x}
+
+    assert np.array_equal(everything(as_samples(batches(), FLAT))[:, 0], [0, 1, 2])
+
+
+# Batch axes that are none
+
+
+def test_an_array_with_a_sample_axis_in_front_holds_whole_batches(tmp_path, rng):
+    x = rng.normal(size=(6, 1, 5, 4)).astype(np.float32)
+    for first in ("batch", 1):
+        samples = load_samples(npz(tmp_path, x=x), [spec(first, 5, 4)])
+        assert len(samples) == 6
+        assert all(np.array_equal(batch["x"], x[i]) for i, batch in enumerate(samples.batches(8)))
+    inputs = [spec("t", 4, name="a"), spec(name="b")]
+    samples = load_samples(npz(tmp_path, a=x[:, 0], b=np.arange(6, dtype=np.float32)), inputs)
+    assert [float(batch["b"]) for batch in samples] == [0, 1, 2, 3, 4, 5]
+    assert next(iter(samples))["a"].shape == (5, 4)
+
+
+def test_a_stated_shape_is_obeyed_by_the_samples(tmp_path, rng):
+    x = rng.normal(size=(6, 5, 4)).astype(np.float32)
+    inputs = with_shapes([spec("batch", "t", 4)], {"x": (2, 5, 4)})
+    assert [len(b["x"]) for b in load_samples(npz(tmp_path, x=x), inputs).batches(6)] == [2, 2, 2]
+    for shapes, says in [({"x": (2, 5, 3)}, "do not fit"), ({"xx": (1,)}, "did you mean 'x'?")]:
+        with pytest.raises(DataError, match=says):
+            with_shapes([spec("batch", "t", 4)], shapes)
+
+
+# Objects of Python
+
+
+X = np.arange(48, dtype=np.float32).reshape(12, 4)
+LABELS = np.arange(12)
+
+
+def batches_of(size, make):
+    return [make(X[i : i + size], LABELS[i : i + size]) for i in range(0, 12, size)]
+
+
+class Tensor:
+    """What a tensor of another library offers."""
+
+    def __init__(self, values):
+        self.values, self.ndim, self.dtype = values, values.ndim, values.dtype
+
+    def detach(self):
+        return self
+
+    cpu = detach
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        X,
+        Tensor(X),
+        X.astype(np.float64),
+        {"x": X},
+        {"input": X},
+        {"x": X, "y": LABELS},
+        [X],
+        [*X],
+        batches_of(5, lambda x, y: x),
+        batches_of(5, lambda x, y: (x, y)),
+        batches_of(4, lambda x, y: [Tensor(x), Tensor(y)]),
+        batches_of(3, lambda x, y: {"x": x, "labels": y}),
+        batches_of(3, lambda x, y: ({"x": x}, y)),
+        (x for x in batches_of(3, lambda x, y: x)),
+    ],
+    ids=range(14),
+)
+def test_python_takes_what_people_have(source):
+    samples = as_samples(source, FLAT)
+    assert len(samples) == 12 and np.array_equal(everything(samples), X)
+    assert [len(b["x"]) for b in samples.batches(8)] == [8, 4]
+    assert samples.labels is None or np.array_equal(samples.labels, LABELS)
+    assert len(as_samples(X, FLAT, limit=7)) == 7
+
+
+def test_labels_of_a_loader_stay_with_their_samples():
+    samples = as_samples(batches_of(5, lambda x, y: (x, y)), FLAT)
+    assert np.array_equal(samples.labels, LABELS)
+    for part in samples.split(4):
+        assert np.array_equal(everything(part)[:, 0], 4 * part.labels)
+
+
+def test_a_loader_feeds_several_inputs_in_the_order_of_the_model():
+    inputs = [spec("N", 4, name="a"), spec("N", name="b", dtype=np.int64)]
+    samples = as_samples(batches_of(5, lambda x, y: (x, y, y)), inputs)
+    assert len(samples) == 12 and np.array_equal(everything(samples, "b"), LABELS)
+    assert np.array_equal(samples.labels, LABELS)
+
+
+def test_batches_that_cannot_be_joined_are_samples_of_their_own():
+    inputs = [spec("N", "t", name="x")]
+    samples = as_samples([np.ones((2, 3), np.float32), np.ones((2, 4), np.float32)], inputs)
+    assert [b["x"].shape for b in samples.batches(8)] == [(2, 3), (2, 4)]
+    assert len(as_samples([X[:6], X[6:]], [spec(6, 4)])) == 2
+
+
+def test_torch_loaders_and_tensors_are_samples(torch):
+    images = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(LABELS))
+    samples = as_samples(torch.utils.data.DataLoader(images, batch_size=5), FLAT)
+    assert np.array_equal(everything(samples), X) and np.array_equal(samples.labels, LABELS)
+    half = torch.tensor(X, dtype=torch.bfloat16, requires_grad=True)
+    assert np.array_equal(everything(as_samples([half], FLAT)), X)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (5, "samples cannot be int: give an array"),
+        ([5], "a batch cannot be int"),
+        ([{"xx": X}], "nothing for the input 'x'; did you mean 'xx'?"),
+        (iter(()), "gives no batch"),
+        ([X[:, :3]], r"samples of shape \[12, 3\] do not fit the input 'x'"),
+    ],
+)
+def test_what_is_no_samples_is_explained_in_terms_of_arguments(source, says):
+    with pytest.raises(DataError, match=says) as caught:
+        as_samples(source, FLAT)
+    assert isinstance(caught.value, SamplesTypeError) == ("cannot be" in says or "xx" in says)
+    assert "--" not in str(caught.value)
 
 
 # Random samples

@@ -13,6 +13,10 @@ class DataError(OnnxCompressError):
     """Samples that cannot be used."""
 
 
+class SamplesTypeError(DataError, TypeError):
+    """An object that is no samples: the argument of a call from Python."""
+
+
 class MetricError(OnnxCompressError):
     """A metric that is unknown or does not fit the outputs."""
 

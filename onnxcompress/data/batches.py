@@ -1,10 +1,7 @@
-"""Samples that come as batches: ONNX test data, functions."""
+"""Samples that come as whole batches: ONNX test data, and what a function of the user yields."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +9,18 @@ from typing import Any
 import numpy as np
 
 from onnxcompress.core.errors import DataError
-from onnxcompress.core.messages import nearest, one_line
-from onnxcompress.data.checks import fit, named, reading
+from onnxcompress.core.foreign import contain_errors, import_function
+from onnxcompress.core.layer import Array
+from onnxcompress.core.sample import Sample
+from onnxcompress.data.checks import (
+    cast_to_input,
+    check_regular,
+    convert_batch,
+    explain_errors,
+)
 from onnxcompress.data.inputs import InputSpec
-from onnxcompress.data.samples import Array, Sample, Samples, spread
+from onnxcompress.data.samples import Samples, spread
 from onnxcompress.graph import read_tensor
-
-# Whole batches
 
 
 def test_data_sets(folder: Path) -> list[Path]:
@@ -30,6 +32,7 @@ def test_data_sets(folder: Path) -> list[Path]:
 
 
 def from_test_data(folders: list[Path], inputs: Sequence[InputSpec], limit: int) -> Samples:
+    """One sample for each folder with ``input_0.pb`` to the last input's, in the model's order."""
     folders = [folders[i] for i in spread(len(folders), limit)]
     for folder in folders:
         if not (folder / f"input_{len(inputs) - 1}.pb").is_file():
@@ -39,26 +42,29 @@ def from_test_data(folders: list[Path], inputs: Sequence[InputSpec], limit: int)
             )
 
     def read(rows: Array) -> Sample:
-        folder = folders[rows[0]]
-        with reading("a tensor"):
-            return {
-                spec.name: fit(read_tensor(folder / f"input_{i}.pb"), spec)
-                for i, spec in enumerate(inputs)
-            }
+        with explain_errors("a tensor"):
+            files = [folders[rows[0]] / f"input_{i}.pb" for i in range(len(inputs))]
+            for file in files:
+                check_regular(file)
+            tensors = zip(map(read_tensor, files), inputs, strict=True)
+            return {spec.name: cast_to_input(array, spec) for array, spec in tensors}
 
-    return Samples(read, np.arange(len(folders)))
+    return Samples(read, np.arange(len(folders)), whole=True)
 
 
 def from_function(name: str, inputs: Sequence[InputSpec], limit: int) -> Samples:
+    """The batches that ``module:function`` yields, until they have ``limit`` rows."""
     batches: list[Sample] = []
     labels: list[Array] = []
     rows = 0
     for item in _yields(name):
         batch, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
-        batches.append(named(batch, inputs))
+        batches.append(convert_batch(batch, inputs))
         if label is not None:
-            labels.append(np.atleast_1d(label))
+            labels.append(np.atleast_1d(np.array(label)))
         shape = batches[-1][inputs[0].name].shape
+        if 0 in shape:
+            raise DataError(f"batch {len(batches) - 1} of the function is empty: {list(shape)}")
         rows += shape[0] if shape else 1
         if rows >= limit:
             break
@@ -70,25 +76,19 @@ def from_function(name: str, inputs: Sequence[InputSpec], limit: int) -> Samples
         read=lambda rows: batches[rows[0]],
         index=np.arange(len(batches)),
         read_labels=(lambda rows: np.concatenate([labels[i] for i in rows])) if labels else None,
+        whole=True,
     )
 
 
 def _yields(name: str) -> Iterator[Any]:
-    """Import ``module:function``, from the current folder too, and call it."""
-    module_name, _, function_name = name.partition(":")
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-        if not hasattr(module, function_name):
-            near = nearest(function_name, [n for n in vars(module) if not n.startswith("_")])
-            raise DataError(f"the module has no function {function_name!r}{near}")
-        yield from getattr(module, function_name)()
-    except DataError:
-        raise
-    except Exception as error:  # the user's code
-        raise DataError(
-            f"the function failed: {type(error).__name__}: {one_line(error)}"
-        ) from error
-    finally:
-        sys.path.remove(here)
+    """What the function yields, item by item; only its own code runs as foreign code."""
+    function = import_function(name, DataError)
+    with contain_errors("the function failed", DataError):
+        items = iter(function())
+    while True:
+        with contain_errors("the function failed", DataError):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item

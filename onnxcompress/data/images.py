@@ -7,23 +7,25 @@ import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from onnxcompress.core.errors import DataError
+from onnxcompress.core.layer import Array
 from onnxcompress.core.messages import nearest
-from onnxcompress.data.checks import batch_size, check_shape, only, reading
+from onnxcompress.core.sample import Sample
+from onnxcompress.data.checks import batch_size, check_shape, explain_errors, require_one_input
 from onnxcompress.data.inputs import InputSpec
 from onnxcompress.data.preprocess import Preprocessing
-from onnxcompress.data.samples import Array, Sample, Samples, T, spread
+from onnxcompress.data.samples import Samples, spread
 from onnxcompress.data.transform import transform_for
 
+T = TypeVar("T")
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-
 IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
-
-# Images
 
 
 def from_images(
@@ -34,7 +36,8 @@ def from_images(
     settings: Preprocessing | None,
     labelled: bool,
 ) -> Samples:
-    spec = only(inputs, "a folder of images")
+    """The pictures in a folder and those below it, decoded when they are read."""
+    spec = require_one_input(inputs, "a folder of images")
     names = _image_names(folder, select)
     labels = _read_labels(folder) if (folder / "labels.csv").is_file() else {}
     if labelled and labels:
@@ -90,7 +93,7 @@ def _read_labels(folder: Path) -> dict[str, int]:
     """Labels by the image's path below the folder; rows without a label are left out."""
     labels: dict[str, int] = {}
     path = folder / "labels.csv"
-    with reading("labels.csv"), path.open(newline="", encoding="utf-8-sig") as file:
+    with explain_errors("labels.csv"), path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"file", "label"} <= set(reader.fieldnames or ()):
             raise DataError("it needs a first line with the columns 'file' and 'label'")
@@ -106,7 +109,7 @@ def _read_labels(folder: Path) -> dict[str, int]:
 
 def _with_image(path: Path, use: Callable[[Image.Image], T]) -> T:
     """Apply a function to an image; its pixels are decoded only if the function looks at them."""
-    with reading(f"the image {path}"), Image.open(path, formats=IMAGE_FORMATS) as image:
+    with explain_errors(f"the image {path}"), Image.open(path, formats=IMAGE_FORMATS) as image:
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
             raise DataError(f"it has more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller")
         return use(image)

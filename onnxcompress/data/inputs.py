@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from onnxcompress.core.errors import DataError
+from onnxcompress.core.messages import nearest
 from onnxcompress.graph import Model, declared_inputs, declared_outputs, sequences
 
 Layout = Literal["NCHW", "NHWC"]
@@ -49,11 +52,38 @@ class InputSpec:
         if len(shape) != len(self.shape):
             return False
         pairs = zip(shape[first:], self.shape[first:], strict=True)
-        return all(size == want for size, want in pairs if isinstance(want, int) and want > 0)
+        return all(size == dim for size, dim in pairs if isinstance(dim, int) and dim > 0)
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first axis takes any number of rows."""
+        if self.shape is None:
+            return True
+        first = self.shape[0] if self.shape else 0
+        return not isinstance(first, int) or first < 0
 
     def __str__(self) -> str:
         dims = "?" if self.shape is None else ", ".join(str(d or "?") for d in self.shape)
         return f"{self.name!r} ({self.dtype} [{dims}])"
+
+
+def with_shapes(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]]) -> list[InputSpec]:
+    """The inputs, some of them with the shapes that the user states.
+
+    Raises
+    ------
+    DataError
+        There is no such input, or it declares another shape.
+    """
+    for name, shape in shapes.items():
+        spec = next((spec for spec in specs if spec.name == name), None)
+        if spec is None:
+            near = nearest(name, [spec.name for spec in specs])
+            raise DataError(f"the model has no input {name!r}{near}")
+        if not spec.fits(tuple(shape)):
+            dims = ", ".join(map(str, shape))
+            raise DataError(f"samples of shape [{dims}] do not fit the input {spec}")
+    return [replace(s, shape=tuple(shapes[s.name])) if s.name in shapes else s for s in specs]
 
 
 def input_specs(model: Model) -> list[InputSpec]:

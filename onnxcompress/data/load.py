@@ -11,7 +11,7 @@ from onnxcompress.core.errors import DataError
 from onnxcompress.core.messages import nearest
 from onnxcompress.data.arrays import from_npy, from_npz
 from onnxcompress.data.batches import from_function, from_test_data, test_data_sets
-from onnxcompress.data.checks import unused
+from onnxcompress.data.checks import note_unused
 from onnxcompress.data.images import from_images
 from onnxcompress.data.inputs import InputSpec
 from onnxcompress.data.preprocess import Preprocessing, load_preprocessing
@@ -76,6 +76,18 @@ def load_samples(
         raise DataError(f"{path}: {error}") from error.__cause__
 
 
+def _neighbours(file: Path) -> str:
+    """The end of an error message about a path that leads nowhere: what is there instead.
+
+    Hidden files are nobody's samples, and the name itself is one that cannot be read.
+    """
+    try:
+        names = sorted(f.name for f in file.parent.iterdir())
+    except OSError:
+        return ""
+    return nearest(file.name, [n for n in names if n[0] != "." and n != file.name])
+
+
 def _open(
     path: str | Path,
     inputs: Sequence[InputSpec],
@@ -87,17 +99,16 @@ def _open(
     file = Path(path)
     function = not file.exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(path))
     if not file.exists() and not function:
-        near = [f.name for f in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise DataError(f"there is no such file or folder{nearest(file.name, near)}")
+        raise DataError(f"there is no such file or folder{_neighbours(file)}")
     sets = test_data_sets(file)
     if file.is_dir() and not sets:
         return from_images(file, inputs, limit, select, settings, labelled)
     if select is not None:
         raise DataError(f"--select {select} chooses among a folder's images; leave it out here")
     if sets:
-        return replace(from_test_data(sets, inputs, limit), notes=unused(settings))
+        return replace(from_test_data(sets, inputs, limit), notes=note_unused(settings))
     if function:
-        return replace(from_function(str(path), inputs, limit), notes=unused(settings))
+        return replace(from_function(str(path), inputs, limit), notes=note_unused(settings))
     if file.suffix == ".npz":
         return from_npz(file, inputs, limit, settings)
     if file.suffix == ".npy":

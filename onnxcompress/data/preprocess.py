@@ -17,6 +17,7 @@ from onnxcompress.core.messages import nearest, one_line
 from onnxcompress.data.inputs import Layout
 
 LARGEST_YAML = 1 << 16  # bytes
+LARGEST_PIXELS = 1 << 26  # of a picture after resizing: 200 MB as RGB, twice that while it is made
 
 Size = tuple[int, int]  # height, width
 
@@ -43,7 +44,22 @@ class Geometry:
     done: Size | None = None
 
     def resized(self, size: Size) -> Size:
-        """The size before cropping; rounds as torchvision does."""
+        """The size before cropping; rounds as torchvision does.
+
+        Raises
+        ------
+        DataError
+            It has more than ``LARGEST_PIXELS``: a narrow picture grows without bound.
+        """
+        resized = self._resized(size)
+        if resized[0] * resized[1] > LARGEST_PIXELS:
+            raise DataError(
+                f"resizing makes {_times(size)} pixels {_times(resized)}, more than "
+                f"{LARGEST_PIXELS} in all; leave the picture out or cut it"
+            )
+        return resized
+
+    def _resized(self, size: Size) -> Size:
         if size == self.done:
             return size
         if self.cover is None:
@@ -188,12 +204,12 @@ def load_preprocessing(source: str | Path | Preprocessing) -> Preprocessing:
     return _validated(path, settings)
 
 
-def read_yaml(path: Path, what: str, content: str) -> dict[Any, Any]:
+def read_yaml(path: Path, what: str, example: str) -> dict[Any, Any]:
     """What a small file of YAML holds.
 
     Parameters
     ----------
-    what, content : str
+    what, example : str
         What the file is to be, and what it is to hold, for the messages.
 
     Raises
@@ -206,12 +222,12 @@ def read_yaml(path: Path, what: str, content: str) -> dict[Any, Any]:
     if path.stat().st_size > LARGEST_YAML:
         raise DataError(f"{path} is too large for {what}")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise DataError(f"{path} is no readable YAML: {one_line(error)}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} must hold {content}")
-    return found
+    if not isinstance(content, dict):
+        raise DataError(f"{path} must hold {example}")
+    return content
 
 
 def _validated(path: Path, settings: dict[Any, Any]) -> Preprocessing:

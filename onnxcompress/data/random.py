@@ -8,13 +8,13 @@ from math import prod
 import numpy as np
 
 from onnxcompress.core.errors import DataError
-from onnxcompress.data.checks import check_names, check_shape
+from onnxcompress.core.layer import Array
+from onnxcompress.core.sample import Sample
+from onnxcompress.data.checks import check_input_names, check_shape
 from onnxcompress.data.inputs import InputSpec
-from onnxcompress.data.samples import Array, Sample, Samples
+from onnxcompress.data.samples import Samples
 
 LARGEST_INPUT = 1 << 31  # values that are made up
-
-# Random
 
 
 def random_samples(
@@ -45,13 +45,13 @@ def random_samples(
         An unknown input, a shape that does not fit, or an input of unknown rank without one.
     """
     input_shapes, ranges = input_shapes or {}, ranges or {}
-    check_names((*input_shapes, *ranges), inputs)
+    check_input_names((*input_shapes, *ranges), inputs)
     symbols: dict[str, int] = {}
     for spec in inputs:
         if spec.name in input_shapes and spec.shape is not None:
-            given = tuple(input_shapes[spec.name])
-            check_shape(given, spec)
-            pairs = zip(spec.shape, given, strict=True)
+            shape = tuple(input_shapes[spec.name])
+            check_shape(shape, spec)
+            pairs = zip(spec.shape, shape, strict=True)
             symbols.update((dim, size) for dim, size in pairs if isinstance(dim, str))
     shapes = {s.name: input_shapes.get(s.name) or _default_shape(s, symbols) for s in inputs}
 
@@ -63,7 +63,7 @@ def random_samples(
 
         return {s.name: [draw(s), draw(s)] if s.sequence else draw(s) for s in inputs}
 
-    return Samples(read, np.arange(count))
+    return Samples(read, np.arange(count), whole=True)
 
 
 def _default_shape(spec: InputSpec, symbols: dict[str, int]) -> tuple[int, ...]:

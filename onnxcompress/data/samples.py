@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import numpy as np
 
 from onnxcompress.core.errors import DataError
-
-Array = np.ndarray
-
-Sample = Mapping[str, Any]  # input name -> batch, an array or a list of arrays
-
-T = TypeVar("T")
+from onnxcompress.core.layer import Array
+from onnxcompress.core.sample import Sample
 
 BATCH_BYTES = 16 << 20  # of inputs; what a model makes of them is many times larger
 
@@ -46,6 +41,10 @@ class Samples:
         Indices to the labels of those samples.
     notes : tuple of str
         What the user should know, such as samples left out; one sentence each.
+    whole : bool
+        A sample is a whole batch, of as many rows as it likes.
+    checked : bool
+        `check_samples` has looked at all of them.
     """
 
     read: Callable[[Array], Sample]
@@ -54,6 +53,8 @@ class Samples:
     exact: bool = True
     read_labels: Callable[[Array], Array] | None = None
     notes: tuple[str, ...] = ()
+    whole: bool = False
+    checked: bool = False
 
     def __len__(self) -> int:
         return len(self.index)
@@ -72,20 +73,19 @@ class Samples:
     @property
     def digest(self) -> str:
         """SHA-256 of the first batch, as the model reads it."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, array in sorted(next(iter(self)).items()):
-            found.update(f"{name} {array.dtype} {array.shape} ".encode())
-            plain = array.dtype.kind != "O"  # else strings
-            found.update(array.tobytes() if plain else repr(array.tolist()).encode())
-        return found.hexdigest()
+            digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+            digest.update(array_bytes(array))
+        return digest.hexdigest()
 
     @property
     def content(self) -> str:
         """SHA-256 of all samples, as the model reads them."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for start in range(0, len(self), self.batch):
-            found.update(self[start : start + self.batch].digest.encode())
-        return found.hexdigest()
+            digest.update(self[start : start + self.batch].digest.encode())
+        return digest.hexdigest()
 
     @property
     def even(self) -> int:
@@ -134,8 +134,8 @@ class Samples:
             both = replace(self, notes=(*self.notes, note))
             return both, both
         most = total // 2 if held_out is None else total - 1
-        wanted = min(max(len(self) // 4, 16), 256) if held_out is None else held_out
-        held = spread(total, min(-(-wanted // self._unit), most))
+        count = min(max(len(self) // 4, 16), 256) if held_out is None else held_out
+        held = spread(total, min(-(-count // self._unit), most))
         kept = np.setdiff1d(np.arange(total), held)
         return self.take(self._rows(kept)), self.take(self._rows(held))
 
@@ -145,6 +145,11 @@ class Samples:
 
     def _rows(self, units: Array) -> Array:
         return (units[:, None] * self._unit + np.arange(self._unit)).ravel()
+
+
+def array_bytes(array: Array) -> bytes:
+    """What tells an array's values from others; strings have no bytes of their own."""
+    return array.tobytes() if array.dtype.kind != "O" else repr(array.tolist()).encode()
 
 
 def spread(total: int, count: int) -> Array:
@@ -162,4 +167,4 @@ def spread(total: int, count: int) -> Array:
 
 def from_batches(batches: Sequence[Sample]) -> Samples:
     """Samples that are in memory already: each dictionary is one whole batch."""
-    return Samples(lambda rows: batches[int(rows[0])], np.arange(len(batches)))
+    return Samples(lambda rows: batches[int(rows[0])], np.arange(len(batches)), whole=True)

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as OrtNotImplemented
 
 from onnxcompress.core.messages import one_line
+from onnxcompress.core.sample import Sample
 from onnxcompress.graph import (
     Model,
     ModelError,
@@ -32,8 +33,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it leaves a file in 
 ort.set_default_logger_severity(4)
 
 ort.disable_telemetry_events()
-
-Sample = Mapping[str, Any]  # input name -> batch, an array or a list of arrays
 
 PLAIN = tuple(np.dtype(code) for code in "efdbBhHiIlLqQ?")
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Mapping
-from importlib import import_module
 
 import numpy as np
 
 from onnxcompress.compression.validate.fidelity import has_class_scores, scores
 from onnxcompress.core.errors import MetricError
+from onnxcompress.core.foreign import contain_errors, import_function
 from onnxcompress.core.layer import Array
 
 Metric = Callable[[Array, Array], Array]  # (outputs, labels) -> one score a sample
@@ -51,23 +49,13 @@ def find_metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    module, _, function = name.partition(":")
-    if not function:
+    if ":" not in name:
         raise MetricError(f"unknown metric {name!r}; there are top1, top5, psnr, module:function")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(import_module(module), function)
-    except Exception as error:  # the user's code
-        raise MetricError(f"the metric {name!r} cannot be imported: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
+    function = import_function(name, MetricError)
 
     def metric(output: Array, labels: Array) -> Array:
-        try:
-            result = np.asarray(found(output, labels))
-        except Exception as error:  # the user's code
-            reason = f"{type(error).__name__}: {error}"
-            raise MetricError(f"the metric {name!r} failed: {reason}") from error
+        with contain_errors(f"the metric {name!r} failed", MetricError):
+            result = np.asarray(function(output, labels))
         if result.shape != output.shape[:1] or result.dtype.kind not in "fiub":
             raise MetricError(
                 f"the metric {name!r} must give one number a sample, of shape ({len(output)},), "
