@@ -16,6 +16,7 @@ from hostile import outside
 from models import images, network
 from onnxcompress import Integer, Target, compress
 from onnxcompress.cli.commands import main
+from onnxcompress.core.scratch import scratch_folder, sweep
 from onnxcompress.execution.cache import Cache
 from onnxcompress.graph import save
 
@@ -110,6 +111,45 @@ def test_a_model_and_its_data_are_replaced_as_one(tmp_path, script, rounds):
         [sys.executable, "-c", SAVING.replace("ROUNDS", str(rounds)) + script], cwd=tmp_path,
         check=True, env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
+
+
+KILLED_WHILE_WRITING = """
+import os, signal
+from pathlib import Path
+from onnxcompress.core.scratch import scratch_folder
+with scratch_folder(Path("out.onnx")) as scratch:
+    (scratch / "half").write_bytes(bytes(9))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere nothing is locked")
+def test_what_a_killed_run_leaves_is_swept_by_the_next_one_and_nothing_else_is(tmp_path):
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING]
+    subprocess.run(command, cwd=tmp_path, check=False, env={**os.environ})
+    [left] = tmp_path.iterdir()
+    others = {".out.onnx.oc-", ".out.onnx.other", ".more.onnx.oc-abcdefgh", "out.onnx.oc-abcdefgh"}
+    for name in others:
+        (tmp_path / name).mkdir()
+    with scratch_folder(tmp_path / "out.onnx") as mine:
+        sweep(tmp_path / "out.onnx")  # as another run at the same time does
+        assert not left.exists()
+        assert {f.name for f in tmp_path.iterdir()} == others | {mine.name}
+    assert {f.name for f in tmp_path.iterdir()} == others
+
+
+def test_what_is_raised_before_a_model_takes_its_place_leaves_the_old_one(tmp_path):
+    (tmp_path / "out.onnx").write_text("old")
+    seen = []
+
+    def fail(files):
+        seen.extend(onnx.load(files[-1]).graph.node)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save(network(np.random.default_rng(0)), tmp_path / "out.onnx", ready=fail)
+    assert seen and (tmp_path / "out.onnx").read_text() == "old"
+    assert [f.name for f in tmp_path.iterdir()] == ["out.onnx"]
 
 
 def test_old_data_goes_with_its_model_and_no_other_file_does(tmp_path):

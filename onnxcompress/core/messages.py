@@ -1,21 +1,37 @@
-"""Words that error messages share."""
+"""Words that error messages share, and text of strangers made fit to be shown."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+LONGEST_LINE = 2000  # letters of a message: what is longer is a name, and nobody reads it
+LONGEST_NAME = 200  # letters of a name that is compared with others: difflib is quadratic
+
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """The end of an error message about a wrong name: the nearest right one, or all of them."""
     names = list(names)
-    close = difflib.get_close_matches(name, names, 1)
+    near = {shorten(other, LONGEST_NAME): other for other in names}
+    close = difflib.get_close_matches(shorten(name, LONGEST_NAME), near, 1)
     if close or not names:
-        return f"; did you mean {close[0]!r}?" if close else ""
-    return f"; there are: {', '.join(names[:20])}{', ...' * (len(names) > 20)}"
+        return f"; did you mean {shorten(near[close[0]])!r}?" if close else ""
+    shown = ", ".join(map(shorten, names[:20]))
+    return f"; there are: {shown}{', ...' * (len(names) > 20)}"
 
 
 def one_line(error: BaseException) -> str:
     """An exception's message without its line breaks and without onnxruntime's prefix."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.rsplit(" : ", 1)[-1] if text.startswith("[ONNXRuntimeError]") else text
+
+
+def shorten(text: str, longest: int = LONGEST_NAME) -> str:
+    """The text without its middle where it is too long."""
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
+
+
+def printable(text: str) -> str:
+    """Text in which whatever a terminal would obey, or not show, is spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

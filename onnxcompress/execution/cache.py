@@ -14,8 +14,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
+
+from onnxcompress.core.scratch import scratch_folder
 
 T = TypeVar("T")
 
@@ -69,15 +70,10 @@ class Cache:
         path = self._path(self.folder, key, kind)
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile(dir=path.parent, delete=False) as stream:
-                try:
-                    stream.write(sha256(data).digest())
-                    stream.write(data)
-                    stream.flush()
-                    os.replace(stream.name, path)
-                except BaseException:
-                    os.unlink(stream.name)
-                    raise
+            with scratch_folder(path.with_name("entry")) as scratch:
+                made = scratch / path.name
+                made.write_bytes(sha256(data).digest() + data)
+                os.replace(made, path)
 
     def _path(self, folder: Path, key: Any, kind: str) -> Path:
         return folder / f"{sha256(repr(key).encode()).hexdigest()}.{kind}"

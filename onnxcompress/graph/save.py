@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO
 
 import numpy as np
@@ -17,6 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
 from onnxcompress.core.errors import ModelError
+from onnxcompress.core.scratch import scratch_folder
 from onnxcompress.graph import protobuf_wire
 from onnxcompress.graph.detach import sha256
 from onnxcompress.graph.load import LARGEST_FILE, read
@@ -30,13 +30,22 @@ except ImportError:  # Windows
     fcntl = None
 
 
-def save(model: Model, path: str | os.PathLike[str], external: bool = False) -> list[Path]:
+def save(
+    model: Model,
+    path: str | os.PathLike[str],
+    external: bool = False,
+    ready: Callable[[Sequence[Path]], None] = lambda files: None,
+) -> list[Path]:
     """Write the model atomically and return the files written.
 
     External data of the source is copied beside the model, into one file under a relative name
     that depends on what it holds: so the old model keeps its own until the new one takes its
     place, and the old data is removed after that.  ``external`` moves all weights there, as does
     a model too large for one file.
+
+    Args:
+        ready: called when all files are complete, in a temporary folder and with their final
+            names, the model's last; what it raises leaves everything as it was.
 
     Raises:
         ModelError: it cannot be written; what was there before stays.
@@ -46,12 +55,12 @@ def save(model: Model, path: str | os.PathLike[str], external: bool = False) -> 
     some = any(_leaves(model, tensor) for tensor in model.graph.initializer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        with scratch_folder(path) as scratch:
             files = []
             if external or some:
-                model, data = _externalised(model, Path(scratch, path.name), external)
+                model, data = _externalised(model, scratch / path.name, external)
                 files.append(data)
-            file = Path(scratch, path.name)
+            file = scratch / path.name
             with file.open("wb") as stream:
                 stream.writelines(written(model))
                 _to_disk(stream)
@@ -59,6 +68,7 @@ def save(model: Model, path: str | os.PathLike[str], external: bool = False) -> 
             mode = 0o666 & ~_umask()
             for one in files:
                 one.chmod(mode)
+            ready(files)
             with _alone_in(path.parent):
                 before = _own_data(path)
                 result = [one.replace(path.parent / one.name) for one in files]
