@@ -661,13 +661,24 @@ def test_external_data_stays_on_disk_until_it_is_read(rng, tmp_path):
     assert loaded.weight_bytes == model.weight_bytes
 
 
-def test_external_data_is_saved_as_one_file_with_a_relative_name(rng, tmp_path):
+def test_a_small_model_is_saved_as_one_file_whatever_the_source_had(rng, tmp_path):
+    model = two_convs(rng)
+    loaded = load(external(model, tmp_path))
+    [file] = save(compressed(loaded, ["b"]), tmp_path / "out" / "small.onnx")
+    assert [file] == [*file.parent.iterdir()]
+    assert file.stat().st_size == compressed(loaded, ["b"]).nbytes
+    (tmp_path / "weights.bin").unlink()
+    same_outputs(model, load(file), x=rng.standard_normal((2, 4, 6, 6), np.float32))
+
+
+def test_external_data_of_a_large_model_is_saved_under_a_relative_name(rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(graph.model, "LARGE_MODEL", 1024)
     model = two_convs(rng)
     result = compressed(load(external(model, tmp_path)), ["b"])
     target = tmp_path / "deep" / "out"
     written = save(result, target / "small.onnx")
     assert sorted(written) == sorted(target.iterdir())
-    data, file = written
+    file, data = written
     assert file.name == "small.onnx" and re.fullmatch(r"small\.onnx\.[0-9a-f]{16}\.data", data.name)
     (tmp_path / "weights.bin").unlink()
     reloaded = load(target / "small.onnx")
@@ -722,6 +733,52 @@ def test_a_model_with_external_data_can_be_saved_over_itself(rng, tmp_path):
     save(compressed(load(path), ["b"]), path)
     x = rng.standard_normal((1, 4, 6, 6), np.float32)
     same_outputs(model, load(path), x=x)
+
+
+def test_data_that_another_model_names_stays(rng, tmp_path):
+    """A copy of a result shares its data, and may be what is compressed next."""
+    model, path = two_convs(rng), tmp_path / "out.onnx"
+    _, data = save(model, path, external=True)
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(path.read_bytes())
+    save(compressed(load(copy), ["b"]), path)
+    assert data.exists()
+    x = rng.standard_normal((1, 4, 6, 6), np.float32)
+    same_outputs(model, load(copy), x=x)
+    copy.unlink()
+    _, own = save(model, path, external=True)
+    assert own == data
+    [_] = save(compressed(model, ["b"]), path)
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_data_that_the_source_names_in_a_folder_below_stays(rng, tmp_path):
+    model, below = two_convs(rng), tmp_path / "below"
+    _, data = save(model, below / "out.onnx", external=True)
+    proto = onnx.load(below / "out.onnx", load_external_data=False)
+    relocated(f"below/{data.name}")(proto, tmp_path)
+    (tmp_path / "source.onnx").write_bytes(proto.SerializeToString())
+    save(compressed(load(tmp_path / "source.onnx"), ["b"]), below / "out.onnx")
+    x = rng.standard_normal((1, 4, 6, 6), np.float32)
+    same_outputs(model, load(tmp_path / "source.onnx"), x=x)
+
+
+def test_links_are_followed_as_onnxruntime_follows_them(rng, tmp_path):
+    """Caches of model hubs: both files are links into a folder of blobs."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots"
+    blobs.mkdir()
+    snapshot.mkdir()
+    model = two_convs(rng)
+    external(model, blobs, "model.onnx_data").rename(blobs / "m")
+    (blobs / "model.onnx_data").rename(blobs / "d")
+    (snapshot / "model.onnx").symlink_to("../blobs/m")
+    (snapshot / "model.onnx_data").symlink_to("../blobs/d")
+    x = rng.standard_normal((1, 4, 6, 6), np.float32)
+    same_outputs(model, load(snapshot / "model.onnx"), x=x)
+    (snapshot / "model.onnx").unlink()
+    (snapshot / "model.onnx").write_bytes((blobs / "m").read_bytes())
+    with pytest.raises(ModelError, match="outside its folder"):
+        load(snapshot / "model.onnx")
 
 
 def relocated(location):

@@ -62,6 +62,8 @@ def content(model, folder):
     [(Half(), None), (Integer(bits=4), None), (Integer(), Target(ratio=4))],
 )
 def test_a_large_model_becomes_the_same_as_one_that_fits(stored, method, target, request):
+    if target:  # external data of a large model stay apart, which takes some bytes more
+        save(load(stored), stored)
     whole, _ = compress(load(stored), methods=[method], target=target)
     request.getfixturevalue("small_limits")
     large, report = compress(load(stored), methods=[method], target=target)

@@ -21,7 +21,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnxcompress.core.errors import ModelError
 from onnxcompress.core.layer import Array
-from onnxcompress.core.messages import one_line
+from onnxcompress.core.messages import LONGEST_NAME, one_line, shorten
 from onnxcompress.graph import protobuf_wire
 from onnxcompress.graph.check import check
 from onnxcompress.graph.model import Model
@@ -64,7 +64,7 @@ def load(path: str | os.PathLike[str], extensions: Sequence[str] = ()) -> Model:
     try:
         if not proto.graph.node and not proto.graph.input:
             raise ModelError("it has no graph")
-        _check_parts(model)
+        _check_parts(model, path.resolve().parent)
         _check_functions(model)
     except ModelError as error:
         raise ModelError(f"{path} is not a valid ONNX model: {error}") from None
@@ -117,58 +117,78 @@ def _tensors(message: Any) -> Iterator[TensorProto]:
     return (part for part in _parts(message) if isinstance(part, TensorProto))
 
 
-def _check_parts(model: Model) -> None:
+def _check_parts(model: Model, home: Path) -> None:
     """Refuse names that are no text, and tensors whose type, shape and bytes do not fit together.
 
-    External data has to lie in regular files of the model's folder, links resolved.
+    External data has to lie in regular files of the model's folder or, where the model's file is a
+    link, of the folder ``home`` of what it leads to; links resolved.  So it is in onnxruntime.
     """
+    sizes = _DataFiles(model, home)
     for tensor in _parts(model.proto):
         if isinstance(tensor, bytes):  # which protobuf gives for what is no UTF-8
-            raise ModelError(f"a name in it is no text: {tensor!r}")
+            raise ModelError(f"a name in it is no text: {tensor[:LONGEST_NAME]!r}")
         if isinstance(tensor, str):
             continue
         if tensor.data_type not in DATA_TYPES:
-            raise ModelError(f"the tensor {tensor.name!r} is of no known type")
+            raise ModelError(f"the tensor {shorten(tensor.name)!r} is of no known type")
         if len(tensor.dims) > MOST_DIMENSIONS or any(size < 0 for size in tensor.dims):
-            raise ModelError(f"the tensor {tensor.name!r} has no possible shape")
+            raise ModelError(f"the tensor {shorten(tensor.name)!r} has no possible shape")
         if prod(max(size, 1) for size in tensor.dims) >= LARGEST_TENSOR:  # zeros do not help
-            raise ModelError(f"the tensor {tensor.name!r} is too large: {list(tensor.dims)}")
+            raise ModelError(
+                f"the tensor {shorten(tensor.name)!r} is too large: {list(tensor.dims)}"
+            )
         if is_external(tensor):
-            _check_external(model, tensor)
+            _check_external(sizes, tensor)
         elif tensor.HasField("raw_data") and len(tensor.raw_data) != tensor_bytes(tensor):
             raise ModelError(
-                f"the tensor {tensor.name!r} has {len(tensor.raw_data):,} bytes "
+                f"the tensor {shorten(tensor.name)!r} has {len(tensor.raw_data):,} bytes "
                 f"instead of {tensor_bytes(tensor):,}"
             )
 
 
-def _check_external(model: Model, tensor: TensorProto) -> None:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+class _DataFiles:
+    """The files of a model's external data."""
+
+    def __init__(self, model: Model, home: Path) -> None:
+        self._model, self._folders = model, (model.folder.resolve(), home)
+        self._sizes: dict[str, int] = {}
+
+    def size(self, place: str) -> int:
+        """The size of the file that a tensor names."""
+        if place not in self._sizes:
+            self._sizes[place] = self._looked_up(place)
+        return self._sizes[place]
+
+    def _looked_up(self, place: str) -> int:
+        file = self._model.folder / place.replace("\0", "")  # which no file has in its name
+        try:
+            target = file.resolve()
+            inside = place == self._model.file or any(map(target.is_relative_to, self._folders))
+            size = file.stat().st_size if file.is_file() else None
+        except (OSError, RuntimeError) as error:  # too long a name, links in a circle
+            raise ModelError(f"its external data cannot be read: {one_line(error)}") from None
+        if not inside:
+            raise ModelError(f"its external data {shorten(place)!r} lies outside its folder")
+        if size is None:
+            raise ModelError(f"its external data {shorten(place)!r} is missing")
+        return size
+
+
+def _check_external(files: _DataFiles, tensor: TensorProto) -> None:
+    name, entries = shorten(tensor.name), {entry.key: entry.value for entry in tensor.external_data}
     if len(entries) < len(tensor.external_data):
-        raise ModelError(f"the tensor {tensor.name!r} says twice where its values are")
-    place = entries.get("location", "")
+        raise ModelError(f"the tensor {name!r} says twice where its values are")
     numbers = [entries.get("offset", "0"), entries.get("length", str(tensor_bytes(tensor)))]
     if not all(number.isascii() and number.isdecimal() for number in numbers):
-        raise ModelError(f"the tensor {tensor.name!r} has no possible offset or length")
+        raise ModelError(f"the tensor {name!r} has no possible offset or length")
     offset, length = map(int, numbers)
     if length != tensor_bytes(tensor):
         raise ModelError(
-            f"the tensor {tensor.name!r} has {length:,} bytes instead of {tensor_bytes(tensor):,}"
+            f"the tensor {name!r} has {length:,} bytes instead of {tensor_bytes(tensor):,}"
         )
-    file = model.folder / place.replace("\0", "")  # which no file has in its name
-    try:
-        inside = place == model.file or file.resolve().is_relative_to(model.folder.resolve())
-        size = file.stat().st_size if file.is_file() else None
-    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
-        raise ModelError(f"its external data cannot be read: {one_line(error)}") from None
-    if not inside:
-        raise ModelError(f"its external data {place!r} lies outside its folder")
-    if file.is_symlink() and place != model.file:  # which onnx does not read
-        raise ModelError(f"its external data {place!r} is a link; put the file in its place")
-    if size is None:
-        raise ModelError(f"its external data {place!r} is missing")
-    if size < offset + length:
-        raise ModelError(f"its external data {place!r} is truncated")
+    place = entries.get("location", "")
+    if files.size(place) < offset + length:
+        raise ModelError(f"its external data {shorten(place)!r} is truncated")
 
 
 def _check_functions(model: Model) -> None:

@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnxcompress.core.errors import ModelError
 from onnxcompress.core.layer import Array
-from onnxcompress.core.messages import one_line
+from onnxcompress.core.messages import one_line, shorten
 from onnxcompress.graph import protobuf_wire
 from onnxcompress.graph.nodes import (
     RANDOM,
@@ -101,7 +101,7 @@ class Model:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the file, external data included."""
+        """Bytes of what `save` writes, external data included."""
         tensors = self.graph.initializer
         apart = sum(tensor_bytes(t) for t in tensors if is_external(t) and not self.inside(t))
         if not any(map(self.inside, tensors)):
@@ -112,8 +112,14 @@ class Model:
         )
 
     def inside(self, tensor: TensorProto) -> int | None:
-        """The length of values that belong into the file, and are elsewhere while it is large."""
-        away = is_external(tensor) and location(tensor) in (HELD, self.file or HELD)
+        """The length of values that belong into the file, and are elsewhere until it is written.
+
+        Of a model below `LARGE_MODEL` these are all external data, of a larger one those that were
+        left in its own file or are new.
+        """
+        if not is_external(tensor):
+            return None
+        away = not self.large or location(tensor) in (HELD, self.file or HELD)
         return tensor_bytes(tensor) if away else None
 
     @kept
@@ -128,8 +134,8 @@ class Model:
     @property
     def data_files(self) -> set[Path]:
         """The files that hold its external data."""
-        tensors = filter(is_external, self.graph.initializer)
-        return {self.folder / location(t) for t in tensors if self.inside(t) is None}
+        places = {location(t) for t in self.graph.initializer if is_external(t)}
+        return {self.folder / place for place in places - {HELD, self.file}}
 
     @property
     def weight_bytes(self) -> int:
@@ -278,7 +284,9 @@ class Model:
                 return self.held[tensor.name]
             return in_file(tensor, self.folder)
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"tensor {tensor.name!r} cannot be read: {one_line(error)}") from None
+            raise ModelError(
+                f"tensor {shorten(tensor.name)!r} cannot be read: {one_line(error)}"
+            ) from None
 
 
 def weight_of(model: Model, scope: Scope, node: NodeProto) -> str:

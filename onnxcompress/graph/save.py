@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -38,31 +39,36 @@ def save(
 ) -> list[Path]:
     """Write the model atomically and return the files written.
 
-    External data of the source is copied beside the model, into one file under a relative name
-    that depends on what it holds: so the old model keeps its own until the new one takes its
-    place, and the old data is removed after that.  ``external`` moves all weights there, as does
-    a model too large for one file.
+    Below 1 GiB that is one file, wherever the source had its weights.  External data of a larger
+    model is copied beside it, into a second file under a name that depends on what it holds: so
+    the old model keeps its own until the new one takes its place.  After that the old data is
+    removed, unless some other file there names it.
 
     Args:
+        external: move all large weights to the second file.
         ready: called when all files are complete, in a temporary folder and with their final
             names, the model's last; what it raises leaves everything as it was.
+
+    Returns:
+        The model, and the second file if there is one.
 
     Raises:
         ModelError: it cannot be written; what was there before stays.
     """
     path = Path(path)
     external = external or model.nbytes - _apart(model) > LARGEST_FILE
-    some = any(_leaves(model, tensor) for tensor in model.graph.initializer)
+    some = model.large and any(_leaves(model, tensor) for tensor in model.graph.initializer)
+    beside = {path.parent, model.folder}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path) as scratch:
-            files = []
+            files, apart = [], ""
             if external or some:
                 model, data = _externalised(model, scratch / path.name, external)
-                files.append(data)
+                files, apart = [data], data.name
             file = scratch / path.name
             with file.open("wb") as stream:
-                stream.writelines(written(model))
+                stream.writelines(written(model, apart))
                 _to_disk(stream)
             files.append(file)
             mode = 0o666 & ~_umask()
@@ -72,11 +78,11 @@ def save(
             with _alone_in(path.parent):
                 before = _own_data(path)
                 result = [one.replace(path.parent / one.name) for one in files]
-                for old in before.difference(result):
+                for old in _unnamed(before.difference(result), beside):
                     old.unlink(missing_ok=True)
     except OSError as error:
         raise ModelError(f"{path} cannot be written: {error}") from None
-    return result
+    return result[::-1]
 
 
 def _to_disk(stream: IO[bytes]) -> None:
@@ -116,6 +122,29 @@ def _own_data(path: Path) -> set[Path]:
     return {file for file in old.data_files if name.fullmatch(_name(file, path.parent))}
 
 
+def _unnamed(data: set[Path], folders: set[Path]) -> set[Path]:
+    """Those of these data files whose names stand in no other file of the folders.
+
+    A copy of a model names the data of the one that it was copied from, whatever it is called.
+    """
+    others = [one for folder in folders if data for one in folder.iterdir() if one not in data]
+    return {file for file in data if not any(_mentions(one, file.name) for one in others)}
+
+
+def _mentions(file: Path, name: str) -> bool:
+    """Whether a file that may be a model holds this name; one that cannot be read may."""
+    try:
+        if not file.is_file() or not 0 < file.stat().st_size <= LARGEST_FILE:
+            return False
+        with (
+            file.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return content.find(name.encode()) >= 0
+    except (OSError, ValueError):
+        return True
+
+
 def _name(file: Path, folder: Path) -> str:
     """The name of a file of this folder, else nothing."""
     return file.name if file.parent == folder else ""
@@ -132,9 +161,18 @@ def _apart(model: Model) -> int:
     return sum(tensor_bytes(t) for t in tensors if model.inside(t) is None)
 
 
-def written(model: Model) -> Iterator[bytes | memoryview]:
-    """The bytes of a model's file, piece by piece."""
-    for piece in protobuf_wire.pieces(model.proto, model.inside):
+def written(model: Model, apart: str = "") -> Iterator[bytes | memoryview]:
+    """The bytes of a model's file, piece by piece.
+
+    Args:
+        apart: the second file, whose values do not go into this one.
+    """
+
+    def inside(tensor: TensorProto) -> int | None:
+        away = apart and is_external(tensor) and location(tensor) == apart
+        return None if away else model.inside(tensor)
+
+    for piece in protobuf_wire.pieces(model.proto, inside):
         if isinstance(piece, bytes):
             yield piece
         else:
@@ -201,6 +239,6 @@ def digest(model: Model) -> str:
     hashed = hashlib.sha256()
     for piece in written(model):
         hashed.update(piece)
-    for path in sorted(model.data_files):
+    for path in sorted(model.data_files) if model.large else ():
         hashed.update(sha256(path).encode())
     return hashed.hexdigest()
