@@ -11,7 +11,8 @@ from onnxcompress.core.layer import Layer
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, expose, find_layers, rewrite
-from onnxcompress.methods.hashed import EXACT, Hashed, HashedWeight, _split
+from onnxcompress.methods.hashed import Hashed, HashedWeight
+from onnxcompress.methods.hashed_forms.tile import EXACT, split_bands
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def hashed(rng, kind="conv", **given) -> tuple[onnx.ModelProto, dict, HashedWeig
 @pytest.mark.parametrize("kind", ["conv", "conv 1-D", "conv 3-D", "gemm"])
 def test_every_evaluator_computes_the_same_indices_bit_for_bit(kind, rng):
     proto, sample, fitted = hashed(rng, kind)
-    expected = fitted.tile.indices(_split(fitted.tile, fitted.buckets)[2])
+    expected = fitted.tile.indices(split_bands(fitted.tile, fitted.buckets)[2])
     levels = ort.GraphOptimizationLevel
     for level in (levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_BASIC, levels.ORT_ENABLE_ALL):
         options = ort.SessionOptions()
@@ -54,7 +55,7 @@ def test_every_evaluator_computes_the_same_indices_bit_for_bit(kind, rng):
 def test_openvino_computes_the_same_indices_bit_for_bit(rng):
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
     proto, sample, fitted = hashed(rng)
-    expected = fitted.tile.indices(_split(fitted.tile, fitted.buckets)[2])
+    expected = fitted.tile.indices(split_bands(fitted.tile, fitted.buckets)[2])
     model = openvino.Core().read_model(proto.SerializeToString(), b"")
     compiled = openvino.Core().compile_model(model, "CPU")
     np.testing.assert_array_equal([*compiled(sample).values()][-1], expected)
@@ -74,7 +75,7 @@ def test_buckets_and_signs_are_used_about_evenly():
 
 def test_the_seed_changes_the_indices_and_the_same_seed_does_not(rng):
     first, second, third = (hashed(np.random.default_rng(0), seed=s)[2] for s in (1, 1, 2))
-    counts = _split(first.tile, first.buckets)[2]
+    counts = split_bands(first.tile, first.buckets)[2]
     np.testing.assert_array_equal(first.tile.indices(counts), second.tile.indices(counts))
     assert (first.tile.indices(counts) != third.tile.indices(counts)).mean() > 0.5
 
@@ -124,7 +125,7 @@ def test_with_nothing_known_a_value_is_the_mean_of_its_coefficients(rng):
     layer = Layer("fc", "Gemm", weight, None, {})
     [setting] = Hashed(share=4).settings(layer)
     fitted = setting.fit(layer, Statistics.white(layer))
-    found = fitted.tile.indices(_split(fitted.tile, fitted.buckets)[2]).ravel()
+    found = fitted.tile.indices(split_bands(fitted.tile, fitted.buckets)[2]).ravel()
     signed = weight.ravel() * (1 - 2 * (found % 2))
     sums = np.bincount(found // 2, signed, minlength=fitted.values.size)
     uses = np.bincount(found // 2, minlength=fitted.values.size)
@@ -167,7 +168,7 @@ def test_torch_computes_the_same_indices_bit_for_bit(layer):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     [setting] = Hashed(share=4, allocation="uniform").settings(layer)
     fitted = setting.fit(layer, Statistics.white(layer))
-    counts = _split(fitted.tile, fitted.buckets)[2]
+    counts = split_bands(fitted.tile, fitted.buckets)[2]
     mask = 0xFFFFFFFF  # torch has no uint32 arithmetic, so int64 and a mask
     x = torch.arange(fitted.tile.filters * counts.shape[1], dtype=torch.int64)
     x = (x * 0x9E3779B1 + 1691) & mask

@@ -12,7 +12,7 @@ from onnxcompress.methods.lookup.error_feedback import (
     metrics,
     row_errors,
 )
-from onnxcompress.methods.lookup.fit import picker
+from onnxcompress.methods.lookup.row_fit import picker
 
 
 def correlated(rng, count=2000, width=48, groups=1):

@@ -20,8 +20,6 @@ from onnxcompress.core.method import Method
 from onnxcompress.methods import METHODS
 from onnxcompress.methods.composed import Packed
 
-PACKERS = ("half", "integer", "codebook")
-
 WORDS = {int: "a whole number", float: "a number", str: "a word"}
 
 
@@ -55,8 +53,9 @@ def parse(spec: str, target: Target | None = None) -> list[Method]:
 def _packed(spec: str) -> Packed:
     """Methods joined by ``+``: the arrays of the first in the form of the second."""
     [inner], [outer] = (parse(part) for part in spec.split("+", 1))
-    if isinstance(outer, Packed) or outer.name not in PACKERS:
-        raise ValueError(f"{spec}: after + comes {', '.join(PACKERS)}")
+    if not outer.packs:
+        packers = sorted(name for name, method in METHODS.items() if method.packs)
+        raise ValueError(f"{spec}: after + comes {', '.join(packers)}")
     return Packed(inner, outer)
 
 
@@ -66,9 +65,11 @@ def method_named(name: str) -> type[Method]:
     Raises:
         ValueError: there is none.
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}{nearest(name, ['auto', *METHODS])}")
-    return METHODS[name]
+    try:
+        return METHODS[name]
+    except KeyError:
+        near = nearest(name, ["auto", *METHODS])
+        raise ValueError(f"unknown method {name!r}{near}") from None
 
 
 def described(method: type[Method]) -> tuple[str, list[tuple[str, str, str]]]:

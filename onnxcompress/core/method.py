@@ -20,7 +20,8 @@ class Method(ABC):
 
     opset: ClassVar[int] = 7  # the least in which what it emits is valid
     faster: ClassVar[bool] = False  # whether what it makes needs fewer multiplications
-    auto: ClassVar[bool] = True  # whether it is one of those that ``auto`` stands for
+    auto: ClassVar[bool] = False  # whether it is one of those that ``auto`` stands for
+    packs: ClassVar[bool] = False  # whether what it makes is a `DecodedWeight` of any float array
     quick: ClassVar[bool] = False  # whether all its settings take but a few calls of numpy
 
     @abstractmethod

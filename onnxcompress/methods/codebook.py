@@ -23,15 +23,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.method import Candidate, Method
 from onnxcompress.core.statistics import Statistics
+from onnxcompress.methods.lookup.coded import Coded, Grid
 from onnxcompress.methods.lookup.error_feedback import GRANULE, NARROW
-from onnxcompress.methods.lookup.fit import Coded, encode
+from onnxcompress.methods.lookup.fit import encode
+from onnxcompress.methods.lookup.kmeans import k_means
 from onnxcompress.methods.lookup.tables import DIGITS, shared, some_codes
 from onnxcompress.methods.lookup.weight import CodedWeight
 
@@ -55,6 +57,9 @@ class Codebook(Method):
         levels: instead of vectors, single weights with so many values of the layer's own:
             3, 4, 6 or 16.
     """
+
+    auto: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
 
     vector: int | None = None
     table: Literal["shared", "own"] | None = None
@@ -125,13 +130,14 @@ class Codebook(Method):
             table = normal_vectors(self._width)
         return CodedWeight.of(found.codes, found.scale * unit, [table], layer)
 
-    def _encoded(self, layer: Layer, statistics: Statistics, **given: Any) -> Coded:
+    def _encoded(self, layer: Layer, statistics: Statistics, trial: bool = False) -> Coded:
         if self.levels:
-            table = _normal_levels(self.levels)
-            return encode(layer, statistics, table, SPREADS, learn=True, **given)
-        table = normal_vectors(self._width).astype(np.float64) * _unit(self._width)
-        own = self.table == "own"
-        return encode(layer, statistics, table, SPREADS, learn=own, **given)
+            grid = Grid(_normal_levels(self.levels), SPREADS, learn=True)
+        else:
+            vectors, unit = _normal_centers(self._width)
+            table = vectors.astype(np.float64) * unit
+            grid = Grid(table, SPREADS, learn=self.table == "own")
+        return encode(layer, statistics, grid, trial)
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
         """Errors from some of the filters, where there are many."""
@@ -151,36 +157,22 @@ def _palette(found: Coded, unit: float, levels: int, layer: Layer) -> CodedWeigh
 
 
 @cache
-def _k_means(d: int) -> tuple[Array, float]:
+def _normal_centers(d: int) -> tuple[Array, float]:
     """256 vectors for normal random numbers as int8, and what 1 stands for."""
-    rng = np.random.default_rng(d)
-    drawn = rng.standard_normal((DRAWN, d), np.float32)
-    centers = drawn[:ROWS].copy()
-    for _ in range(ITERATIONS):
-        nearest = (drawn @ centers.T - np.square(centers).sum(1) / 2).argmax(1)
-        count = np.bincount(nearest, minlength=ROWS)
-        sums = np.stack([np.bincount(nearest, x, ROWS) for x in drawn.T], axis=1)
-        anew = drawn[rng.integers(len(drawn), size=ROWS)]  # in place of centers without members
-        centers = np.where(count[:, None] > 0, sums / np.maximum(count, 1)[:, None], anew)
+    drawn = np.random.default_rng(d).standard_normal((DRAWN, d), np.float32)
+    centers = k_means(drawn, drawn[:ROWS].astype(np.float64), ITERATIONS)
     unit = float(np.abs(centers).max() / 127)
     return shared(np.rint(centers / unit).astype(np.int8)), unit
 
 
 def normal_vectors(d: int) -> Array:
     """The shared table ``(256, d)``, int8."""
-    return _k_means(d)[0]
-
-
-def _unit(d: int) -> float:
-    return _k_means(d)[1]
+    return _normal_centers(d)[0]
 
 
 @cache
 def _normal_levels(levels: int) -> Array:
-    """The best values for normal random numbers (Lloyd 1957, Max 1960), ``(levels, 1)``."""
-    x = np.sort(np.random.default_rng(0).standard_normal(DRAWN))
-    values = np.quantile(x, (np.arange(levels) + 0.5) / levels)
-    for _ in range(ITERATIONS):
-        nearest = np.searchsorted((values[1:] + values[:-1]) / 2, x)
-        values = np.bincount(nearest, x, levels) / np.bincount(nearest, minlength=levels)
-    return values[:, None]
+    """The best values for normal random numbers (Max 1960), ``(levels, 1)``."""
+    drawn = np.sort(np.random.default_rng(0).standard_normal(DRAWN))
+    start = np.quantile(drawn, (np.arange(levels) + 0.5) / levels)
+    return k_means(drawn[:, None], start[:, None], ITERATIONS)

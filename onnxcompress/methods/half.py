@@ -23,6 +23,8 @@ LARGEST = 65504.0  # that float16 holds
 class Half(Method):
     """Store weights as 16-bit floats: the safe halving."""
 
+    auto: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
     quick: ClassVar[bool] = True
 
     @property

@@ -17,14 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
 from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Candidate, Method
 from onnxcompress.core.statistics import Statistics
-from onnxcompress.methods.lookup.fit import Coded, encode
+from onnxcompress.methods.lookup.coded import Coded, Grid
+from onnxcompress.methods.lookup.fit import encode
 from onnxcompress.methods.lookup.tables import DIGITS, LEVELS, some_codes
 from onnxcompress.methods.lookup.weight import CodedWeight
 
@@ -45,6 +46,9 @@ class Integer(Method):
         levels: the same as a number of levels: 3 takes 1.6 bits, 6 takes 2.67, 12 takes 3.67.
         group: input channels that share a scale; by default all of them.
     """
+
+    auto: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
 
     bits: int | None = None
     levels: int | None = None
@@ -93,11 +97,11 @@ class Integer(Method):
         numbers, scale = some_codes(layer, 1, self._parts(layer), levels)
         return CodedWeight.of_levels(numbers, scale, levels, layer)
 
-    def _encoded(self, layer: Layer, statistics: Statistics, **given: Any) -> Coded:
+    def _encoded(self, layer: Layer, statistics: Statistics, trial: bool = False) -> Coded:
         levels = self.count or 256
         table = (2.0 * np.arange(levels) - (levels - 1))[:, None]
         first = [NORMAL[levels] * spread for spread in SPREADS]
-        return encode(layer, statistics, table, first, parts=self._parts(layer), **given)
+        return encode(layer, statistics, Grid(table, first, self._parts(layer)), trial)
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
         """Errors from some of the filters, where there are many."""

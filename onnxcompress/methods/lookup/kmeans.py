@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxcompress.core.layer import Array
+from onnxcompress.methods.lookup.coded import Grid
 from onnxcompress.methods.lookup.tables import in_bytes
 
 SEEDS = 2**13  # pieces that a table of the layer's own starts from,
@@ -14,16 +15,26 @@ SEEDS = 2**13  # pieces that a table of the layer's own starts from,
 SEED_ROUNDS = 8  # by so many rounds of k-means
 
 
-def seeded(weight: Array, table: Array, first: Sequence[float], parts: int) -> Array:
+def seeded(weight: Array, grid: Grid, first: Sequence[float]) -> Array:
     """A table nearer to the pieces of a weight: k-means, with nothing known of the inputs."""
+    table, parts = grid.table, grid.parts
     if table.shape[1] == 1:
         return table  # the best levels for normal numbers are near enough
     some = weight[:, :: -(-weight.size // (SEEDS * table.shape[1]))]
     rows, part = pieces(some, table.shape[1], parts)
     scale = sizes(some, parts).reshape(len(rows), parts) * first[len(first) // 2]
     for _ in range(SEED_ROUNDS):
-        table = means(rows, nearest(rows, table, scale[:, part]), scale[:, part], table)
+        table = in_bytes(means(rows, nearest(rows, table, scale[:, part]), scale[:, part], table))
     return table
+
+
+def k_means(points: Array, centers: Array, rounds: int) -> Array:
+    """Centers ``(k, d)`` from which the points ``(n, d)`` are less far (Lloyd 1957)."""
+    scale = np.ones((1, len(points)))
+    points = points.reshape(1, -1)
+    for _ in range(rounds):
+        centers = means(points, nearest(points, centers, scale), scale, centers)
+    return centers
 
 
 def pieces(weight: Array, width: int, parts: int) -> tuple[Array, Array]:
@@ -56,7 +67,7 @@ def means(weight: Array, codes: Array, scale: Array, table: Array) -> Array:
         pieces = weight.reshape(-1, table.shape[1])
         worst = largest(np.square(pieces - found[flat] * size).sum(1), len(unused))
         found[unused[: len(worst)]] = pieces[worst] / np.maximum(size[worst], 1e-30)
-    return in_bytes(found.astype(table.dtype))
+    return found.astype(table.dtype)
 
 
 CHUNK = 2**16  # pieces that are looked up at a time without a metric

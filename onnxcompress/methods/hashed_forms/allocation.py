@@ -1,0 +1,55 @@
+"""How many values every band of a block gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+
+from onnxcompress.core.layer import Array
+from onnxcompress.methods.hashed_forms.least_squares import Problem
+from onnxcompress.methods.hashed_forms.tile import DROPPED, EXACT
+
+LEAST_VALUES = 8  # of a hashed band
+ALPHA, BETA = 0.25, 2.5  # of the paper's allocation
+
+
+def allocations(problem: Problem, share: float, rule: str) -> Iterator[tuple[int, ...]]:
+    """Values for every band of a block, so that together there is one for ``share`` weights."""
+    sizes = np.bincount(problem.tile.bands) * problem.tile.filters
+    budget = max(1, int(sizes.sum() / share))
+    if rule == "beta" and len(sizes) > 1:
+        yield _beta(sizes, budget)
+    elif rule == "uniform" or len(sizes) == 1:
+        yield tuple(int(max(1, n // share)) for n in sizes)
+    else:
+        for density in problem.densities():
+            yield from _graded(np.argsort(-density, kind="stable"), sizes, budget)
+
+
+def _graded(order: Array, sizes: Array, budget: int) -> Iterator[tuple[int, ...]]:
+    """The first bands of the order exact, the next ones hashed, the others dropped."""
+    for count, more in product(range(len(sizes) + 1), repeat=2):
+        exact, hashed = order[:count], order[count : count + more]
+        left = budget - int(sizes[exact].sum())
+        enough = LEAST_VALUES * more <= left < sizes[hashed].sum()
+        if left < 0 or len(hashed) < more or not (enough if more else count):
+            continue
+        buckets = np.full(len(sizes), DROPPED)
+        buckets[exact] = EXACT
+        buckets[hashed] = sizes[hashed] * left // max(sizes[hashed].sum(), 1)
+        yield tuple(int(b) for b in buckets)
+
+
+def _beta(sizes: Array, budget: int) -> tuple[int, ...]:
+    """The paper's rule: shares like a beta density; what a band cannot use goes to the next."""
+    x = (np.arange(len(sizes)) + 1) / len(sizes)
+    density = x ** (ALPHA - 1) * (1 - x + 0.5 / len(sizes)) ** (BETA - 1)
+    buckets, left = [], float(budget)
+    for band, size in enumerate(sizes):
+        wanted = left * density[band] * size / (density[band:] * sizes[band:]).sum()
+        count = int(min(size, wanted))
+        left -= count
+        buckets.append(EXACT if count == size else max(count, DROPPED))
+    return tuple(buckets)

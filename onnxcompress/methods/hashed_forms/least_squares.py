@@ -1,0 +1,146 @@
+"""The least squares of what is stored, by conjugate gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from onnxcompress.core.layer import Array, Layer
+from onnxcompress.core.statistics import Statistics
+from onnxcompress.methods.hashed_forms.tile import Tile, split_bands
+
+DENSE = 8192  # inputs of a filter above which the preconditioner is flat
+STEPS = 60  # of conjugate gradients; half as many to compare allocations,
+ENOUGH = 1e-3  # they end when a step lowers the error by less than this share
+TRIAL_WORK = 2**31  # each with about so many multiplications
+FINE = 2**20  # weights up to which the arithmetic is in float64
+
+
+class Problem:
+    """The least squares of one layer, for any allocation; coefficients are ``(blocks, ...)``."""
+
+    def __init__(self, layer: Layer, statistics: Statistics, tile: Tile) -> None:
+        self.tile, self._statistics, self._layer = tile, statistics, layer
+        self._groups = layer.groups
+        self._transform = tile.transform
+        self._dtype = np.float64 if layer.weight.size <= FINE else np.float32
+        weight = layer.weight.astype(self._dtype)
+        self._weight = weight.reshape(layer.groups, -1, layer.fan_in)
+        self._blocks = tile.blocks
+
+    def sampled(self) -> Problem:
+        """The same with so few of the blocks that trials are cheap."""
+        fan_in = self._layer.fan_in
+        rows = self._weight.shape[1] * self._groups // self._blocks
+        work = rows * fan_in * fan_in * STEPS // 2
+        count = max(1, min(self._blocks // self._groups, TRIAL_WORK // (work * self._groups)))
+        few = Problem(self._layer, self._statistics, self.tile)
+        few._weight = self._weight[:, : count * rows]
+        few._blocks = count * self._groups
+        return few
+
+    def densities(self) -> list[Array]:
+        """Energy for each coefficient of a band, of the outputs and of the weight itself."""
+        power = np.square(self._forward(self._weight)).reshape(-1, len(self.tile.bands)).mean(0)
+        bands, known = self.tile.bands, self._diagonal().mean((0, 1))
+        return [np.bincount(bands, found) / np.bincount(bands) for found in (power * known, power)]
+
+    def solve(self, buckets: Sequence[int], steps: int) -> tuple[tuple[Array, Array], float]:
+        """Values ``(blocks, n)`` and exact coefficients ``(out * in, n)``, and their error."""
+        exact, hashed, counts = split_bands(self.tile, buckets)
+        place, sign = self._places(counts)
+        count = max(1, int(np.maximum(buckets, 0).sum()))
+        shape = (self._blocks, self.tile.filters, len(self.tile.bands))
+
+        def gathered(rows: Array) -> Array:
+            return np.stack([np.bincount(place, row, count) for row in rows]).astype(self._dtype)
+
+        def decode(x: tuple[Array, Array]) -> Array:
+            full = np.zeros(shape, self._dtype)
+            if len(hashed):
+                spread = x[0].take(place, axis=1, mode="clip") * sign  # "clip" checks nothing
+                full[:, :, hashed] = spread.reshape(*shape[:2], -1)
+            full[:, :, exact] = x[1]
+            return (full @ self._transform).reshape(self._weight.shape)
+
+        def adjoint(y: Array) -> tuple[Array, Array]:
+            full = self._forward(y).reshape(shape)
+            flat = full[:, :, hashed].reshape(self._blocks, -1)
+            return gathered(flat * sign), full[:, :, exact]
+
+        size = self._diagonal()  # of the metric, for each coefficient
+        size = np.repeat(size, self._weight.shape[1], axis=1).reshape(shape)
+        flat = gathered(size[:, :, hashed].reshape(self._blocks, -1))
+        sizes = np.maximum(flat, 1e-30), np.maximum(size[:, :, exact], 1e-30)
+        coefficients = self._forward(self._weight).reshape(shape)
+        weighted = (size * coefficients)[:, :, hashed].reshape(self._blocks, -1)
+        start = gathered(weighted * sign) / sizes[0], coefficients[:, :, exact]
+        if not self._statistics.count:
+            steps = 0  # bucket means are the least squares
+        found = self._descend(start, sizes, decode, adjoint, steps)
+        return min((self._descend(start, sizes, decode, adjoint, 0), found), key=lambda f: f[1])
+
+    def _descend(
+        self, x: Any, sizes: Any, decode: Any, adjoint: Any, steps: int
+    ) -> tuple[Any, float]:
+        """Preconditioned conjugate gradients from the start, and the error where they end."""
+        off = self._weight - decode(x)
+        image = self._statistics.times(off)
+        residual = adjoint(image)
+        direction, square = None, 0.0
+        for _ in range(steps):
+            ready = tuple(r / s for r, s in zip(residual, sizes, strict=True))
+            previous, square = square, _dot(residual, ready)
+            if square <= 0:
+                break
+            if direction is None:
+                direction = ready
+            else:
+                turn = square / previous
+                direction = tuple(r + turn * d for r, d in zip(ready, direction, strict=True))
+            moved = decode(direction)
+            product_ = self._statistics.times(moved)
+            curve = float(np.vdot(moved, product_))
+            if curve <= 0:
+                break
+            length = self._dtype(square / curve)
+            x = tuple(a + length * d for a, d in zip(x, direction, strict=True))
+            off -= length * moved
+            image -= length * product_
+            residual = adjoint(image)
+            if length * square < ENOUGH * float(np.vdot(off, image)):
+                break
+        off = self._weight - decode(x)  # anew: what the steps kept up to date has rounding in it
+        return x, float(np.vdot(off, self._statistics.times(off)))
+
+    def _forward(self, weight: Array) -> Array:
+        positions = len(self.tile.bands)
+        return weight.reshape(-1, positions) @ self._transform.T
+
+    def _places(self, counts: Array) -> tuple[Array, Array]:
+        """The value that every hashed position of a block takes, and its sign."""
+        found = self.tile.indices(counts).ravel() if counts.shape[1] else np.zeros(0, np.int64)
+        return found // 2, (1 - 2 * (found % 2)).astype(np.float32)
+
+    def _diagonal(self) -> Array:
+        """About the diagonal of the metric in the frequency domain, ``(groups, in, k)``."""
+        statistics, (inputs, *kernel) = self._statistics, self._layer.weight.shape[1:]
+        if not statistics.count or inputs * prod(kernel) > DENSE:
+            return np.ones((self._groups, inputs, prod(kernel)), np.float32)
+        places = np.eye(1)[None]
+        if prod(kernel) > 1:
+            keep = range(1, 1 + len(kernel))
+            places = statistics.partial((inputs, *kernel), list(keep))
+        channels = statistics.partial((inputs, *kernel), [0])
+        frequencies = np.einsum("fa,gab,fb->gf", self._transform, places, self._transform)
+        energy = np.diagonal(channels, axis1=1, axis2=2)
+        both = energy[:, :, None] * frequencies[:, None]
+        total = np.maximum(frequencies.sum(1), 1e-30)[:, None, None]
+        return (both / total).astype(np.float32)
+
+
+def _dot(a: Sequence[Array], b: Sequence[Array]) -> float:
+    return sum(float(np.vdot(x, y)) for x, y in zip(a, b, strict=True))

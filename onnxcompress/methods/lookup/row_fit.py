@@ -1,0 +1,231 @@
+"""Codes and scales of the rows of a weight, in turn, in the metric of the inputs.
+
+Codes by error feedback and coordinate descent, scales by least squares; a row keeps the best that
+it has had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from onnxcompress.core.layer import Array
+from onnxcompress.methods.lookup.coded import TRIED
+from onnxcompress.methods.lookup.error_feedback import (
+    Metric,
+    Pick,
+    descend,
+    feedback,
+    row_errors,
+)
+from onnxcompress.methods.lookup.kmeans import sizes
+from onnxcompress.methods.lookup.tables import stored
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some inputs and their metric.
+
+    Attributes:
+        part: of every piece, the one whose scale it has; ``columns``: of every column.
+    """
+
+    metric: Metric
+    part: Array
+    columns: Array
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A rounded weight; what is a list has one entry a block.
+
+    Attributes:
+        codes, values: ``(groups, rows, pieces)`` and ``(groups, rows, n)``.
+        scale: ``(groups, rows, parts)``.
+        error: of every row, ``(groups, rows)``.
+        gradients: ``(values - weight) H``, like the values.
+    """
+
+    codes: list[Array]
+    values: list[Array]
+    scale: Array
+    error: Array
+    gradients: list[Array]
+
+    def better(self, other: State | None) -> State:
+        """The better of two states, row by row."""
+        if other is None:
+            return self
+        wins = (self.error < other.error)[:, :, None]
+
+        def merged(ours: list[Array], theirs: list[Array]) -> list[Array]:
+            return [np.where(wins, a, b) for a, b in zip(ours, theirs, strict=True)]
+
+        return State(
+            merged(self.codes, other.codes),
+            merged(self.values, other.values),
+            np.where(wins, self.scale, other.scale),
+            np.minimum(self.error, other.error),
+            merged(self.gradients, other.gradients),
+        )
+
+
+def picker(table: Array, scale: Array, part: Array) -> Pick:
+    """Rounds pieces to rows of a table times ``scale`` ``(groups, rows, parts)``.
+
+    Args:
+        part: of every piece.
+    """
+    width = table.shape[1]
+    middle = (table[1:, 0] + table[:-1, 0]) / 2
+
+    def pick(target: Array, piece: int, metric: Array) -> tuple[Array, Array]:
+        size = scale[:, :, part[piece]]
+        if width == 1:
+            unit = target[:, :, 0] / np.maximum(size, 1e-30)
+            codes = np.searchsorted(middle, unit.ravel()).reshape(size.shape)
+        else:
+            images = table @ metric
+            energy = np.einsum("gkd,kd->gk", images, table) / 2
+            match = target @ images.swapaxes(1, 2)  # the metric is symmetric
+            match -= size[:, :, None] * energy[:, None]
+            codes = match.argmax(2)
+        return codes, table[codes] * size[:, :, None]
+
+    return pick
+
+
+class RowFit:
+    """The rows that are fitted together.
+
+    Attributes:
+        weights: of every block's columns, ``(groups, rows, n)``.
+        images: ``weight H``; only a fit needs them, not the search for a first scale.
+    """
+
+    def __init__(self, weight: Array, blocks: list[Block], table: Array, parts: int) -> None:
+        self.table, self.width, self.count = table, table.shape[1], parts
+        self.weight, self.blocks = weight, blocks
+        self.weights = [b.metric.taken(weight) for b in blocks]
+
+    @cached_property
+    def images(self) -> list[Array]:
+        return [w @ b.metric.values for w, b in zip(self.weights, self.blocks, strict=True)]
+
+    @property
+    def energy(self) -> float:
+        """Output variance of the rows."""
+        pairs = zip(self.weights, self.images, strict=True)
+        return float(sum(np.einsum("grn,grn->", w, i, dtype=np.float64) for w, i in pairs))
+
+    def started(self, first: Sequence[float]) -> Array:
+        """The best of the first scales for every row."""
+        size = sizes(self.weight, self.count)
+        if len(first) == 1:
+            return size * first[0]
+        size, error = self._errors_of(first)
+        return size * np.asarray(first, size.dtype)[error.argmin(1)][:, :, None]
+
+    def promising(self, first: Sequence[float]) -> Sequence[float]:
+        """The first scales that are worth trying: one alone in a large layer."""
+        count, (groups, rows, n) = len(first), self.weight.shape
+        step = rows * groups * n * count // TRIED
+        if count == 1 or step <= 1:
+            return first
+        some = RowFit(self.weight[:, step // 2 :: step], self.blocks, self.table, self.count)
+        return [first[int(some._errors_of(first)[1].sum((0, 2)).argmin())]]
+
+    def _errors_of(self, first: Sequence[float]) -> tuple[Array, Array]:
+        """Sizes of the rows, and their errors ``(groups, first, rows)`` with each first scale."""
+        size, count = sizes(self.weight, self.count), len(first)
+        tried = np.concatenate([size * f for f in first], axis=1)
+        error = np.zeros(tried.shape[:2])
+        for w, b in zip(self.weights, self.blocks, strict=True):
+            copies = np.concatenate([w] * count, axis=1)
+            pick = picker(self.table, tried, b.part)
+            _, values = feedback(copies, pick, b.metric.factor, self.width)
+            error += row_errors(copies - values, b.metric.values)
+        return size, error.reshape(len(size), count, -1)
+
+    def turn(self, scale: Array, sweeps: int) -> State:
+        """Codes by error feedback and some sweeps of coordinate descent, from a scale."""
+        pairs = [
+            feedback(w, picker(self.table, scale, b.part), b.metric.factor, self.width)
+            for w, b in zip(self.weights, self.blocks, strict=True)
+        ]
+        state = self.rescaled([c for c, _ in pairs], [v for _, v in pairs], scale)
+        for _ in range(sweeps):
+            state = self._descended(state)
+        return state
+
+    def _descended(self, state: State) -> State:
+        codes, values, gradients = [], [], []
+        for c, v, g, b in zip(state.codes, state.values, state.gradients, self.blocks, strict=True):
+            pick = picker(self.table, state.scale, b.part)
+            moved = descend(c, v, g, pick, b.metric.values, self.width)
+            for kept, array in zip((codes, values, gradients), moved, strict=True):
+                kept.append(array)
+        return self.rescaled(codes, values, state.scale, gradients)
+
+    def rescaled(
+        self,
+        codes: list[Array],
+        values: list[Array],
+        scale: Array,
+        gradients: list[Array] | None = None,
+    ) -> State:
+        """The state with least-squares scales."""
+        scale, values = scale.copy(), [v.copy() for v in values]
+        if gradients is None:
+            images = [v @ b.metric.values for v, b in zip(values, self.blocks, strict=True)]
+        else:
+            images = [g + image for g, image in zip(gradients, self.images, strict=True)]
+        for part in range(self.count):
+            self._rescale(part, values, scale, images)
+        values = self.decoded(codes, scale)
+        gradients = [i - image for i, image in zip(images, self.images, strict=True)]
+        error: Any = sum(
+            np.einsum("grn,grn->gr", v - w, g)
+            for v, w, g in zip(values, self.weights, gradients, strict=True)
+        )
+        return State(codes, values, scale, error, gradients)
+
+    def _rescale(self, part: int, values: list[Array], scale: Array, images: list[Array]) -> None:
+        """The best scales of one part of the rows, in place; images are ``values H``."""
+        own: list[Any] = [b.columns == part if self.count > 1 else slice(None) for b in self.blocks]
+        above, below = np.zeros(scale.shape[:2]), np.zeros(scale.shape[:2])
+        moved = []
+        for v, o, b, image, target in zip(
+            values, own, self.blocks, images, self.images, strict=True
+        ):
+            alone = image if self.count == 1 else v[:, :, o] @ b.metric.values[:, o]
+            square = np.einsum("grn,grn->gr", alone[:, :, o], v[:, :, o])
+            off = target[:, :, o] - image[:, :, o]
+            above += np.einsum("grn,grn->gr", off, v[:, :, o]) + square
+            below += square
+            moved.append(alone)
+        gain = np.where(below > 0, above / np.maximum(below, 1e-30), 1)
+        better = stored(scale[:, :, part] * np.clip(gain, 0.25, 4))
+        ratio = (better / np.maximum(scale[:, :, part], 1e-30))[:, :, None]
+        scale[:, :, part] = better
+        for v, o, image, alone in zip(values, own, images, moved, strict=True):
+            v[:, :, o] *= ratio
+            image += (ratio - 1).astype(image.dtype) * alone
+
+    def decoded(self, codes: list[Array], scale: Array) -> list[Array]:
+        """What the codes stand for."""
+        return [
+            self.table[c].reshape(*c.shape[:2], -1) * scale[:, :, b.columns]
+            for c, b in zip(codes, self.blocks, strict=True)
+        ]
+
+    def ordered(self, codes: list[Array]) -> Array:
+        """Codes in the order of the inputs, without those of padding."""
+        columns = [b.metric.columns[:: self.width] // self.width for b in self.blocks]
+        order = np.argsort(np.concatenate(columns))
+        joined = np.concatenate(codes, axis=2)[:, :, order]
+        return joined[:, :, : -(-self.weight.shape[2] // self.width)]
