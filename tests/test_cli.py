@@ -473,7 +473,7 @@ def test_a_metric_without_a_number_for_every_sample_is_refused_before_the_work(
     metric, run, monkeypatch, tmp_path
 ):
     (tmp_path / "scored.py").write_text(SCORES)
-    monkeypatch.setattr("onnxcompress.compression.pipeline.find_candidates", None)
+    monkeypatch.setattr("onnxcompress.compression.search.candidates.find_candidates", None)
     code, _, err = run(f"{GOOD} --macs 0.6 --eval {{data}}/labelled.npz --metric scored:{metric}")
     assert code == 2 and err.count("\n") == 1
     assert f"the metric 'scored:{metric}'" in err and ("shape" in err or "nan" in err)

@@ -10,10 +10,11 @@ import pytest
 import onnxcompress as oc
 from models import images, network, perceptron
 from onnxcompress.cli.terminal import show_report
-from onnxcompress.compression import pipeline
+from onnxcompress.compression.build import best
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.method_spec import parse
-from onnxcompress.compression.search import candidates, size_limit
+from onnxcompress.compression.search import bisect, candidates, size_limit
+from onnxcompress.compression.validate import blame
 from onnxcompress.compression.validate.fidelity import Fidelity, decibel, has_class_scores
 from onnxcompress.compression.validate.metrics import find_metric
 from onnxcompress.compression.validate.validation import Validation
@@ -76,12 +77,12 @@ def test_a_ratio_is_met_where_settings_are_far_apart_and_the_first_is_a_few_byte
 ):
     class Steps:
         bounds = (0, 12_000)
-        at = staticmethod(lambda limit: limit // 2000 * 2000)
+        at = staticmethod(lambda limit, work=np.inf: limit // 2000 * 2000)
         spent = staticmethod(lambda chosen: chosen)
 
-    monkeypatch.setattr(size_limit, "_file_bytes", lambda job, chosen, metadata: chosen + 2135)
+    monkeypatch.setattr(size_limit, "_file_bytes", lambda job, chosen: chosen + 2135)
     job = SimpleNamespace(original=SimpleNamespace(nbytes=12_200))
-    found = size_limit._byte_limit(job, Steps, 2, {})
+    found = size_limit._byte_limit(job, Steps, 2, np.inf)
     assert Steps.at(found) == 2000  # with 4000 the file has 35 bytes more than half
 
 
@@ -322,7 +323,7 @@ def test_a_result_that_onnxruntime_refuses_is_reported_as_worse(net, batches, mo
     def refuse(model):
         raise oc.ModelError("it does not load")
 
-    monkeypatch.setattr("onnxcompress.compression.pipeline.verify", refuse)
+    monkeypatch.setattr("onnxcompress.compression.judge.verify", refuse)
     _, report = oc.compress(net, target=oc.Target(macs=0.6), samples=batches)
     assert report.worse and report.comparison is None
     assert report.failures == ("the result is no valid model: it does not load",)
@@ -356,7 +357,7 @@ def test_the_predicted_snr_is_known_before_the_fit_and_noise_is_called_noise(
     assert fine.predicted > rough.predicted
     assert f"correcting, {fine.predicted:.1f} dB predicted" in said
     assert not [w for w in fine.warnings if "noise" in w]
-    monkeypatch.setattr("onnxcompress.compression.pipeline.NOISE", rough.predicted + 0.1)
+    monkeypatch.setattr("onnxcompress.compression.judge.NOISE", rough.predicted + 0.1)
     assert [w for w in run(1).warnings if "noise" in w]
 
 
@@ -401,7 +402,7 @@ def test_a_fidelity_target_costs_no_more_than_by_a_single_method(net, batches, t
             "codebook": parse("codebook"),
         }.items()
     }
-    assert sizes["auto"] <= min(sizes.values()) / pipeline.LESS
+    assert sizes["auto"] <= min(sizes.values()) / bisect.LESS
 
 
 def test_a_single_method_is_taken_where_it_turns_out_better_than_the_mix(net, batches, monkeypatch):
@@ -414,7 +415,7 @@ def test_a_single_method_is_taken_where_it_turns_out_better_than_the_mix(net, ba
     monkeypatch.setattr(candidates, "_judged", misjudged)
     found = {}
     for close in (0.0, np.inf):
-        monkeypatch.setattr(pipeline, "CLOSE", close)
+        monkeypatch.setattr(bisect, "CLOSE", close)
         _, report = oc.compress(net, target=oc.Target(ratio=3.5), samples=batches)
         found[close] = {row.method.partition(":")[0] for row in report.rows}, report.comparison
     assert "integer" in found[0.0][0]
@@ -515,8 +516,8 @@ def test_a_latency_target_is_met_by_measurement_or_refused(batches):
 
 @pytest.mark.parametrize("least", [0.3, -np.inf])
 def test_the_trade_off_shows_what_compress_gives(least, net, batches, tmp_path, monkeypatch):
-    for name in ("HURTS", "FALLS_BACK"):  # of every layer, where it is infinite
-        monkeypatch.setattr(pipeline, name, least)
+    monkeypatch.setattr(blame, "HURTS", least)  # of every layer, where it is infinite
+    monkeypatch.setattr(best, "FALLS_BACK", least)
     targets = [oc.Target(ratio=ratio) for ratio in (2, 3.5, 500)]
     points = list(oc.trade_off(net, targets, samples=batches, cache=tmp_path))
     with pytest.raises(oc.BudgetError) as error:
@@ -554,9 +555,9 @@ def test_a_cache_changes_no_byte(net, batches, tmp_path):
 
 
 def test_a_cache_is_of_the_samples_that_errors_are_judged_on_too(net, tmp_path, monkeypatch):
-    fitted, find = [], pipeline.find_candidates
+    fitted, find = [], candidates.find_candidates
     monkeypatch.setattr(
-        pipeline, "find_candidates", lambda *given: fitted.append(given) or find(*given)
+        candidates, "find_candidates", lambda *given: fitted.append(given) or find(*given)
     )
     pixels = np.random.default_rng(0).normal(size=(48, 3, 12, 12)).astype(np.float32)
 

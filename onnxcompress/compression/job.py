@@ -1,61 +1,106 @@
-"""What all steps of one compression share."""
+"""What all steps of one compression share: what was asked for, and the model that it is about."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from math import inf
+from pathlib import Path
+from shlex import quote
+from typing import Any
 
+from onnxcompress.compression.target import Target
+from onnxcompress.compression.validate.layerwise import Layerwise
+from onnxcompress.compression.validate.validation import Validation
+from onnxcompress.core.errors import ModelError
 from onnxcompress.core.layer import Layer
+from onnxcompress.core.method import Method
+from onnxcompress.core.parallel import helped, one_thread_each
+from onnxcompress.core.progress import Track, untracked
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import random_samples
 from onnxcompress.data.samples import Samples
+from onnxcompress.execution.dask import engine as connect
 from onnxcompress.graph import Model, layer_inputs
+from onnxcompress.report.report import Epoch
 
-T = TypeVar("T")
+Methods = Sequence[Method] | Callable[[Layer], Sequence[Method]]
+Refine = Callable[[Model, Model, Samples], tuple[Model, Sequence[Epoch]]]
 
-Track = Callable[[Iterable[T], str, int], Iterable[T]]  # (items, what is being done, how many)
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What was asked for: the arguments of `compress`, without the model and its data."""
+
+    methods: Methods
+    target: Target | None = None
+    metric: str = "top1"
+    only: Callable[[str], bool] | None = None
+    correct: bool = True
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    jobs: int = 1
+    engine: str = "local"
+    providers: Sequence[str] = ("CPUExecutionProvider",)
+    track: Track[Any] = untracked
+    cache: Path | None = None
+    refinement: Refine | None = None
+
+    @contextmanager
+    def workers(self) -> Iterator[None]:
+        """The threads, processes or cluster that do the work."""
+        with one_thread_each(), helped(self.jobs), connect(self.engine):
+            yield
 
 
-def untracked(items: Iterable[T], what: str, total: int) -> Iterable[T]:
-    """No progress bar."""
-    return items
+def random_inputs(model: Model, settings: Settings) -> Samples:
+    """Two random samples, for what can be learned without data."""
+    return random_samples(input_specs(model), 2, settings.seed, settings.shapes)
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What all steps of one compression share.
+    """One compression: what every step reads, and none changes.
 
     Attributes:
         original: the model that was given.
         model: the same, its local functions written out where layers are found in them;
             `runnable` is that where onnxruntime has all kernels, else its float32 twin.
         layers: those to compress, in network order.
+        skipped: layer -> reason that completes "layer X was skipped: ...".
         shapes: layer -> shape of its input for the first sample, where it is known.
         macs: multiplications of every linear node for the first sample.
-        fit, held_out: samples to fit with, and to validate with; None without data.
-        given: shapes of model inputs that the user states.
-        seed: of the random inputs.
+        pinned: weights whose settings fix their size.
+        samples: all calibration samples; ``fit`` and ``held_out`` are parts of these to fit with
+            and to validate with.  None without data.
+        validation: compares models with the original.
+        target: what to reach, in the end.
+        warnings: what the user should know already.
     """
 
+    settings: Settings
     original: Model
     model: Model
     runnable: Model
     layers: Mapping[str, Layer]
+    skipped: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     macs: Mapping[str, int]
+    pinned: frozenset[str]
+    samples: Samples | None
     fit: Samples | None
     held_out: Samples | None
-    given: Mapping[str, Sequence[int]]
-    seed: int
-    jobs: int
-    track: Track[Any]
+    validation: Validation | Layerwise
+    target: Target
+    warnings: Sequence[str] = ()
 
     @cached_property
     def random(self) -> Samples:
         """Random inputs, for what no samples are there."""
-        return random_samples(input_specs(self.original), 2, self.seed, self.given)
+        return random_inputs(self.original, self.settings)
 
     @cached_property
     def calibrated(self) -> dict[str, Layer]:
@@ -67,6 +112,11 @@ class Job:
         """One layer for every weight: the first to read it."""
         return {name: layer for name, layer in self.layers.items() if layer.shared == name}
 
+    @property
+    def all_pinned(self) -> bool:
+        """Whether no size is left to be chosen."""
+        return self.pinned == self.leaders.keys()
+
     def readers(self, leader: str) -> list[str]:
         """The layers that read the weight of this one."""
         return [name for name, layer in self.layers.items() if layer.shared == leader]
@@ -75,3 +125,30 @@ class Job:
         """Multiplications of a setting, over all layers that share the weight."""
         readers = [name for name in self.readers(leader) if name in self.shapes]
         return sum(self.layers[name].macs(self.shapes[name], *factors) for name in readers)
+
+    def skip_options(self, leader: str) -> str:
+        """The options that leave a weight as it is: with one layer left out, others change it."""
+        return " ".join(f"--skip {quote(name)}" for name in self.readers(leader))
+
+    @property
+    def largest_file(self) -> float:
+        """Bytes that the target allows the file."""
+        ratio = self.target.ratio
+        return inf if ratio is None else self.original.nbytes / ratio
+
+    def holds(self, model: Model) -> bool:
+        """Whether a model reaches the fidelity target; one that does not run does not."""
+        try:
+            return self.validation.holds(model, self.target)
+        except ModelError:
+            return False
+
+    def fits(self, model: Model) -> bool:
+        """Whether the file is as small, and the answers as good, as was asked."""
+        small = model.nbytes <= self.largest_file
+        return small and (not self.target.faithful or self.holds(model))
+
+    def towards(self, target: Target, metadata: Mapping[str, str]) -> Job:
+        """The same job with another target."""
+        settings = replace(self.settings, target=target, metadata=metadata)
+        return replace(self, target=target, settings=settings)

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from onnxcompress.core.scratch import scratch_folder
-
-T = TypeVar("T")
 
 HEAD = 32  # bytes of the checksum
 
@@ -29,23 +26,21 @@ class Cache:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def get(self, key: Any, make: Callable[[], T]) -> T:
-        """The value of this key, made and kept if it is not there.
+    def find(self, key: Any) -> Any:
+        """The value kept under this key, None where there is none.
 
         Args:
             key: anything whose repr says what the value depends on.
         """
-        if self.folder is None:
-            return make()
         stored = self.load(key)
-        if stored is not None:
-            try:
-                return pickle.loads(stored)
-            except (pickle.UnpicklingError, AttributeError, ImportError, EOFError):
-                pass
-        value = make()
-        self.keep(key, pickle.dumps(value))
-        return value
+        with suppress(pickle.UnpicklingError, AttributeError, ImportError, EOFError):
+            return None if stored is None else pickle.loads(stored)
+        return None
+
+    def store(self, key: Any, value: Any) -> None:
+        """Keep a value under this key."""
+        if self.folder is not None:
+            self.keep(key, pickle.dumps(value))
 
     def load(self, key: Any, kind: str = "pickle") -> bytes | None:
         """The bytes kept under this key; None where there are none, or not all of them."""

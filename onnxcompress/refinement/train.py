@@ -37,10 +37,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxcompress.compression.job import Track, untracked
 from onnxcompress.core.errors import RefineError
 from onnxcompress.core.layer import Array
 from onnxcompress.core.parallel import cores, each
+from onnxcompress.core.progress import Track, untracked
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.cache import Cache
 from onnxcompress.execution.session import Sample, Session

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,6 @@ from onnxcompress.compression.build.refit import refit
 from onnxcompress.compression.job import Job
 from onnxcompress.compression.measure.calibrate import batching, quota
 from onnxcompress.compression.measure.observed import Observed
-from onnxcompress.compression.validate.layerwise import Layerwise
-from onnxcompress.compression.validate.validation import Validation
 from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.graph import Model, annotate, rewrite
@@ -33,40 +30,35 @@ CORRECTION_SAMPLES = 64  # each with at most so many held-out samples,
 CORRECTION_WORK = 10**12  # and all together with about so many multiplications
 
 
-class Built(NamedTuple):
-    """A compressed model, its layers as they were fitted, and why some could not be replaced."""
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A compressed model.
 
+    Attributes:
+        chosen: what every weight got.
+        fitted: the layers as they were fitted.
+        failed: layer -> why it could not be replaced.
+    """
+
+    chosen: Mapping[str, Candidate]
     model: Model
-    fitted: dict[str, Fitted]
-    failed: dict[str, str]
+    fitted: Mapping[str, Fitted]
+    failed: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
 class Builder:
-    """Builds the model of one compression with any choice of settings.
-
-    Attributes:
-        correct: fit again in network order and match the statistics of each layer's outputs.
-    """
+    """Builds the model of one compression with any choice of settings."""
 
     job: Job
     observed: Observed
-    validation: Validation | Layerwise
-    correct: bool
 
-    def build(
-        self,
-        chosen: Mapping[str, Candidate],
-        metadata: Mapping[str, str],
-        *,
-        told: str | None = None,
-    ) -> Built:
+    def build(self, chosen: Mapping[str, Candidate], progress: str | None = None) -> Built:
         """The model with these settings.
 
         Args:
-            metadata: entries for the result's metadata_props.
-            told: what the progress bar says of the last build, whose corrections are checked;
-                None for a trial.
+            progress: what is said of the last build, whose corrections are checked; None for a
+                trial.
         """
         job = self.job
         settings = {
@@ -77,31 +69,32 @@ class Builder:
         }
         outer = set(job.model.keys)
         fixed = {
-            name: Fitted(self._fit(name, settings[name], seen))
-            for name, seen in self.observed.each(n for n in settings if n not in outer)
+            name: Fitted(self._fit(name, settings[name], statistics))
+            for name, statistics in self.observed.each(n for n in settings if n not in outer)
         }
         settings = {name: s for name, s in settings.items() if name not in fixed}
         if job.fit is None or not settings:
             fitted = self._from_weights(settings)
-        elif self.correct:
-            fitted = self._in_order(settings, fixed, told)
+        elif job.settings.correct:
+            fitted = self._in_order(settings, fixed, progress)
         else:
             fitted = self._one_by_one(settings)
         fitted = fitted | fixed
         failed: dict[str, str] = {}
-        result = annotate(rewrite(job.model, *_parts(fitted), failed), metadata)
-        return Built(result, {n: f for n, f in fitted.items() if n not in failed}, failed)
+        result = annotate(rewrite(job.model, *_parts(fitted), failed), job.settings.metadata)
+        kept = {name: f for name, f in fitted.items() if name not in failed}
+        return Built(chosen, result, kept, failed)
 
     def loss(self, fitted: Mapping[str, Fitted]) -> float:
         """Error of the outputs on some held-out samples with these weights in place."""
         model = rewrite(self.job.runnable, *_parts(fitted), {})
         work = CORRECTION_WORK // (CORRECTION_TRIALS * max(sum(self.job.macs.values()), 1))
-        return self.validation.fidelity(model, int(np.clip(work, 1, CORRECTION_SAMPLES))).loss
+        return self.job.validation.fidelity(model, int(np.clip(work, 1, CORRECTION_SAMPLES))).loss
 
     def _fit(self, name: str, setting: Method, statistics: Statistics) -> CompressedWeight:
         """A layer's weight in this setting."""
-        found = setting.fit(self.job.layers[name].read(), statistics)
-        return found.mapped(self.job.model.keep)
+        weight = setting.fit(self.job.layers[name].read(), statistics)
+        return weight.mapped(self.job.model.keep)
 
     def _from_weights(self, settings: Mapping[str, Method]) -> dict[str, Fitted]:
         """Every weight fitted once, without data."""
@@ -128,7 +121,7 @@ class Builder:
         return fitted
 
     def _in_order(
-        self, settings: Mapping[str, Method], fixed: Mapping[str, Fitted], told: str | None
+        self, settings: Mapping[str, Method], fixed: Mapping[str, Fitted], progress: str | None
     ) -> dict[str, Fitted]:
         """Every layer fitted on what the layers before it have become."""
         job = self.job
@@ -140,19 +133,19 @@ class Builder:
         batches = list(samples.batches(size))
 
         def track(keys: Iterable[str]) -> Iterable[str]:
-            return keys if told is None else job.track(keys, told, len(settings))
+            return keys if progress is None else job.settings.track(keys, progress, len(settings))
 
         fitted = refit(
             job.runnable,
             job.layers,
             settings,
             batches,
-            jobs=job.jobs,
+            jobs=job.settings.jobs,
             limit=lambda layer: quota(layer, len(batches)),
             fixed={name: f.weight for name, f in fixed.items()},
             track=track,
         )
-        return fitted if told is None else self._helpful({**fitted, **fixed})
+        return fitted if progress is None else self._helpful({**fitted, **fixed})
 
     def _helpful(self, fitted: dict[str, Fitted]) -> dict[str, Fitted]:
         """Keep the correction of the deviations only where it lowers the held-out error.
@@ -168,7 +161,7 @@ class Builder:
         if not self.job.model.large:  # a run of which takes minutes
             count = min(len(names), CORRECTION_TRIALS)
             groups += [list(group) for group in np.array_split(names, count)]
-        for group in self.job.track(groups, "checking corrections", len(groups)):
+        for group in self.job.settings.track(groups, "checking corrections", len(groups)):
             undone = {name: best[name].plain or best[name] for name in group}
             error = self.loss(best | undone)
             if error < least:

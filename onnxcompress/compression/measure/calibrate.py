@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxcompress.compression.job import Track, untracked
 from onnxcompress.compression.measure.patches import GATHERED_BYTES, patches
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.parallel import apart, each, elsewhere
+from onnxcompress.core.progress import Track, untracked
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.data.samples import DataError, Samples, from_batches
 from onnxcompress.execution.session import Sample, Session

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from onnxcompress.compression.job import Job
 from onnxcompress.compression.measure.calibrate import calibrate
@@ -11,22 +12,31 @@ from onnxcompress.core.statistics import Statistics, moment_bytes
 STATISTICS_BYTES = 1 << 29  # of the layers of a large model whose statistics are kept together
 
 
+@dataclass(frozen=True, eq=False)
 class Observed:
-    """Statistics of what the layers read, by weight; of a large model taken again when needed."""
+    """Statistics of what the layers read, by weight; of a large model taken again when needed.
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.kept: dict[str, Statistics] = {}
+    Attributes:
+        kept: those that stay in memory.
+    """
+
+    job: Job
+    kept: Mapping[str, Statistics] = field(default_factory=dict)
 
     def of(self, leaders: Collection[str]) -> dict[str, Statistics]:
         """What the layers with these weights read, for each weight."""
-        job = self.job
+        job, settings = self.job, self.job.settings
         layers = {name: layer for name, layer in job.layers.items() if layer.shared in leaders}
         if job.fit is None:
             return {name: Statistics.white(job.layers[name]) for name in leaders}
         reading = {name: layer for name, layer in layers.items() if name in job.calibrated}
         seen = calibrate(
-            job.runnable, reading, job.fit, shapes=job.shapes, jobs=job.jobs, track=job.track
+            job.runnable,
+            reading,
+            job.fit,
+            shapes=job.shapes,
+            jobs=settings.jobs,
+            track=settings.track,
         )
         seen |= {n: Statistics.white(layers[n]) for n in layers.keys() - reading.keys()}
         merged: dict[str, Statistics] = {}
@@ -60,9 +70,10 @@ class Observed:
             filled += nbytes
         return groups
 
-    def keep(self, leaders: Iterable[str]) -> None:
-        """Keep the statistics of these weights where they fit into memory, and no others."""
-        wanted = {*leaders}
-        self.kept = {name: seen for name, seen in self.kept.items() if name in wanted}
+    def keeping(self, leaders: Iterable[str]) -> Observed:
+        """The same with the statistics of these weights alone, where they fit into memory."""
+        names = {*leaders}
+        kept = {name: statistics for name, statistics in self.kept.items() if name in names}
         if self.job.fit is None or not self.job.model.large:
-            self.kept |= self.of(wanted - self.kept.keys())
+            kept |= self.of(names - kept.keys())
+        return replace(self, kept=kept)

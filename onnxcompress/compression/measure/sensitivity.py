@@ -63,7 +63,9 @@ def weigh(
             fidelity.add(alone.outputs, expected, alone.run(batch))
         return float(np.sqrt(fidelity.loss / max(error, 1e-9)))
 
-    found = job.track(each(sensitivity, names, job.jobs, len(names)), "weighing layers", len(names))
+    found = job.settings.track(
+        each(sensitivity, names, job.settings.jobs, len(names)), "weighing layers", len(names)
+    )
     weights = dict(zip(names, found, strict=True))
     typical = float(np.median(list(weights.values()))) or 1.0
     usable = {name: w if np.isfinite(w) and w > 0 else typical for name, w in weights.items()}

@@ -57,7 +57,7 @@ def time_layers(job: Job, candidates: Mapping[str, Sequence[Candidate]]) -> dict
     result: dict[str, Times] = {}
     chains = {n: [c for c in found if len(c.factors) > 1] for n, found in candidates.items()}
     timed = [n for n, found in chains.items() if found and set(job.readers(n)) <= nodes.keys()]
-    for name in job.track(timed, "timing layers", len(timed)):
+    for name in job.settings.track(timed, "timing layers", len(timed)):
         tried = _fastest(job, name, chains[name])
         spent = np.array([[both(r, c) for r in job.readers(name)] for c in tried]).sum(1)
         before, shares = float(np.median(spent[:, 0])), spent[:, 1] / spent[:, 0]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from onnxcompress.compression.job import Job, Track, untracked
+from onnxcompress.compression.job import Job, Methods
 from onnxcompress.compression.measure.observed import Observed
 from onnxcompress.compression.measure.sensitivity import largest_first, weigh
+from onnxcompress.core.errors import BudgetError
 from onnxcompress.core.layer import Array, Layer, Unread
 from onnxcompress.core.method import Candidate, Method, all_candidates
 from onnxcompress.core.parallel import apart, each, elsewhere, portable
+from onnxcompress.core.progress import Track, untracked
 from onnxcompress.core.statistics import Statistics
-from onnxcompress.graph import Model, ModelError, find_constants, find_layers
+from onnxcompress.execution.cache import Cache
+from onnxcompress.graph import digest
 
 FEW = 4  # patches for each input of a patch, below which fits follow them closely,
 
@@ -29,58 +33,56 @@ MOST = 1e3  # and count as so many times worse at most
 
 HEAVY = 400_000  # weights to fit, once for every setting: about 2 s, which processes halve
 
-Methods = Sequence[Method] | Callable[[Layer], Sequence[Method]]
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What is known of every weight before any choice.
+
+    Attributes:
+        candidates: of every weight, those that make it smaller.
+        sensitivities: how much the error of each weight reaches the output.
+        observed: what the layers read.
+    """
+
+    candidates: Mapping[str, Sequence[Candidate]]
+    sensitivities: Mapping[str, float]
+    observed: Observed
 
 
-def usable(methods: Methods, opset: int) -> Callable[[Layer], list[Method]]:
-    """Says for each layer which of the methods a model of this opset can hold.
+def measure(job: Job) -> Measured:
+    """Fit and measure every candidate, or remember what was measured before.
 
     Raises:
-        ModelError: all of them need a newer opset (when it is called).
+        BudgetError: there is nothing to choose from.
     """
+    _ = job.validation.baseline  # a metric of no use is found out before the work
+    cache = Cache(job.settings.cache)
+    key = _key(job) if cache.folder else None
+    stored = cache.find(key)
+    if stored is None:
+        measured = find_candidates(job)
+        cache.store(key, (measured.candidates, measured.sensitivities))
+    else:
+        measured = Measured(stored[0], stored[1], Observed(job))
+    if not measured.candidates:
+        raise BudgetError(
+            "no layer can be compressed by these methods: onnxcompress inspect says by which"
+        )
+    refitted = set(job.model.keys) if job.fit is not None and job.settings.correct else set()
+    observed = measured.observed.keeping(job.leaders.keys() - refitted)  # the others are taken anew
+    return replace(measured, observed=observed)
 
-    def offered(layer: Layer) -> list[Method]:
-        own = methods(layer) if callable(methods) else methods
-        fitting = [method for method in own if method.opset <= opset]
-        if own and not fitting:
-            needed = min(own, key=lambda method: method.opset)
-            raise ModelError(f"{needed.name} needs opset {needed.opset}, and the model has {opset}")
-        return fitting
 
-    return offered
-
-
-def find_compressible(
-    model: Model,
-    offered: Callable[[Layer], Sequence[Method]],
-    only: Callable[[str], bool] | None = None,
-) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The layers and constants that the methods can compress, and why the other layers stay.
-
-    Args:
-        only: says by name which may be changed; None for all.
-    """
-    every, skipped = find_layers(model)
-    layers = dict(every)
-    for name, layer in every.items():
-        methods = offered(layer)
-        if not methods or (only is not None and not only(name)):
-            skipped[name] = "it was left out on request"
-        else:
-            read = layer.read()
-            reasons = [method.declined(read) for method in methods]
-            if None in reasons:
-                continue
-            skipped[name] = reasons[0] or ""
-        del layers[name]
-    for name, layer in find_constants(model, every).items():
-        if only is None or only(name):
-            read = layer.read()
-            if any(method.declined(read) is None for method in offered(layer)):
-                layers[name] = layer
-    found = {n: layer if layer.shared in layers else replace(layer, shared=n)
-             for n, layer in layers.items()}  # fmt: skip
-    return found, skipped
+def _key(job: Job) -> list[Any]:
+    """What the candidates depend on."""
+    offer = job.settings.methods
+    assert callable(offer)
+    key: list[Any] = [*map(version, ("onnxcompress", "numpy", "onnxruntime"))]
+    key += [digest(job.original), str(job.shapes)]
+    key += [(name, *map(str, offer(layer))) for name, layer in job.layers.items()]
+    if job.fit and job.held_out:
+        key += [job.fit.content, job.held_out.content]
+    return key
 
 
 def sweep(
@@ -125,23 +127,25 @@ def _fits(work: Iterable[tuple[Layer, Statistics, Sequence[Method]]]) -> int:
     )
 
 
-def find_candidates(
-    job: Job, observed: Observed, methods: Methods
-) -> tuple[dict[str, list[Candidate]], dict[str, float]]:
+def find_candidates(job: Job) -> Measured:
     """The candidates of every weight, and how much each weight's error reaches the output."""
-    found = dict[str, list[Candidate]]()
+    settings, observed = job.settings, Observed(job)
+    candidates, statistics = dict[str, Sequence[Candidate]](), dict[str, Statistics]()
     for names in observed.groups(job.leaders):
-        layers, seen = {name: job.leaders[name] for name in names}, observed.of(names)
-        found |= sweep(layers, seen, methods, jobs=job.jobs, track=job.track)
+        layers, read = {name: job.leaders[name] for name in names}, observed.of(names)
+        fitted = sweep(layers, read, settings.methods, jobs=settings.jobs, track=settings.track)
         if job.model.large:
-            found |= {n: [replace(c, weight=None) for c in found[n]] for n in names}
+            fitted = {n: [replace(c, weight=None) for c in some] for n, some in fitted.items()}
         else:
-            observed.kept = seen
-    found = {name: candidates for name, candidates in found.items() if candidates}
+            statistics |= read
+        candidates |= fitted
+    candidates = {name: some for name, some in candidates.items() if some}
     if job.model.large:
-        return found, dict.fromkeys(found, 1.0)
-    weights = weigh(job, found, observed.kept)
-    return found | dict(_judged(job, observed, found)), weights
+        return Measured(candidates, dict.fromkeys(candidates, 1.0), observed)
+    observed = replace(observed, kept=statistics)
+    sensitivities = weigh(job, candidates, statistics)
+    candidates |= dict(_judged(job, observed, candidates))
+    return Measured(candidates, sensitivities, observed)
 
 
 def _judged(
@@ -162,7 +166,9 @@ def _judged(
     work = [(_tried(found[n]), _part(layers[n].read()), seen[n], unseen[n]) for n in few]
     weights = sum(len(tried) * layer.weight.size for tried, layer, *_ in work)
     run = _way(weights, [tried for tried, *_ in work])
-    more = job.track(run(_on_others, work, job.jobs, len(few)), "judging errors", len(few))
+    more = job.settings.track(
+        run(_on_others, work, job.settings.jobs, len(few)), "judging errors", len(few)
+    )
     for name, known in zip(few, more, strict=True):
         yield name, _adjusted(found[name], known)
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from onnxcompress.compression.job import Job
 from onnxcompress.compression.measure.timing import PROVIDERS
-from onnxcompress.compression.search.trade_off import Curves
-from onnxcompress.compression.target import Target
+from onnxcompress.compression.search.trade_off import Curves, Limits
 from onnxcompress.core.errors import BudgetError
 from onnxcompress.core.method import Candidate, CompressedWeight
 from onnxcompress.core.parallel import each
@@ -32,22 +31,22 @@ SPARE = 64  # bytes less than needed at the first trial, twice as many at each t
 BYTE_TRIALS = 10  # files built, without data, to find what graph overhead leaves of a ratio
 
 
-def size_limit(job: Job, curves: Curves, target: Target, metadata: Mapping[str, str]) -> float:
-    """The most that the layers may cost, in the unit of ``curves``, under the size target.
-
-    Args:
-        metadata: entries of the result's metadata_props, which count in its size.
+def size_limit(job: Job, curves: Curves) -> Limits:
+    """The most that the layers may cost, in the units of ``curves``, under the size target.
 
     Raises:
         BudgetError: the target is out of reach; the message names what can be attained.
     """
+    target, work = job.target, inf
+    if curves.second == "macs":
+        work = work_limit(job, curves, target.macs or 1)
     if target.latency is not None:
-        return _latency_limit(job, curves, target, metadata)
+        return _latency_limit(job, curves, target.latency, work)
     if target.ratio is not None:
-        return _byte_limit(job, curves, target.ratio, metadata)
+        return Limits(_byte_limit(job, curves, target.ratio, work), work)
     if target.macs is not None:
-        return work_limit(job, curves, target.macs)
-    return curves.bounds[1]
+        return Limits(work_limit(job, curves, target.macs))
+    return Limits(curves.bounds[1])
 
 
 def work_limit(job: Job, curves: Curves, share: float) -> float:
@@ -66,38 +65,41 @@ def work_limit(job: Job, curves: Curves, share: float) -> float:
     return share * total - curves.outside
 
 
-def _latency_limit(job: Job, curves: Curves, target: Target, metadata: Mapping[str, str]) -> float:
-    """The limit of the layers at which the whole model takes its share of the time, by measurement.
+def _latency_limit(job: Job, curves: Curves, share: float, work: float) -> Limits:
+    """The limits at which the whole model takes its share of the time, by measurement.
 
-    Where they are priced by bytes it is one of these, and `Curves.work` becomes that of their time.
+    Where the layers are priced by bytes, time is the second unit.
+
+    Args:
+        work: the limit of a second unit that is not time.
     """
-    share = target.latency or 1.0
     timed = curves.cost == "latency"
     smallest, most = curves.bounds if timed else curves.works
     one = next(iter((job.held_out or job.random).batches(1)))
 
-    def spent(time: float) -> tuple[float, Latency]:
-        limit = time
+    def attempt(time: float) -> tuple[Limits, Latency]:
+        """Limits under which the layers take so long, and how long the model takes then."""
+        limits = Limits(time, work)
         if not timed:
-            curves.work = time if time < most else inf
-            limit = _byte_limit(job, curves, target.ratio or 1.0, metadata)
-        rough = rewrite(job.runnable, _blanks(job, curves.at(limit)), {}, {})
-        return limit, latency(job.runnable, rough, one, PROVIDERS)
+            short = time if time < most else inf
+            limits = Limits(_byte_limit(job, curves, job.target.ratio or 1.0, short), short)
+        rough = rewrite(job.runnable, _blanks(job, curves.at(*limits)), {}, {})
+        return limits, latency(job.runnable, rough, one, PROVIDERS)
 
-    _, found = spent(most)
-    best, high, least = None, most, found.ratio  # what keeps the share; a time that does not
-    time = most - (1 - share) * found.before
+    _, measured = attempt(most)
+    best, high, least = None, most, measured.ratio  # what keeps the share; a time that does not
+    time = most - (1 - share) * measured.before
     for trial in range(LATENCY_TRIALS):
         last = trial == LATENCY_TRIALS - 1 and best is None
         time = smallest if last else max(time, smallest)
         try:
-            limit, found = spent(time)
+            limits, measured = attempt(time)
         except BudgetError:
             break
-        least = min(least, found.ratio)
-        if found.ratio <= share:
-            best = limit, time
-            if found.ratio > LEAST_USED * share:
+        least = min(least, measured.ratio)
+        if measured.ratio <= share:
+            best = limits, time
+            if measured.ratio > LEAST_USED * share:
                 break
         elif time == smallest:
             break
@@ -106,22 +108,20 @@ def _latency_limit(job: Job, curves: Curves, target: Target, metadata: Mapping[s
         if best is not None:
             time = (best[1] + high) / 2
             continue
-        kept = (
-            (1 - found.ratio) * found.before / max(most - time, 1e-9)
-        )  # of what layers alone save
-        step = 1.1 * (found.ratio - share) * found.before / max(kept, LEAST_KEPT)
+        # The model saves a part of what its layers save alone.
+        kept = (1 - measured.ratio) * measured.before / max(most - time, 1e-9)
+        step = 1.1 * (measured.ratio - share) * measured.before / max(kept, LEAST_KEPT)
         time -= min(step, (time - smallest) / 2)
     if best is not None:
-        if not timed:
-            curves.work = best[1]
-        return best[0]
-    beside = "" if timed else f" in a file {target.ratio:g} times smaller"
+        limits, time = best
+        return limits if timed else limits._replace(work=time)
+    beside = "" if timed else f" in a file {job.target.ratio:g} times smaller"
     raise BudgetError(
         f"{share:g} of the time is out of reach{beside}; the least that was measured is {least:.3f}"
     )
 
 
-def _byte_limit(job: Job, curves: Curves, ratio: float, metadata: Mapping[str, str]) -> float:
+def _byte_limit(job: Job, curves: Curves, ratio: float, work: float) -> float:
     """The layer bytes that make the file, graph overhead included, so many times smaller."""
     least, most = curves.bounds
     before = job.original.nbytes
@@ -130,10 +130,10 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, metadata: Mapping[str, s
     for trial in range(BYTE_TRIALS):
         limit = float(np.clip(limit, least, most))
         try:
-            chosen = curves.at(limit)
+            chosen = curves.at(limit, work)
         except BudgetError:  # within the limit of the work too
             break
-        size = _file_bytes(job, chosen, metadata)
+        size = _file_bytes(job, chosen)
         if size <= goal:
             best = limit if best is None else max(best, limit)
             if size > 0.99 * goal or limit >= most:
@@ -145,8 +145,8 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, metadata: Mapping[str, s
             limit = min(limit, curves.spent(chosen)) - 1.001 * (size - goal) - SPARE * 2**trial
     if best is not None:
         return best
-    least = _least_limit(curves)
-    size = _file_bytes(job, curves.at(least), metadata)
+    least = _least_limit(curves, work)
+    size = _file_bytes(job, curves.at(least, work))
     if size > goal:
         beside = {"macs": " with so few multiplications", "latency": " in so little time"}
         raise BudgetError(
@@ -156,15 +156,15 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, metadata: Mapping[str, s
     return least
 
 
-def _least_limit(curves: Curves) -> float:
+def _least_limit(curves: Curves, work: float) -> float:
     """The least that the layers can cost within the limit of their work, by bisection."""
     low, high = curves.bounds
-    if curves.work == inf:
+    if work == inf:
         return low
     for _ in range(BYTE_TRIALS):
         middle = (low + high) / 2
         try:
-            curves.at(middle)
+            curves.at(middle, work)
         except BudgetError:
             low = middle
         else:
@@ -172,7 +172,7 @@ def _least_limit(curves: Curves) -> float:
     return high
 
 
-def _file_bytes(job: Job, chosen: Mapping[str, Candidate], metadata: Mapping[str, str]) -> int:
+def _file_bytes(job: Job, chosen: Mapping[str, Candidate]) -> int:
     """Bytes of the file with these settings."""
     every = _blanks(job, chosen)
     biases = {  # all different, as equal ones would be stored once
@@ -180,7 +180,7 @@ def _file_bytes(job: Job, chosen: Mapping[str, Candidate], metadata: Mapping[str
         for index, name in enumerate(every)
         if job.fit is not None and job.layers[name].correctable
     }
-    return annotate(rewrite(job.model, every, biases, {}), metadata).nbytes
+    return annotate(rewrite(job.model, every, biases, {}), job.settings.metadata).nbytes
 
 
 def _blanks(job: Job, chosen: Mapping[str, Candidate]) -> dict[str, CompressedWeight]:
@@ -193,5 +193,5 @@ def _blanks(job: Job, chosen: Mapping[str, Candidate]) -> dict[str, CompressedWe
         return made.mapped(job.model.keep)
 
     picked = [(name, c) for name, c in chosen.items() if c.setting is not None]
-    made = zip(picked, each(blank, picked, job.jobs), strict=True)
+    made = zip(picked, each(blank, picked, job.settings.jobs), strict=True)
     return {reader: weight for (name, _), weight in made for reader in job.readers(name)}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha1
 from math import inf
+from typing import NamedTuple
 
 from onnxcompress.compression.job import Job
 from onnxcompress.compression.measure.timing import Times, time_layers
+from onnxcompress.compression.search.candidates import Measured
 from onnxcompress.compression.search.knapsack import Option, choose, frontier, hull, leanest, spent
 from onnxcompress.compression.validate.fidelity import decibel
 from onnxcompress.core.errors import BudgetError
@@ -19,66 +21,32 @@ from onnxcompress.report.report import TradeOff
 GRID = "integer:bits=4"  # what a trade-off is compared with
 
 
-@dataclass(eq=False)
+class Limits(NamedTuple):
+    """The most that the layers may cost, in the unit of the curves, and of the second unit."""
+
+    cost: float
+    work: float = inf
+
+
+@dataclass(frozen=True, eq=False)
 class Curves:
     """The trade-off of every weight, and where the model stands between its extremes.
 
     Attributes:
+        sensitivities: how much the error of each weight reaches the output.
         cost: what is limited: bytes, macs, or latency.
-        pinned: layers that cannot stay as they are, unless nothing makes them smaller.
         second: what is limited besides: macs or latency; "" for nothing.
-        work: the most that the layers may take of it.
+        options: of every weight; those of a pinned one do not leave it as it is, unless nothing
+            makes it smaller.
         whole: what the layers cost as they are.
-        times: of the layers, where the unit is latency.
     """
 
     job: Job
-    candidates: Mapping[str, Sequence[Candidate]]
-    weights: Mapping[str, float]
+    sensitivities: Mapping[str, float]
     cost: str
-    pinned: Collection[str]
-    second: str = ""
-    work: float = inf
-    options: dict[str, list[Option]] = field(init=False, default_factory=dict)
-    whole: dict[str, float] = field(init=False, default_factory=dict)
-    times: dict[str, Times] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if "latency" in (self.cost, self.second):
-            self.times = time_layers(self.job, self.candidates)
-        for name, candidates in self.candidates.items():
-            layer = self.job.layers[name]
-            whole = layer.nbytes if self.cost == "bytes" else self._spent(self.cost, name)
-            keep = Candidate(None, layer.nbytes, (layer.weight.shape,), 0.0)
-            kept = Option(whole, 0.0, keep, work=self._spent(self.second, name))
-            useful = [o for o in self._offered(name, candidates) if o.cost < whole]
-            self.options[name] = useful if name in self.pinned and useful else [*useful, kept]
-            self.whole[name] = float(whole)
-
-    def _offered(self, name: str, candidates: Sequence[Candidate]) -> Iterator[Option]:
-        job, weight = self.job, self.weights[name]
-        if self.times:  # of chains nothing but what was measured
-            known = self.times[name].after if name in self.times else ()
-            candidates = [c for c in candidates if len(c.factors) < 2 or c.factors in known]
-        for candidate in candidates:
-            error, work = weight * candidate.error, self._spent(self.second, name, candidate)
-            if self.cost != "bytes":
-                cost = self._spent(self.cost, name, candidate)
-                yield Option(cost, error, candidate, work=work)
-                continue
-            assert candidate.setting is not None
-            blank = candidate.weight or candidate.setting.blank(job.layers[name])
-            nodes = sum(overhead(job.model, job.layers[r], blank) for r in job.readers(name))
-            shared = {(sha1(a.tobytes()).hexdigest(), a.nbytes) for a in blank.shared_arrays()}
-            yield Option(candidate.nbytes + nodes, error, candidate, frozenset(shared), work)
-
-    def _spent(self, unit: str, name: str, candidate: Candidate | None = None) -> float:
-        """Multiplications or milliseconds of a weight's layers, as they are or with a candidate."""
-        factors = candidate.factors if candidate else ()
-        if unit == "latency" and name in self.times:
-            times = self.times[name]
-            return times.before if len(factors) < 2 else times.after[factors]
-        return self.job.macs_of(name, factors) if unit == "macs" else 0
+    second: str
+    options: Mapping[str, Sequence[Option]]
+    whole: Mapping[str, float]
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -109,7 +77,7 @@ class Curves:
 
     def snr(self, chosen: Mapping[str, Candidate]) -> float:
         """Of the outputs, in dB, if the errors of the layers, each measured alone, add up."""
-        errors = [self.weights[name] ** 2 * c.error for name, c in chosen.items()]
+        errors = [self.sensitivities[name] ** 2 * c.error for name, c in chosen.items()]
         return decibel(1.0, float(sum(errors)))
 
     def trade_off(self, chosen: Mapping[str, Candidate]) -> TradeOff | None:
@@ -158,10 +126,13 @@ class Curves:
         settings = [o.candidate.setting for found in self.options.values() for o in found]
         return sorted({setting.name for setting in settings if setting is not None})
 
-    def at(self, limit: float, method: str | None = None) -> dict[str, Candidate]:
+    def at(
+        self, limit: float, work: float = inf, method: str | None = None
+    ) -> dict[str, Candidate]:
         """What each weight gets so that the layers cost at most ``limit``.
 
         Args:
+            work: the most that they may take of the second unit.
             method: the only one that is allowed, by name; None for all.
 
         Raises:
@@ -175,5 +146,87 @@ class Curves:
             }
             if not all(options.values()):
                 raise BudgetError(f"some layers cannot become smaller by {method} alone")
-        chosen = choose(options, limit, self.work)
+        chosen = choose(options, limit, work)
         return {name: option.candidate for name, option in chosen.items()}
+
+    def without(self, name: str) -> Curves:
+        """The same with one weight left as it is."""
+        kept = [o for o in self.options[name] if o.candidate.setting is None]
+        return replace(self, options={**self.options, name: kept})
+
+
+def price(job: Job, measured: Measured, units: tuple[str, str]) -> Curves:
+    """The layers' trade-offs.
+
+    Args:
+        units: what is limited: bytes, macs, or latency; and what besides, "" for nothing.
+    """
+    times = time_layers(job, measured.candidates) if "latency" in units else {}
+    options, whole = dict[str, list[Option]](), dict[str, float]()
+    for name, candidates in measured.candidates.items():
+        costs = _Costs(job, name, measured.sensitivities[name], times.get(name), units)
+        if times:  # of chains nothing but what was measured
+            known = times[name].after if name in times else ()
+            candidates = [c for c in candidates if len(c.factors) < 2 or c.factors in known]
+        kept = costs.of_original()
+        useful = [o for o in map(costs.of, candidates) if o.cost < kept.cost]
+        options[name] = useful if name in job.pinned and useful else [*useful, kept]
+        whole[name] = float(kept.cost)
+    return Curves(job, measured.sensitivities, *units, options, whole)
+
+
+@dataclass(frozen=True, eq=False)
+class _Costs:
+    """What one weight costs with any candidate."""
+
+    job: Job
+    name: str
+    sensitivity: float
+    times: Times | None
+    units: tuple[str, str]
+
+    def of(self, candidate: Candidate) -> Option:
+        """An option of the budget."""
+        error, work = self.sensitivity * candidate.error, self._spent(self.units[1], candidate)
+        if self.units[0] != "bytes":
+            return Option(self._spent(self.units[0], candidate), error, candidate, work=work)
+        assert candidate.setting is not None
+        job, layers = self.job, self.job.layers
+        blank = candidate.weight or candidate.setting.blank(layers[self.name])
+        nodes = sum(overhead(job.model, layers[r], blank) for r in job.readers(self.name))
+        shared = {(sha1(a.tobytes()).hexdigest(), a.nbytes) for a in blank.shared_arrays()}
+        return Option(candidate.nbytes + nodes, error, candidate, frozenset(shared), work)
+
+    def of_original(self) -> Option:
+        """The option that leaves the weight as it is."""
+        layer = self.job.layers[self.name]
+        keep = Candidate(None, layer.nbytes, (layer.weight.shape,), 0.0)
+        cost = layer.nbytes if self.units[0] == "bytes" else self._spent(self.units[0])
+        return Option(cost, 0.0, keep, work=self._spent(self.units[1]))
+
+    def _spent(self, unit: str, candidate: Candidate | None = None) -> float:
+        """Multiplications or milliseconds of the weight's layers, as they are or otherwise."""
+        factors = candidate.factors if candidate else ()
+        if unit == "latency" and self.times is not None:
+            return self.times.before if len(factors) < 2 else self.times.after[factors]
+        return self.job.macs_of(self.name, factors) if unit == "macs" else 0
+
+
+def units_of(job: Job, candidates: Mapping[str, Sequence[Candidate]]) -> tuple[str, str]:
+    """What the target limits, and what it limits besides; "" for nothing.
+
+    Without a size target it is multiplications where every candidate saves some, else bytes.
+    """
+    target = job.target
+    if target.ratio is not None:
+        first = "bytes"
+    elif target.faster:
+        first = "latency" if target.latency else "macs"
+    else:
+        factored = bool(job.macs) and all(
+            len(c.factors) > 1 for some in candidates.values() for c in some
+        )
+        first = "macs" if factored else "bytes"
+    limits = {"macs": target.macs, "latency": target.latency}
+    second = (unit for unit, limit in limits.items() if limit is not None and unit != first)
+    return first, next(second, "")

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from onnxcompress.compression.job import Track, untracked
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.fidelity import Fidelity, has_class_scores
 from onnxcompress.compression.validate.metrics import find_metric
 from onnxcompress.core.errors import MetricError
 from onnxcompress.core.layer import Array
 from onnxcompress.core.parallel import each
+from onnxcompress.core.progress import Track, untracked
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.latency import Latency, latency
 from onnxcompress.execution.runnable import runnable

@@ -1,0 +1,212 @@
+"""The first step: which layers there are, on which samples, and what target can be judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from onnxcompress.compression.job import Job, Methods, Settings, random_inputs
+from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.compression.target import Target
+from onnxcompress.compression.validate.layerwise import Layerwise
+from onnxcompress.compression.validate.validation import Validation
+from onnxcompress.core.errors import ModelError, TargetError
+from onnxcompress.core.layer import Layer
+from onnxcompress.core.method import Method
+from onnxcompress.core.parallel import elsewhere
+from onnxcompress.data.samples import Sample, Samples, from_batches
+from onnxcompress.execution.runnable import runnable, unknown_operators
+from onnxcompress.graph import Model, find_constants, find_layers, inline_functions
+
+DEFAULT_AGREEMENT = 0.98  # share of top classes that stay, where nothing else is asked
+DEFAULT_SNR = 25.0  # dB of the outputs, where there are no classes
+
+Offer = Callable[[Layer], list[Method]]
+
+
+def prepare(
+    model: Model,
+    samples: Samples | Iterable[Sample] | None,
+    evaluation: Samples | None,
+    settings: Settings,
+) -> Job:
+    """The job that the other steps do.
+
+    Raises:
+        TargetError: what is needed to judge the target is missing, such as samples.
+        ModelError: the methods need a newer opset.
+    """
+    if settings.refinement is not None and samples is None:
+        raise TargetError("a refinement needs calibration samples: give --calib")
+    if model.large and elsewhere():
+        raise TargetError("a model this large is read in parts, on one machine: no --engine")
+    unknown = unknown_operators(model)
+    if unknown:
+        samples = evaluation = None
+    if samples is not None and not isinstance(samples, Samples):
+        samples = from_batches([*samples])
+    fit, held_out = (None, None) if samples is None else samples.split()
+    offer = usable(settings.methods, model.opset)
+    opened, layers, skipped = _find_layers(model, offer, settings.only)
+    leaders = {name: layer for name, layer in layers.items() if layer.shared == name}
+    job = Job(
+        settings=replace(settings, methods=offer),
+        original=model,
+        model=opened,
+        runnable=runnable(opened),
+        layers=layers,
+        skipped=skipped,
+        shapes={},
+        macs={},
+        pinned=frozenset(n for n, layer in leaders.items() if all(m.fixed for m in offer(layer))),
+        samples=samples,
+        fit=fit,
+        held_out=held_out,
+        validation=_validation(model, held_out, evaluation, settings, unknown),
+        target=Target(),
+    )
+    if not unknown:
+        first = job.random if settings.shapes or not fit else fit
+        shapes, macs = input_shapes(job.runnable, next(iter(first.batches(1))))
+        job = replace(job, shapes=shapes, macs=macs)
+    target = _target(job, unknown, evaluation is not None)
+    return replace(job, target=target, warnings=tuple(_warnings(job, unknown)))
+
+
+def usable(methods: Methods, opset: int) -> Offer:
+    """Says for each layer which of the methods a model of this opset can hold.
+
+    Raises:
+        ModelError: all of them need a newer opset (when it is called).
+    """
+
+    def offered(layer: Layer) -> list[Method]:
+        own = methods(layer) if callable(methods) else methods
+        fitting = [method for method in own if method.opset <= opset]
+        if own and not fitting:
+            needed = min(own, key=lambda method: method.opset)
+            raise ModelError(f"{needed.name} needs opset {needed.opset}, and the model has {opset}")
+        return fitting
+
+    return offered
+
+
+def find_compressible(
+    model: Model,
+    offered: Callable[[Layer], Sequence[Method]],
+    only: Callable[[str], bool] | None = None,
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The layers and constants that the methods can compress, and why the other layers stay.
+
+    Args:
+        only: says by name which may be changed; None for all.
+    """
+    every, skipped = find_layers(model)
+    layers = dict(every)
+    for name, layer in every.items():
+        methods = offered(layer)
+        if not methods or (only is not None and not only(name)):
+            skipped[name] = "it was left out on request"
+        else:
+            read = layer.read()
+            reasons = [method.declined(read) for method in methods]
+            if None in reasons:
+                continue
+            skipped[name] = reasons[0] or ""
+        del layers[name]
+    for name, layer in find_constants(model, every).items():
+        if only is None or only(name):
+            read = layer.read()
+            if any(method.declined(read) is None for method in offered(layer)):
+                layers[name] = layer
+    led = {n: layer if layer.shared in layers else replace(layer, shared=n)
+           for n, layer in layers.items()}  # fmt: skip
+    return led, skipped
+
+
+def _find_layers(
+    model: Model, offer: Offer, only: Callable[[str], bool] | None
+) -> tuple[Model, dict[str, Layer], dict[str, str]]:
+    """The layers, local functions written out if that shows more of them."""
+    layers, skipped = find_compressible(model, offer, only)
+    opened = inline_functions(model)
+    if opened is not model:
+        more, reasons = find_compressible(opened, offer, only)
+        if len(more) > len(layers):
+            return opened, more, reasons
+    return model, layers, skipped
+
+
+def _validation(
+    model: Model,
+    held_out: Samples | None,
+    evaluation: Samples | None,
+    settings: Settings,
+    unknown: Sequence[str],
+) -> Validation | Layerwise:
+    """What compares models with the original."""
+    if unknown:
+        return Layerwise(model, settings.seed)
+    return Validation(
+        model,
+        held_out or random_inputs(model, settings),
+        real=held_out is not None,
+        evaluation=evaluation,
+        metric=settings.metric,
+        providers=settings.providers,
+        jobs=settings.jobs,
+        track=settings.track,
+    )
+
+
+def _warnings(job: Job, unknown: Sequence[str]) -> Iterator[str]:
+    """What the user should know before the work begins."""
+    if unknown:
+        yield (
+            f"onnxruntime does not know {', '.join(unknown)}: the fits use the weights "
+            "alone, and no output was compared; --ort-extension takes a library"
+        )
+    if job.fit is not None and job.held_out is not None:
+        yield from dict.fromkeys((*job.fit.notes, *job.held_out.notes))
+    if job.original.large and job.fit is not None and not job.all_pinned:
+        yield "the model is too large to measure how much each layer matters: all count alike"
+
+
+def _target(job: Job, unknown: Sequence[str], evaluated: bool) -> Target:
+    """What to reach.
+
+    Raises:
+        TargetError: it cannot be judged.
+    """
+    target, refined = job.settings.target, job.settings.refinement is not None
+    if target is None and job.all_pinned:
+        target = Target()
+    if unknown and (target is None or target.faithful or target.faster or refined):
+        names = ", ".join(unknown)
+        raise TargetError(f"onnxruntime does not know {names}, so only --ratio can be asked")
+    if target is None:
+        target = _default_target(job)
+    if job.model.large and (target.latency or refined):
+        raise TargetError(
+            "the model is too large to be loaded as a whole, which --latency and --refine need"
+        )
+    compared = target.min_snr is not None or target.min_agreement is not None
+    if compared and job.held_out is None:
+        raise TargetError("a fidelity target needs calibration samples: give --calib")
+    if target.min_agreement is not None and not job.validation.scores:
+        raise TargetError("the model has no class scores to agree on: use --min-snr")
+    if target.max_drop is not None and not evaluated:
+        raise TargetError("--max-drop needs labelled samples: give --eval")
+    return target
+
+
+def _default_target(job: Job) -> Target:
+    """As small as keeps nearly all classes, or outputs that are close."""
+    if job.held_out is None:
+        raise TargetError(
+            "without calibration samples no quality can be promised: give --calib, or a "
+            "size target (--ratio, --macs)"
+        )
+    if job.validation.scores:
+        return Target(min_agreement=DEFAULT_AGREEMENT)
+    return Target(min_snr=DEFAULT_SNR)

@@ -1,0 +1,26 @@
+"""The layers that hurt: those that alone cause much of the outputs' error."""
+
+from __future__ import annotations
+
+from onnxcompress.compression.build.builder import Builder, Built
+from onnxcompress.compression.search.trade_off import Curves
+
+SUSPECTS = 6  # layers that are looked at as they were, the others compressed
+HURTS = 0.3  # share of the outputs' error that has to go with a layer for it to be named
+
+
+def find_hurting(builder: Builder, curves: Curves, built: Built) -> dict[str, float]:
+    """Layers that alone cause much of the output's error on held-out samples: their share."""
+    job, chosen = builder.job, built.chosen
+    if job.held_out is None or len(built.fitted) < 2:
+        return {}
+    expected = {n: curves.sensitivities[n] ** 2 * c.error for n, c in chosen.items() if c.setting}
+    suspects = sorted(expected, key=lambda name: -expected[name])[:SUSPECTS]
+    whole, shares = builder.loss(built.fitted), dict[str, float]()
+    for name in job.settings.track(suspects, "looking for layers that hurt", len(suspects)):
+        readers = job.readers(name)
+        others = {key: f for key, f in built.fitted.items() if key not in readers}
+        share = 1 - builder.loss(others) / max(whole, 1e-30)
+        if share > HURTS:
+            shares[name] = share
+    return shares
