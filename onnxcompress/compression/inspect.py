@@ -47,7 +47,7 @@ def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
     Raises:
         DataError: these shapes do not fit.
     """
-    given, model = model, inline_functions(model)
+    original, model = model, inline_functions(model)
     macs, note = {}, None
     try:
         sample = next(iter(random_samples(input_specs(model), 1, 0, shapes)))
@@ -58,10 +58,10 @@ def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         note = f"the multiplications are unknown: {error}"
     properties = {entry.key for entry in model.proto.metadata_props}
     return {
-        "file": given.nbytes,
-        "weights": given.weight_bytes,
+        "file": original.nbytes,
+        "weights": original.weight_bytes,
         "macs": sum(macs.values()) or None,
-        "nodes": len(given.graph.node),
+        "nodes": len(original.graph.node),
         "opset": model.opset,
         "ir_version": model.proto.ir_version,
         "inputs": [_tensor(spec) for spec in input_specs(model)],
@@ -83,19 +83,19 @@ def _rows(model: Model, macs: Mapping[str, int]) -> list[dict[str, Any]]:
     layers, skipped = find_layers(model)
     nodes = linear_nodes(model)
     types = {name: node.op_type for name, (_, node) in model.nodes.items()}
-    found = layers | find_constants(model, layers)
+    able = layers | find_constants(model, layers)
     return [
         {
             "layer": name,
-            "type": found[name].op_type if name in found else types.get(name, ""),
+            "type": able[name].op_type if name in able else types.get(name, ""),
             "shape": [],
             "bytes": None,
             "macs": macs.get(name),
             "methods": [],
             "reason": skipped.get(name, ""),
-            **(_able(model, found[name]) if name in found else {}),
+            **(_able(model, able[name]) if name in able else {}),
         }
-        for name in dict.fromkeys((*nodes, *skipped, *found))
+        for name in dict.fromkeys((*nodes, *skipped, *able))
     ]
 
 
@@ -126,17 +126,17 @@ def _estimates(model: Model) -> list[dict[str, Any]]:
     """
     layers = sorted(find_layers(model)[0].values(), key=lambda layer: layer.weight.size)
     ends = np.cumsum([layer.weight.size for layer in layers])
-    wanted = (np.arange(LOOKED_AT) + 0.5) / LOOKED_AT * ends[-1] if layers else []
-    typical = [_part(layers[i]) for i in sorted({*map(int, np.searchsorted(ends, wanted))})]
-    found = []
+    places = (np.arange(LOOKED_AT) + 0.5) / LOOKED_AT * ends[-1] if layers else []
+    typical = [_part(layers[i]) for i in sorted({*map(int, np.searchsorted(ends, places))})]
+    estimates = []
     for name, method in METHODS.items():
         errors = [_errors(method(), layer) for layer in typical if method.opset <= model.opset]
         columns = zip(*filter(None, errors), strict=True)
         means = [None if None in e else decibel(1.0, float(np.mean(e))) for e in columns]
         if any(mean is not None for mean in means):
             snr = {str(ratio): mean for ratio, mean in zip(RATIOS, means, strict=True)}
-            found.append({"method": name, "faster": method.faster, "snr": snr})
-    return found
+            estimates.append({"method": name, "faster": method.faster, "snr": snr})
+    return estimates
 
 
 def _part(layer: Layer) -> Layer:
@@ -159,5 +159,5 @@ def _errors(method: Method, layer: Layer) -> list[float | None]:
     ratios, logs = np.array(sorted(points)).T
     logs = np.minimum.accumulate(logs[::-1])[::-1]  # what is smaller and better serves as well
     reached = [ratio for ratio in RATIOS if log2(ratio) < ratios[-1] + 0.1]
-    found = [float(np.exp(np.interp(log2(ratio), ratios, logs))) for ratio in reached]
-    return [*found, *[None] * (len(RATIOS) - len(found))]
+    errors = [float(np.exp(np.interp(log2(ratio), ratios, logs))) for ratio in reached]
+    return [*errors, *[None] * (len(RATIOS) - len(errors))]

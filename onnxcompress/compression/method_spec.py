@@ -33,16 +33,16 @@ def parse(spec: str, target: Target | None = None) -> list[Method]:
         return auto(target)
     if "+" in spec:
         return [_packed(spec)]
-    name, _, given = spec.partition(":")
+    name, _, pairs = spec.partition(":")
     method = method_named(name)
     kinds = _kinds(method)
     settings: dict[str, Any] = {}
-    for pair in filter(None, given.split(",")):
+    for pair in filter(None, pairs.split(",")):
         key, _, text = pair.partition("=")
         if key not in kinds:
             raise ValueError(f"{name} has no setting {key!r}{nearest(key, kinds)}")
         if key in settings:
-            raise ValueError(f"{name}:{given} sets {key} twice")
+            raise ValueError(f"{name}:{pairs} sets {key} twice")
         settings[key] = _value(f"{name}:{pair}", text, kinds[key])
     try:
         return [method(**settings)]

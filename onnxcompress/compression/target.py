@@ -65,6 +65,6 @@ class Target:
             "min_agreement": "at least {:.4g} agreement",
             "min_snr": "at least {:g} dB output SNR",
         }
-        given = [(f.name, getattr(self, f.name)) for f in fields(self)]
-        parts = [words[name].format(value) for name, value in given if value is not None]
+        values = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        parts = [words[name].format(value) for name, value in values if value is not None]
         return ", ".join(parts) or "what the settings give"

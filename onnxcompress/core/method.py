@@ -58,8 +58,8 @@ class Method(ABC):
 
     def __str__(self) -> str:
         """The setting as the command line spells it: ``basis:unfolding=spatial,rank=12``."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        pairs = [f"{key}={_spell(value)}" for key, value in given.items() if value is not None]
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        pairs = [f"{key}={_spell(value)}" for key, value in settings.items() if value is not None]
         return ":".join([self.name, ",".join(pairs)] if pairs else [self.name])
 
 
@@ -179,4 +179,4 @@ def all_candidates(job: tuple[Layer, Statistics, Sequence[Method]]) -> list[Cand
     layer, statistics, methods = job
     layer = layer.read()
     seen = replace(statistics)  # fits derive more from it, which is let go with the copy
-    return [found for method in methods for found in method.candidates(layer, seen)]
+    return [candidate for method in methods for candidate in method.candidates(layer, seen)]

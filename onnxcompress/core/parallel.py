@@ -193,10 +193,10 @@ def side_by_side(function: Callable[[T], R], pieces: Sequence[T]) -> list[R]:
     if pool is None or len(pieces) == 1:
         return list(map(function, pieces))
     waiting = [pool.submit(function, piece) for piece in pieces]
-    found: list[R] = []
+    results: list[R] = []
     for piece, task in zip(reversed(pieces), reversed(waiting), strict=True):
-        found.append(function(piece) if task.cancel() else task.result())  # others begin in front
-    return found[::-1]
+        results.append(function(piece) if task.cancel() else task.result())  # others begin in front
+    return results[::-1]
 
 
 @contextmanager

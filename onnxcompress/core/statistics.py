@@ -131,8 +131,8 @@ class Statistics:
         rounding = 4 * np.finfo(self.total.dtype).eps * energy / self.total.size**0.5
         trace, square = max(variance, 0.0) / groups, self._square() / groups
         spread = (self.count + 1 - 2 / fan_in) * (square - trace**2 / fan_in)
-        wanted = (1 - 2 / fan_in) * square + trace**2
-        share = min(1.0, wanted / spread) if spread > 0 else float(trace > 0)
+        target = (1 - 2 / fan_in) * square + trace**2
+        share = min(1.0, target / spread) if spread > 0 else float(trace > 0)
         return max(max(RIDGE, share) * variance / self.total.size, float(rounding)) + 1e-12
 
     def _square(self) -> float:

@@ -58,8 +58,8 @@ def engine(name: str) -> Iterator[None]:
     if name == "local":
         yield
         return
-    found = re.fullmatch(r"dask://([^/@\s]+:\d{1,5})", name)
-    if not found:
+    address = re.fullmatch(r"dask://([^/@\s]+:\d{1,5})", name)
+    if not address:
         raise WorkerError(f"{name!r} is no engine; write local or dask://HOST:PORT")
     try:
         import dask.config
@@ -72,7 +72,7 @@ def engine(name: str) -> Iterator[None]:
     level = log.level
     log.setLevel(logging.CRITICAL)  # what matters of it is an error here
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}):
-        place = f"tcp://{found[1]}"
+        place = f"tcp://{address[1]}"
         try:
             with ThreadPoolExecutor(1) as thread:  # which has no event loop, as a notebook has
                 thread.submit(asyncio.run, _answered(place)).result()
@@ -80,7 +80,7 @@ def engine(name: str) -> Iterator[None]:
         except (OSError, ValueError):
             log.setLevel(level)
             raise WorkerError(
-                f"no dask scheduler answers at {found[1]}; dask scheduler starts one"
+                f"no dask scheduler answers at {address[1]}; dask scheduler starts one"
             ) from None
         try:
             _check_alike(client)
@@ -93,11 +93,11 @@ def engine(name: str) -> Iterator[None]:
 
 def _check_alike(client: Any) -> None:
     """Raise a WorkerError unless there are workers, and all have what this process has."""
-    found = client.get_versions(packages=SAME)
-    if not found["workers"]:
+    versions = client.get_versions(packages=SAME)
+    if not versions["workers"]:
         raise WorkerError("the dask cluster has no workers; dask worker HOST:PORT starts one")
-    ours = found["client"]["packages"]
-    for address, worker in found["workers"].items():
+    ours = versions["client"]["packages"]
+    for address, worker in versions["workers"].items():
         theirs = worker["packages"]
         for name in SAME:
             if theirs[name] != ours[name]:

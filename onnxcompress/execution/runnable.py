@@ -8,12 +8,12 @@ from onnxcompress.graph import Model, ModelError, as_float32, check, custom_oper
 
 def unknown_operators(model: Model) -> list[str]:
     """The operators for which onnxruntime has no kernel and no library, if it cannot load it."""
-    found = custom_operators(model)
+    unknown = custom_operators(model)
     try:
-        if found:
+        if unknown:
             Session(model)
     except ModelError:
-        return found
+        return unknown
     return []
 
 

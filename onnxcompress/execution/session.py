@@ -115,8 +115,8 @@ class Session:
         read = {name for node in step.nodes for name in reads(node)}
         inputs = {name: value for name, value in values.items() if name in read}
         part = segment(self._model, step.nodes, inputs, step.outputs)
-        found = _run(_loaded(part, *self._how), inputs, seconds)
-        return dict(zip(step.outputs, found, strict=True))
+        outputs = _run(_loaded(part, *self._how), inputs, seconds)
+        return dict(zip(step.outputs, outputs, strict=True))
 
 
 def _loaded(

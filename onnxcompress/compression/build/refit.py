@@ -52,7 +52,6 @@ def refit(
     batches: Sequence[Sample],
     *,
     gain: bool = True,
-    asymmetric: bool = True,
     limit: Callable[[Layer], int] | None = None,
     fixed: Mapping[str, CompressedWeight] | None = None,
     jobs: int = 1,
@@ -79,7 +78,7 @@ def refit(
             fitted[name] = fit.corrected(weight, gain=False)
         else:
             alone = sum(other.shared == layer.shared for other in layers.values()) == 1
-            target = fit.target() if asymmetric and alone else layer
+            target = fit.target() if alone else layer
             weight = settings[name].fit(target, fit.statistics)
             fitted[name] = fit.corrected(weight, gain and alone)
         if model.large:
@@ -195,11 +194,11 @@ class _Fit:
 def _variance(statistics: Statistics, weight: Array, other: Array | None = None) -> Array:
     """Output variances ``(groups, out // groups)`` of a grouped weight, or of its difference from
     another one; without the ridge."""
-    rows, found = max(1, WIDE // weight.shape[2]), []
+    rows, parts = max(1, WIDE // weight.shape[2]), []
     for start in range(0, weight.shape[1], rows):
         flat = weight[:, start : start + rows]
         if other is not None:
             flat = other[:, start : start + rows].astype(np.float32) - flat
         product = statistics.times(flat) - np.asarray(statistics.ridge, flat.dtype) * flat
-        found.append(np.einsum("gof,gof->go", product, flat, dtype=np.float64))
-    return np.maximum(np.concatenate(found, axis=1), 0)
+        parts.append(np.einsum("gof,gof->go", product, flat, dtype=np.float64))
+    return np.maximum(np.concatenate(parts, axis=1), 0)

@@ -120,9 +120,9 @@ class Streams:
         return {name: [r[i] for r in results] for i, name in enumerate(session.outputs)}
 
     def _forget(self, values: dict[str, list[Array]], pending: Sequence[Any]) -> None:
-        wanted = {name for node in pending for name in reads(node)}
+        needed = {name for node in pending for name in reads(node)}
         for name in list(values):
-            if self._last.get(name, -1) < self._next and name not in wanted:
+            if self._last.get(name, -1) < self._next and name not in needed:
                 del values[name]
 
 

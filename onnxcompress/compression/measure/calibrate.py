@@ -68,8 +68,8 @@ def calibrate(
             result[name] = result[name] + seen if name in result else seen
             waiting[name].clear()
 
-        for found in (apart if elsewhere() else each)(look, batches, jobs):
-            for name, part in found.items():
+        for parts in (apart if elsewhere() else each)(look, batches, jobs):
+            for name, part in parts.items():
                 waiting[name].append(part)
                 if sum(p.nbytes for p in waiting[name]) >= GATHERED_BYTES:
                     absorb(name)
@@ -95,8 +95,8 @@ class _Look:
         self.read = {
             name: (_bare(layer), tensor, limit) for name, (layer, tensor, limit) in read.items()
         }
-        given = {value.name for value in model.graph.input}
-        inner = sorted({tensor for _, tensor, _ in read.values()} - given)
+        inputs = {value.name for value in model.graph.input}
+        inner = sorted({tensor for _, tensor, _ in read.values()} - inputs)
         self.session = Session(expose(model, inner)) if inner else None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -107,17 +107,17 @@ class _Look:
         values = dict(sample)
         if self.session is not None:
             values |= dict(zip(self.session.outputs, self.session.run(sample), strict=True))
-        found = {
+        parts = {
             name: patches(layer, values[tensor], limit, index)
             for name, (layer, tensor, limit) in self.read.items()
         }
-        for name, part in found.items():
+        for name, part in parts.items():
             if not np.isfinite(np.vdot(part, part)):
                 raise DataError(
                     f"with some samples layer {name!r} reads NaN or infinities, or values too "
                     "large to be squared; leave out these samples, or the layer (--skip)"
                 )
-        return found
+        return parts
 
 
 def _bare(layer: Layer) -> Layer:
@@ -129,8 +129,8 @@ def _bare(layer: Layer) -> Layer:
 def quota(layer: Layer, batches: int) -> int:
     """Patches to look at in each of so many batches."""
     fan_in = layer.fan_in
-    wanted = min(PATCHES, max(PATCH_WORK // fan_in**2, PATCHES_PER_INPUT * fan_in))
-    return -(-wanted // batches)
+    most = min(PATCHES, max(PATCH_WORK // fan_in**2, PATCHES_PER_INPUT * fan_in))
+    return -(-most // batches)
 
 
 def batching(samples: Samples, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:

@@ -47,13 +47,13 @@ class Observed:
 
     def each(self, names: Iterable[str]) -> Iterator[tuple[str, Statistics]]:
         """These layers with what they read."""
-        layers, wanted = self.job.layers, [*names]
-        if all(layers[name].shared in self.kept for name in wanted):
-            yield from ((name, self.kept[layers[name].shared]) for name in wanted)
+        layers, readers = self.job.layers, [*names]
+        if all(layers[name].shared in self.kept for name in readers):
+            yield from ((name, self.kept[layers[name].shared]) for name in readers)
             return
-        for group in self.groups(dict.fromkeys(layers[name].shared for name in wanted)):
+        for group in self.groups(dict.fromkeys(layers[name].shared for name in readers)):
             seen = self.of(group)
-            yield from ((n, seen[layers[n].shared]) for n in wanted if layers[n].shared in seen)
+            yield from ((n, seen[layers[n].shared]) for n in readers if layers[n].shared in seen)
 
     def groups(self, leaders: Iterable[str]) -> list[list[str]]:
         """The weights of a large model in groups whose statistics and fits fit into memory."""

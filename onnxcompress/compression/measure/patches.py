@@ -15,20 +15,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from onnxcompress.core.layer import Array, Layer
-from onnxcompress.core.statistics import Statistics
 
 T = TypeVar("T", bound=Any)
 
 GATHERED_BYTES = 16 << 20
-
-
-def measure(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> Statistics:
-    """Statistics of one input batch of a layer.
-
-    Args:
-        limit: look at no more than this many output positions, drawn with the seed.
-    """
-    return Statistics.of(patches(layer, x, limit, seed))
 
 
 def patches(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> Array:
@@ -52,16 +42,6 @@ def patches(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> 
         taken = windows[index[0], :, *index[1:]]
     grouped = taken.reshape(len(taken), layer.groups, -1)
     return np.ascontiguousarray(grouped.swapaxes(0, 1))
-
-
-def outputs(layer: Layer, y: Array, limit: int | None = None, seed: int = 0) -> Array:
-    """The outputs ``(count, out)`` at the positions whose patches `patches` returns."""
-    if layer.op_type in ("Gemm", "MatMul"):
-        flat = np.swapaxes(y, -1, -2) if layer.attributes.get("left") else y
-        flat = flat.reshape(-1, y.shape[-2 if layer.attributes.get("left") else -1])
-    else:
-        flat = np.moveaxis(y, 1, -1).reshape(-1, y.shape[1])
-    return flat[_drawn(len(flat), limit, seed)]
 
 
 def gathered(parts: Iterable[T], nbytes: int = GATHERED_BYTES) -> Iterator[list[T]]:

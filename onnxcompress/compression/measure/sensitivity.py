@@ -63,10 +63,10 @@ def weigh(
             fidelity.add(alone.outputs, expected, alone.run(batch))
         return float(np.sqrt(fidelity.loss / max(error, 1e-9)))
 
-    found = job.settings.track(
+    measured = job.settings.track(
         each(sensitivity, names, job.settings.jobs, len(names)), "weighing layers", len(names)
     )
-    weights = dict(zip(names, found, strict=True))
+    weights = dict(zip(names, measured, strict=True))
     typical = float(np.median(list(weights.values()))) or 1.0
     usable = {name: w if np.isfinite(w) and w > 0 else typical for name, w in weights.items()}
     return dict.fromkeys(candidates, typical) | usable

@@ -28,12 +28,12 @@ def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...
     recurrent = {key: tensor for key, (tensor, _) in recurrent_inputs(model).items()}
     tensors = {t for _, names in read.values() for t in names} | {*recurrent.values()}
     known = {name: tuple(c.dims) for name, c in model.constants.items() if name in tensors}
-    asked = sorted(tensors - set(known))
-    if asked:
-        exposed, names = expose_shapes(model, asked)
+    unknown = sorted(tensors - set(known))
+    if unknown:
+        exposed, names = expose_shapes(model, unknown)
         session = Session(exposed, optimize=False)
-        found = dict(zip(session.outputs, session.run(sample, FIRST_RUN), strict=True))
-        known |= {name: tuple(int(n) for n in found[names[name]]) for name in asked}
+        shown = dict(zip(session.outputs, session.run(sample, FIRST_RUN), strict=True))
+        known |= {name: tuple(int(n) for n in shown[names[name]]) for name in unknown}
     known |= inner_shapes(model, {n: x.shape for n, x in sample.items() if hasattr(x, "shape")})
     shapes, macs = {key: known[tensor] for key, tensor in recurrent.items()}, {}
     for key, (node, names) in (read | inner_nodes(model)).items():

@@ -55,8 +55,8 @@ def time_layers(job: Job, candidates: Mapping[str, Sequence[Candidate]]) -> dict
         return known[key]
 
     result: dict[str, Times] = {}
-    chains = {n: [c for c in found if len(c.factors) > 1] for n, found in candidates.items()}
-    timed = [n for n, found in chains.items() if found and set(job.readers(n)) <= nodes.keys()]
+    chains = {n: [c for c in some if len(c.factors) > 1] for n, some in candidates.items()}
+    timed = [n for n, some in chains.items() if some and set(job.readers(n)) <= nodes.keys()]
     for name in job.settings.track(timed, "timing layers", len(timed)):
         tried = _fastest(job, name, chains[name])
         spent = np.array([[both(r, c) for r in job.readers(name)] for c in tried]).sum(1)

@@ -106,8 +106,8 @@ def sweep(
     tasks: Iterable[Any] = work
     if run is apart:
         tasks = ((layer.read(), seen, own) for layer, seen, own in work)
-    found = track(run(all_candidates, tasks, jobs, len(work)), "fitting", len(work))
-    fitted = dict(zip(order, found, strict=True))
+    candidates = track(run(all_candidates, tasks, jobs, len(work)), "fitting", len(work))
+    fitted = dict(zip(order, candidates, strict=True))
     return {name: fitted[name] for name in layers}
 
 
@@ -149,7 +149,7 @@ def find_candidates(job: Job) -> Measured:
 
 
 def _judged(
-    job: Job, observed: Observed, found: Mapping[str, Sequence[Candidate]]
+    job: Job, observed: Observed, candidates: Mapping[str, Sequence[Candidate]]
 ) -> Iterator[tuple[str, list[Candidate]]]:
     """The candidates of layers that see few patches, with their errors on held-out samples.
 
@@ -158,19 +158,19 @@ def _judged(
     seen, layers = observed.kept, job.leaders
     few = [
         name
-        for name in largest_first({n: layers[n] for n in found})
+        for name in largest_first({n: layers[n] for n in candidates})
         if layers[name].groups == 1 and 0 < seen[name].count < FEW * layers[name].fan_in
     ]
     unseen = Observed(replace(job, fit=job.held_out)).of(few)
     few = [name for name in few if unseen[name].count > 1]
-    work = [(_tried(found[n]), _part(layers[n].read()), seen[n], unseen[n]) for n in few]
+    work = [(_tried(candidates[n]), _part(layers[n].read()), seen[n], unseen[n]) for n in few]
     weights = sum(len(tried) * layer.weight.size for tried, layer, *_ in work)
     run = _way(weights, [tried for tried, *_ in work])
     more = job.settings.track(
         run(_on_others, work, job.settings.jobs, len(few)), "judging errors", len(few)
     )
     for name, known in zip(few, more, strict=True):
-        yield name, _adjusted(found[name], known)
+        yield name, _adjusted(candidates[name], known)
 
 
 def _tried(candidates: Sequence[Candidate]) -> list[Candidate]:

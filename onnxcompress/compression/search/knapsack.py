@@ -50,13 +50,13 @@ def leanest(options: Mapping[str, Sequence[Option]]) -> dict[str, Option]:
 
     What is shared may outweigh all else: it is left out one by one, whatever helps most first.
     """
-    best = now = {name: min(found, key=lambda o: o.cost) for name, found in options.items()}
+    best = now = {name: min(some, key=lambda o: o.cost) for name, some in options.items()}
     while needed := _shared(now.values()):
         fewer = [_cheapest(options, needed - {one}) for one in sorted(needed)]
-        found = [choice for choice in fewer if choice is not None]
-        if not found:
+        feasible = [choice for choice in fewer if choice is not None]
+        if not feasible:
             break
-        now = min(found, key=spent)
+        now = min(feasible, key=spent)
         best = min(best, now, key=spent)
     return best
 
@@ -73,14 +73,14 @@ def _cheapest(
     some = _only(options, allowed)
     if not all(some.values()):
         return None
-    return {name: min(found, key=lambda o: o.cost) for name, found in some.items()}
+    return {name: min(own, key=lambda o: o.cost) for name, own in some.items()}
 
 
 def _only(
     options: Mapping[str, Sequence[Option]], allowed: frozenset[tuple[str, int]]
 ) -> dict[str, list[Option]]:
     """The options that share nothing but what is allowed."""
-    return {name: [o for o in found if o.shared <= allowed] for name, found in options.items()}
+    return {name: [o for o in own if o.shared <= allowed] for name, own in options.items()}
 
 
 def _cost(shared: Iterable[tuple[str, int]]) -> int:
@@ -104,18 +104,18 @@ def choose(
         raise BudgetError(
             f"the layers need at least {spent(floor):,}, but the budget is {int(limit):,}"
         )
-    allowed = _shared(option for found in options.values() for option in found)
+    allowed = _shared(option for own in options.values() for option in own)
     best, error = _with(options, allowed, limit, work)
     while allowed:
         fewer = [allowed - {one} for one in sorted(allowed)]
-        found = [_with(options, some, limit, work) for some in fewer]
-        index = int(np.argmin([e for _, e in found]))
-        if best is not None and found[index][1] > error:
+        results = [_with(options, some, limit, work) for some in fewer]
+        index = int(np.argmin([e for _, e in results]))
+        if best is not None and results[index][1] > error:
             break
-        if found[index][0] is None:  # none fits yet: what helps most is left out
+        if results[index][0] is None:  # none fits yet: what helps most is left out
             cheapest = [_cheapest(options, some) for some in fewer]
             index = int(np.argmin([inf if c is None else spent(c) for c in cheapest]))
-        allowed, (best, error) = fewer[index], found[index]
+        allowed, (best, error) = fewer[index], results[index]
     if best is None and work == inf:  # only the cheapest of all fits
         return floor
     if best is None:
@@ -138,7 +138,7 @@ def _with(
     picked = table.priced(left, work)
     if picked is None:
         return None, inf
-    chosen = {name: found[i] for (name, found), i in zip(points.items(), picked, strict=True)}
+    chosen = {name: own[i] for (name, own), i in zip(points.items(), picked, strict=True)}
     chosen = _filled(chosen, points, left, work)
     return chosen, sum(option.error for option in chosen.values())
 
@@ -151,7 +151,7 @@ def hull(options: Mapping[str, Sequence[Option]]) -> list[dict[str, Option]]:
         for price in np.geomspace(LOWEST, HIGHEST, PRICES)
     }
     return [
-        {name: found[i] for (name, found), i in zip(options.items(), picks, strict=True)}
+        {name: own[i] for (name, own), i in zip(options.items(), picks, strict=True)}
         for picks in picked
     ]
 
@@ -173,8 +173,8 @@ class _Table:
     def of(cls, points: Mapping[str, Sequence[Option]]) -> Self:
         longest = max(map(len, points.values()), default=0)
         arrays = np.full((3, len(points), longest), inf)
-        for row, found in enumerate(points.values()):
-            arrays[:, row, : len(found)] = np.array([(o.cost, o.work, o.error) for o in found]).T
+        for row, own in enumerate(points.values()):
+            arrays[:, row, : len(own)] = np.array([(o.cost, o.work, o.error) for o in own]).T
         return cls(*arrays)
 
     def priced(self, limit: float, work: float) -> np.ndarray | None:
@@ -229,9 +229,9 @@ def _filled(
     while True:
         steps = [
             ((now.error - option.error) / max(option.cost - now.cost, 1e-9), name, option)
-            for name, found in points.items()
+            for name, own in points.items()
             for now in (chosen[name],)
-            for option in found
+            for option in own
             if option.error < now.error
             and option.cost - now.cost <= left
             and option.work - now.work <= spare

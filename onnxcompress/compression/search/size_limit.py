@@ -75,30 +75,19 @@ def _latency_limit(job: Job, curves: Curves, share: float, work: float) -> Limit
     """
     timed = curves.cost == "latency"
     smallest, most = curves.bounds if timed else curves.works
-    one = next(iter((job.held_out or job.random).batches(1)))
-
-    def attempt(time: float) -> tuple[Limits, Latency]:
-        """Limits under which the layers take so long, and how long the model takes then."""
-        limits = Limits(time, work)
-        if not timed:
-            short = time if time < most else inf
-            limits = Limits(_byte_limit(job, curves, job.target.ratio or 1.0, short), short)
-        rough = rewrite(job.runnable, _blanks(job, curves.at(*limits)), {}, {})
-        return limits, latency(job.runnable, rough, one, PROVIDERS)
-
-    _, measured = attempt(most)
+    measured = _attempt(job, curves, most, work)[1]
     best, high, least = None, most, measured.ratio  # what keeps the share; a time that does not
     time = most - (1 - share) * measured.before
     for trial in range(LATENCY_TRIALS):
         last = trial == LATENCY_TRIALS - 1 and best is None
         time = smallest if last else max(time, smallest)
         try:
-            limits, measured = attempt(time)
+            limits, measured = _attempt(job, curves, time, work)
         except BudgetError:
             break
         least = min(least, measured.ratio)
         if measured.ratio <= share:
-            best = limits, time
+            best = limits if timed else limits._replace(work=time)
             if measured.ratio > LEAST_USED * share:
                 break
         elif time == smallest:
@@ -106,19 +95,32 @@ def _latency_limit(job: Job, curves: Curves, share: float, work: float) -> Limit
         else:
             high = time
         if best is not None:
-            time = (best[1] + high) / 2
-            continue
-        # The model saves a part of what its layers save alone.
-        kept = (1 - measured.ratio) * measured.before / max(most - time, 1e-9)
-        step = 1.1 * (measured.ratio - share) * measured.before / max(kept, LEAST_KEPT)
-        time -= min(step, (time - smallest) / 2)
+            time = ((best.cost if timed else best.work) + high) / 2
+        else:
+            time -= min(_step(measured, share, most - time), (time - smallest) / 2)
     if best is not None:
-        limits, time = best
-        return limits if timed else limits._replace(work=time)
+        return best
     beside = "" if timed else f" in a file {job.target.ratio:g} times smaller"
     raise BudgetError(
         f"{share:g} of the time is out of reach{beside}; the least that was measured is {least:.3f}"
     )
+
+
+def _attempt(job: Job, curves: Curves, time: float, work: float) -> tuple[Limits, Latency]:
+    """Limits under which the layers take so long, and how long the model takes then."""
+    limits = Limits(time, work)
+    if curves.cost != "latency":
+        time = time if time < curves.works[1] else inf
+        limits = Limits(_byte_limit(job, curves, job.target.ratio or 1.0, time), time)
+    rough = rewrite(job.runnable, _blanks(job, curves.at(*limits)), {}, {})
+    one = next(iter((job.held_out or job.random).batches(1)))
+    return limits, latency(job.runnable, rough, one, PROVIDERS)
+
+
+def _step(measured: Latency, share: float, saved: float) -> float:
+    """How much less time the layers should take, as the model saves a part of what they save."""
+    kept = (1 - measured.ratio) * measured.before / max(saved, 1e-9)
+    return 1.1 * (measured.ratio - share) * measured.before / max(kept, LEAST_KEPT)
 
 
 def _byte_limit(job: Job, curves: Curves, ratio: float, work: float) -> float:

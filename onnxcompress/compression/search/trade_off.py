@@ -72,7 +72,7 @@ class Curves:
     @property
     def works(self) -> tuple[float, float]:
         """The least and the greatest that the layers take of what is limited besides."""
-        every = [[option.work for option in found] for found in self.options.values()]
+        every = [[option.work for option in own] for own in self.options.values()]
         return sum(map(min, every)), sum(map(max, every))
 
     def snr(self, chosen: Mapping[str, Candidate]) -> float:
@@ -91,8 +91,8 @@ class Curves:
             return outside + spent(choice), self.snr({n: o.candidate for n, o in choice.items()})
 
         fours = {
-            name: next((o for o in found if str(o.candidate.setting) == GRID), found[-1])
-            for name, found in self.options.items()
+            name: next((o for o in own if str(o.candidate.setting) == GRID), own[-1])
+            for name, own in self.options.items()
         }
         known = any(str(option.candidate.setting) == GRID for option in fours.values())
         points: list[tuple[float, float]] = []
@@ -123,7 +123,7 @@ class Curves:
     @property
     def methods(self) -> list[str]:
         """Names of those that there are settings of."""
-        settings = [o.candidate.setting for found in self.options.values() for o in found]
+        settings = [o.candidate.setting for own in self.options.values() for o in own]
         return sorted({setting.name for setting in settings if setting is not None})
 
     def at(
@@ -141,8 +141,8 @@ class Curves:
         options = self.options
         if method is not None:
             options = {
-                name: [o for o in found if getattr(o.candidate.setting, "name", method) == method]
-                for name, found in options.items()
+                name: [o for o in own if getattr(o.candidate.setting, "name", method) == method]
+                for name, own in options.items()
             }
             if not all(options.values()):
                 raise BudgetError(f"some layers cannot become smaller by {method} alone")
