@@ -349,16 +349,30 @@ def test_the_predicted_snr_is_known_before_the_fit_and_noise_is_called_noise(
         said.append(what)
         return items
 
-    def run(stacks):
-        methods = [oc.Binary(stacks=stacks)]
-        return oc.compress(net, methods=methods, samples=batches, track=track)[1]
+    def run(ratio):
+        target, methods = oc.Target(ratio=ratio), [oc.Integer()]
+        return oc.compress(net, methods=methods, target=target, samples=batches, track=track)[1]
 
-    fine, rough = run(4), run(1)
+    fine, rough = run(3), run(6)
     assert fine.predicted > rough.predicted
     assert f"correcting, {fine.predicted:.1f} dB predicted" in said
     assert not [w for w in fine.warnings if "noise" in w]
     monkeypatch.setattr("onnxcompress.compression.judge.NOISE", rough.predicted + 0.1)
-    assert [w for w in run(1).warnings if "noise" in w]
+    assert [w for w in run(6).warnings if "noise" in w]
+
+
+def test_settings_that_are_fixed_are_fitted_without_measuring_sensitivities(net, batches):
+    said = []
+
+    def track(items, what, total):
+        said.append(what)
+        return items
+
+    methods = [oc.Integer(bits=4)]
+    report = oc.compress(net, methods=methods, samples=batches, track=track)[1]
+    assert said == ["correcting", *said[1:]] and not {"fitting", "weighing layers"} & {*said}
+    assert all(0 < row.error < 0.1 for row in report.rows)
+    assert report.predicted is None and report.trade_off is None
 
 
 def test_a_result_that_folding_would_undo_says_how_to_keep_it(net, batches):

@@ -117,6 +117,11 @@ class Job:
         """Whether no size is left to be chosen."""
         return self.pinned == self.leaders.keys()
 
+    @property
+    def has_choice(self) -> bool:
+        """Whether sensitivities are worth measuring: settings that are fixed leave no choice."""
+        return self.fit is not None and not self.all_pinned and not self.model.large
+
     def readers(self, leader: str) -> list[str]:
         """The layers that read the weight of this one."""
         return [name for name, layer in self.layers.items() if layer.shared == leader]

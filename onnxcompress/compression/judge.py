@@ -26,7 +26,7 @@ UNDONE = (
 def judge(job: Job, curves: Curves, compressed: Compressed) -> tuple[Model, Report]:
     """Refine the model if that was asked, compare it with the original, and report."""
     built, result = compressed.built, compressed.built.model
-    predicted = None if job.fit is None else curves.snr(built.chosen)
+    predicted = curves.snr(built.chosen) if job.has_choice else None
     skipped = {**job.skipped, **_without_candidates(job, curves), **built.failed}
     skipped |= compressed.left_out
     rows = tuple(_rows(job, compressed, skipped))
@@ -129,11 +129,11 @@ def _rows(job: Job, compressed: Compressed, skipped: dict[str, str]) -> Iterator
         if candidate is None or candidate.setting is None or name not in built.fitted:
             yield kept
             continue
-        after = built.fitted[name].weight.nbytes if layer.shared == name else 0
-        shape = job.shapes.get(name)
+        shape, fitted = job.shapes.get(name), built.fitted[name]
+        after = fitted.weight.nbytes if layer.shared == name else 0
         cost = layer.macs(shape, *candidate.factors) if shape else 0
         yield Row(
             name, layer.op_type, layer.weight.shape, str(candidate.setting), (before, after),
-            (macs, cost), candidate.error, built.fitted[name].snr,
+            (macs, cost), candidate.error or fitted.error, fitted.snr,
             "" if layer.shared == name else f"shares the weight of {layer.shared}",
         )  # fmt: skip

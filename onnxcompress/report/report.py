@@ -192,7 +192,7 @@ class Report:
         comparison: the original against the result; None if there is no result.
         refined: what a refinement did; None where nobody asked for one.
         predicted: output SNR in dB from the errors of single layers, known before the layers
-            were fitted together; None without data.
+            were fitted together; None without data, or where the settings are fixed.
         trade_off: what the candidates allowed; None without data.
         points: of a sweep.
         hurting: layer -> the share of the outputs' error that it alone causes, where that is much.

@@ -93,7 +93,7 @@ def _build(builder: Builder, curves: Curves, limits: Limits, method: str | None)
     """The model within these limits, with all that may help it."""
     chosen = curves.at(*limits, method)
     words = "correcting"
-    if builder.job.fit is not None:
+    if builder.job.has_choice:
         words += f", {curves.snr(chosen):.1f} dB predicted"
     return builder.build(chosen, words)
 

@@ -24,6 +24,11 @@ class Fitted:
     snr: float | None = None
     plain: Fitted | None = None
 
+    @property
+    def error(self) -> float:
+        """Relative squared error of the layer's output; 0 where it was not compared."""
+        return 0.0 if self.snr is None else float(10 ** (-self.snr / 10))
+
     def mapped(self, change: Callable[[Array], Array]) -> Fitted:
         """The same with every array of its weights changed."""
         plain = self.plain and self.plain.mapped(change)

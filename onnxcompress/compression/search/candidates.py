@@ -12,6 +12,7 @@ import numpy as np
 from onnxcompress.compression.job import Job, Methods
 from onnxcompress.compression.measure.observed import Observed
 from onnxcompress.compression.measure.sensitivity import largest_first, weigh
+from onnxcompress.compression.target import Target
 from onnxcompress.core.errors import BudgetError
 from onnxcompress.core.layer import Array, Layer, Unread
 from onnxcompress.core.method import Candidate, Method, all_candidates
@@ -40,7 +41,8 @@ class Measured:
 
     Attributes:
         candidates: of every weight, those that make it smaller.
-        sensitivities: how much the error of each weight reaches the output.
+        sensitivities: how much the error of each weight reaches the output; 1 where there is no
+            choice that they could decide.
         observed: what the layers read.
     """
 
@@ -56,6 +58,9 @@ def measure(job: Job) -> Measured:
         BudgetError: there is nothing to choose from.
     """
     _ = job.validation.baseline  # a metric of no use is found out before the work
+    only = _only_settings(job)
+    if only is not None:
+        return Measured(only, dict.fromkeys(only, 1.0), Observed(job))
     cache = Cache(job.settings.cache)
     key = _key(job) if cache.folder else None
     stored = cache.find(key)
@@ -71,6 +76,26 @@ def measure(job: Job) -> Measured:
     refitted = set(job.model.keys) if job.fit is not None and job.settings.correct else set()
     observed = measured.observed.keeping(job.leaders.keys() - refitted)  # the others are taken anew
     return replace(measured, observed=observed)
+
+
+def _only_settings(job: Job) -> dict[str, Sequence[Candidate]] | None:
+    """The one setting of every weight where refitting alone has to fit it; None elsewhere.
+
+    Their errors are not known, and nothing depends on them.
+    """
+    offer = job.settings.methods
+    assert callable(offer)
+    if job.target != Target() or job.fit is None or not job.settings.correct or job.model.large:
+        return None
+    only = dict[str, Sequence[Candidate]]()
+    for name, layer in job.leaders.items():
+        settings = [s for method in offer(layer) for s in method.settings(layer)]
+        if name not in job.model.keys or len(settings) > 1:
+            return None
+        for setting in settings:
+            blank = setting.blank(layer)
+            only[name] = [Candidate(setting, blank.nbytes, blank.factors, 0.0)]
+    return only or None
 
 
 def _key(job: Job) -> list[Any]:
@@ -140,9 +165,9 @@ def find_candidates(job: Job) -> Measured:
             statistics |= read
         candidates |= fitted
     candidates = {name: some for name, some in candidates.items() if some}
-    if job.model.large:
-        return Measured(candidates, dict.fromkeys(candidates, 1.0), observed)
     observed = replace(observed, kept=statistics)
+    if not job.has_choice:
+        return Measured(candidates, dict.fromkeys(candidates, 1.0), observed)
     sensitivities = weigh(job, candidates, statistics)
     candidates |= dict(_judged(job, observed, candidates))
     return Measured(candidates, sensitivities, observed)

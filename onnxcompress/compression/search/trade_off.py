@@ -81,8 +81,8 @@ class Curves:
         return decibel(1.0, float(sum(errors)))
 
     def trade_off(self, chosen: Mapping[str, Candidate]) -> TradeOff | None:
-        """What all candidates allowed beside what was chosen; None where no data tells errors."""
-        if self.job.fit is None:
+        """What all candidates allowed beside what was chosen; None where there was no choice."""
+        if not self.job.has_choice:
             return None
         whole = self._model_cost()
         outside = whole - sum(self.whole.values())

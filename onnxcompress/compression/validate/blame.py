@@ -14,7 +14,11 @@ def find_hurting(builder: Builder, curves: Curves, built: Built) -> dict[str, fl
     job, chosen = builder.job, built.chosen
     if job.held_out is None or len(built.fitted) < 2:
         return {}
-    expected = {n: curves.sensitivities[n] ** 2 * c.error for n, c in chosen.items() if c.setting}
+    expected = {
+        name: curves.sensitivities[name] ** 2 * (candidate.error or built.fitted[name].error)
+        for name, candidate in chosen.items()
+        if candidate.setting is not None and name in built.fitted
+    }
     suspects = sorted(expected, key=lambda name: -expected[name])[:SUSPECTS]
     whole, shares = builder.loss(built.fitted), dict[str, float]()
     for name in job.settings.track(suspects, "looking for layers that hurt", len(suspects)):
