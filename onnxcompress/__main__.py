@@ -1,5 +1,5 @@
 """``python -m onnxcompress``."""
 
-from onnxcompress.cli.supervisor import main
+from onnxcompress.cli.entry import main
 
 main()

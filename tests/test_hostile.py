@@ -156,7 +156,7 @@ def test_one_that_does_not_listen_is_ended_at_the_second_time(folder):
         child.send_signal(signal.SIGTERM)
         time.sleep(0.2)
     _, err = child.communicate(timeout=30)
-    assert child.returncode == 130 and err == "Error: interrupted\n"
+    assert child.returncode == 130 and err == "Error: interrupted; nothing was written\n"
     assert not running(worker)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from onnxcompress.core.errors import DataError
+from onnxcompress.core.messages import printable, shorten
 
 if TYPE_CHECKING:  # imported where they are used: --help and wrong options answer at once
     from onnxcompress.cli.config_file import Rules
@@ -28,7 +31,7 @@ EVALUATION_LIMIT = 100_000
 
 
 @contextmanager
-def asking() -> Iterator[None]:
+def as_usage_errors() -> Iterator[None]:
     """A value that settings or a target refuse is a wrong argument."""
     try:
         yield
@@ -38,17 +41,32 @@ def asking() -> Iterator[None]:
 
 def check_output(output: Path, inputs: Collection[Path], force: bool) -> None:
     """Find out before the work whether the result could be written."""
+    if any(part != printable(part) for part in output.parts):
+        raise click.UsageError(f"{output} cannot be written: its name is no plain text")
     if output.is_dir():
         raise click.UsageError(f"{output} is a folder; give a file name")
     if output.exists() and not output.is_file():
         raise click.UsageError(f"{output} is not a regular file; use --dry-run to write nothing")
     if output.exists() and any(map(output.samefile, inputs)) and not force:
         raise click.UsageError("OUTPUT is INPUT; --force allows that")
-    parent = output.resolve().parent
+    try:
+        parent = output.resolve(strict=False).parent
+    except (OSError, RuntimeError):  # links in a circle
+        raise click.UsageError(f"{output} cannot be written: it is a link to itself") from None
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise click.UsageError(f"{output} cannot be written: {parent} is not a writable folder")
+
+
+def check_gate(target: Target | None, options: Mapping[str, Any]) -> None:
+    """Refuse a quality target for which there is no data to judge it by."""
+    if target is None:
+        return
+    if target.max_drop is not None and options["evaluation"] is None:
+        raise click.UsageError("--max-drop needs labelled samples: give --eval")
+    if (target.min_snr, target.min_agreement) != (None, None) and options["calib"] is None:
+        raise click.UsageError("--min-agreement and --min-snr need samples: give --calib")
 
 
 def check_cache(folder: Path | None) -> None:
@@ -67,22 +85,22 @@ def check_page(page: Path | None, models: Collection[Path]) -> None:
             raise click.UsageError(f"--report {page} would replace a model; give another name")
 
 
-def methods(given: Sequence[str], energy: float | None, target: Target | None) -> list[Method]:
+def read_methods(specs: Sequence[str], energy: float | None, target: Target | None) -> list[Method]:
     from onnxcompress.compression.method_spec import parse
     from onnxcompress.methods.basis import Basis
 
     default = ("auto",) if energy is None else ("basis",)
-    with asking():
-        found = [method for spec in given or default for method in parse(spec, target)]
+    with as_usage_errors():
+        chosen = [method for spec in specs or default for method in parse(spec, target)]
         if energy is None:
-            return found
-        ruled = [replace(m, energy=energy) for m in found if isinstance(m, Basis)]
+            return chosen
+        ruled = [replace(m, energy=energy) for m in chosen if isinstance(m, Basis)]
     if not ruled:
         raise click.UsageError("--energy is a rule of the method basis")
     return list(ruled)
 
 
-def configured(ctx: click.Context, path: Path) -> Rules:
+def read_config(ctx: click.Context, path: Path) -> Rules:
     """The rules of a file, whose options become defaults."""
     from onnxcompress.cli import config_file
 
@@ -92,9 +110,9 @@ def configured(ctx: click.Context, path: Path) -> Rules:
         for opt in param.opts
         if isinstance(param, click.Option) and opt not in ("--config", "--help", "-h")
     }
-    found, rules = config_file.read(path, known)
+    values, rules = config_file.read(path, known)
     ctx.default_map = {}
-    for key, value in found.items():
+    for key, value in values.items():
         several = getattr(known[key], "multiple", False)
         if isinstance(value, dict) or (isinstance(value, list) and not several):
             raise click.UsageError(f"{path}: {key} takes one value, such as {key}: 8")
@@ -103,7 +121,7 @@ def configured(ctx: click.Context, path: Path) -> Rules:
     return rules
 
 
-def offered(
+def offer_methods(
     model: Model, default: list[Method], rules: Rules | None, target: Target | None
 ) -> list[Method] | Callable[[Layer], Sequence[Method]]:
     """The methods for all layers, or for each one by the rules of a configuration."""
@@ -114,7 +132,7 @@ def offered(
     for op_type in rules.op_types.keys() - kinds:
         raise click.UsageError(f"no layer is a {op_type}; there are {_some(sorted(kinds))}")
     every = (*rules.layers.values(), *rules.op_types.values())
-    known = {rule.specs: methods(rule.specs, None, target) for rule in every}
+    known = {rule.specs: read_methods(rule.specs, None, target) for rule in every}
 
     def ruled(layer: Layer) -> Sequence[Method]:
         rule = rules.of(layer.name, layer.op_type)
@@ -125,16 +143,16 @@ def offered(
     return ruled
 
 
-def target(given: Mapping[str, Any]) -> Target | None:
+def read_target(options: Mapping[str, Any]) -> Target | None:
     from onnxcompress.compression.target import Target
 
     names = ("ratio", "macs", "latency", "max_drop", "min_agreement", "min_snr")
-    wanted = {name: given[name] for name in names if given[name] is not None}
-    with asking():
-        return Target(**wanted) if wanted else None
+    values = {name: options[name] for name in names if options.get(name) is not None}
+    with as_usage_errors():
+        return Target(**values) if values else None
 
 
-def targets(ratios: Sequence[float], macs: Sequence[float]) -> list[Target]:
+def read_targets(ratios: Sequence[float], macs: Sequence[float]) -> list[Target]:
     """Size targets from the mildest on, of one kind: each needs methods and an axis of its own."""
     from onnxcompress.compression.target import Target
 
@@ -142,12 +160,12 @@ def targets(ratios: Sequence[float], macs: Sequence[float]) -> list[Target]:
         raise click.UsageError("--ratio and --macs are two curves: sweep one of them at a time")
     if not ratios and not macs:
         ratios = SWEPT
-    with asking():
-        found = [Target(ratio=ratio) for ratio in sorted(ratios)]
-        return found or [Target(macs=share) for share in sorted(macs, reverse=True)]
+    with as_usage_errors():
+        sizes = [Target(ratio=ratio) for ratio in sorted(ratios)]
+        return sizes or [Target(macs=share) for share in sorted(macs, reverse=True)]
 
 
-def changeable(
+def choose_layers(
     model: Model, only: Sequence[str], skip: Sequence[str]
 ) -> Callable[[str], bool] | None:
     """Which layers the patterns leave; a pattern that matches nothing is an error."""
@@ -167,10 +185,11 @@ def _check_patterns(model: Model, patterns: Sequence[str]) -> None:
     """A pattern that matches no layer is an error."""
     from onnxcompress.cli.config_file import matches
 
-    names = [name for found in _every_layer(model) for name in found]
+    names = [name for names in _every_layer(model) for name in names]
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
-            near = get_close_matches(pattern, names, 3)
+            short = {shorten(name): name for name in names}
+            near = get_close_matches(shorten(pattern), short, 3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_some(names)}"
             raise click.UsageError(f"no layer matches {pattern!r}; {hint}")
 
@@ -185,77 +204,119 @@ def _every_layer(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + ", ..." * (len(names) > 5) if names else "none"
+    return ", ".join(map(shorten, names[:5])) + ", ..." * (len(names) > 5) if names else "none"
 
 
-def samples(model: Model, given: Mapping[str, Any], otherwise: str) -> Samples | None:
-    from onnxcompress.cli.terminal import say
-    from onnxcompress.data.inputs import input_specs
-    from onnxcompress.data.load import load_samples
+@dataclass(frozen=True)
+class Task:
+    """What the commands that compress have in common.
 
-    if given["calib"] is None:
+    Attributes:
+        samples: unlabelled ones, None without --calib; `evaluation` are labelled.
+        keywords: of `pipeline.compress` and `pipeline.trade_off` alike.
+    """
+
+    model: Model
+    samples: Samples | None
+    evaluation: Samples | None
+    keywords: Mapping[str, Any]
+
+
+def load_model(
+    source: Path, options: Mapping[str, Any], output: Path | None, force: bool = False
+) -> Model:
+    """The model; it is found out before the work whether what comes of it could be written."""
+    from onnxcompress.graph import load
+
+    model = load(source, options["extensions"])
+    inputs = {source, *model.data_files}
+    if output is not None:
+        check_output(output, inputs, force)
+        inputs.add(output)
+    check_page(options["page"], inputs)
+    check_cache(options["cache"])
+    return model
+
+
+def prepare(model: Model, options: Mapping[str, Any]) -> Task:
+    """Choose layers and open samples."""
+    only = choose_layers(model, options["only"], options["skip"])
+    measures = read_measures(model, options)
+    samples = open_samples(model, options, "the fits use the weights alone")
+    common = {name: options[name] for name in ("seed", "jobs", "engine", "cache")}
+    shapes = dict(options["shapes"])
+    keywords = {"only": only, "samples": samples, "shapes": shapes, **common, **measures}
+    return Task(model, samples, measures["evaluation"], keywords)
+
+
+def open_samples(model: Model, options: Mapping[str, Any], otherwise: str) -> Samples | None:
+    """The samples of --calib, each looked at once; None, and a loud word, without them."""
+    from onnxcompress.cli.streams import say
+    from onnxcompress.data.quality import check_samples
+
+    if options["calib"] is None:
         say(f"NO CALIBRATION DATA (--calib): {otherwise}")
         return None
-    return load_samples(
-        given["calib"],
-        input_specs(model),
-        limit=given["samples"],
-        select=given["select"],
-        preprocess=given["preprocess"],
-    )
+    path = options["calib"]
+    samples = _load(model, path, options, limit=options["samples"], select=options["select"])
+    try:
+        return check_samples(samples)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
-def measured(model: Model, given: Mapping[str, Any]) -> dict[str, Any]:
+def _load(model: Model, path: str, options: Mapping[str, Any], **how: Any) -> Samples:
+    """Samples in the shapes that --input-shapes states, and in batches that the model takes."""
+    from onnxcompress.compression.measure.batch_axis import fit_batches
+    from onnxcompress.data.inputs import input_specs, with_shapes
+    from onnxcompress.data.load import load_samples
+
+    inputs = with_shapes(input_specs(model), dict(options["shapes"]))
+    return fit_batches(model, load_samples(path, inputs, preprocess=options["preprocess"], **how))
+
+
+def read_measures(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     """What the models are measured with: labelled samples, a metric, execution providers."""
     from onnxcompress.compression.validate.metrics import find_metric
     from onnxcompress.core.messages import nearest
     from onnxcompress.execution.session import available_providers
 
-    providers = given["providers"].split(",")
+    providers = options["providers"].split(",")
     for provider in providers:
         if provider not in available_providers():
             near = nearest(provider, available_providers())
             raise click.UsageError(f"onnxruntime has no provider {provider!r} here{near}")
     evaluation = None
-    if given["evaluation"] is not None:
-        find_metric(given["metric"])
-        evaluation = _labelled(model, given["evaluation"], given)
-    return {"evaluation": evaluation, "metric": given["metric"], "providers": providers}
+    if options["evaluation"] is not None:
+        find_metric(options["metric"])
+        evaluation = _labelled(model, options["evaluation"], options)
+    return {"evaluation": evaluation, "metric": options["metric"], "providers": providers}
 
 
-def _labelled(model: Model, path: str, given: Mapping[str, Any]) -> Samples:
-    from onnxcompress.data.inputs import input_specs
-    from onnxcompress.data.load import load_samples
-
-    return load_samples(
-        path,
-        input_specs(model),
-        limit=EVALUATION_LIMIT,
-        preprocess=given["preprocess"],
-        labelled=True,
-    )
+def _labelled(model: Model, path: str, options: Mapping[str, Any]) -> Samples:
+    return _load(model, path, options, limit=EVALUATION_LIMIT, labelled=True)
 
 
-def refinement(model: Model, given: Mapping[str, Any]) -> partial[Any] | None:
+def plan_refinement(model: Model, options: Mapping[str, Any]) -> partial[Any] | None:
     """What trains the result, None where nobody asked; whether it can is found out before work."""
-    if given["refine"] is None:
+    if options["refine"] is None:
         for name in ("device", "augment", "train"):
-            if given[name] is not None:
+            if options[name] is not None:
                 raise click.UsageError(f"--{name} says how to refine: give --refine too")
         return None
     from onnxcompress.refinement import train
 
-    device, augment = given["device"] or "auto", given["augment"] or ""
+    device, augment = options["device"] or "auto", options["augment"] or ""
     train.check(model, device, augment)
     return partial(
         train.refine,
-        epochs=given["refine"],
+        epochs=options["refine"],
         device=device,
         augment=augment,
-        labelled=given["train"] and _labelled(model, given["train"], given),
-        seed=given["seed"],
-        jobs=given["jobs"],
-        cache=given["cache"],
+        labelled=options["train"] and _labelled(model, options["train"], options),
+        seed=options["seed"],
+        jobs=options["jobs"],
+        cache=options["cache"],
     )
 
 
@@ -266,7 +327,7 @@ def check_alike(a: Model, b: Model, shapes: Mapping[str, tuple[int, ...]]) -> No
     for what, specs in (("inputs", input_specs), ("outputs", output_specs)):
         names = [[spec.name for spec in specs(model)] for model in (a, b)]
         if sorted(names[0]) != sorted(names[1]):
-            both = " and ".join(", ".join(found) for found in names)
+            both = " and ".join(", ".join(sorted(each)) for each in names)
             raise click.UsageError(f"the models have different {what}: {both}")
     ours = {spec.name: spec for spec in input_specs(a)}
     for spec in input_specs(b):

@@ -12,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from onnxcompress.cli import arguments
+from onnxcompress.core.messages import shorten
 
 SECTIONS = {  # of the help page; what is in none of them comes last
     "Method": ("specs", "energy", "no_correct", "only", "skip", "rules"),
@@ -23,9 +24,16 @@ SECTIONS = {  # of the help page; what is in none of them comes last
 
 
 class Percent(click.ParamType):
-    """A share, as ``98%`` or ``0.98``."""
+    """A share, as ``98%`` or ``0.98``.
+
+    Args:
+        least: 0 where that is a share like others; else it has to be more.
+    """
 
     name = "share"
+
+    def __init__(self, least: float = math.ulp(0)) -> None:
+        self.least = least
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         text = str(value).replace(" ", "")
@@ -33,8 +41,9 @@ class Percent(click.ParamType):
             share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
         except ValueError:
             share = math.nan
-        if not 0 < share <= 1:
-            self.fail(f"{value!r} is no share of 1; write 98% or 0.98", param, ctx)
+        if not self.least <= share <= 1:
+            says = "a share from 0 to 1 or a percentage, such as 0.5 or 50%"
+            self.fail(f"{shorten(str(value))!r} is not {says}", param, ctx)
         return share
 
 
@@ -60,11 +69,11 @@ class Command(click.Command):
     """A command whose help page has its options in sections."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        found = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        every = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
         named = {name for names in SECTIONS.values() for name in names}
-        rest = [option.name or "" for option in found if option.name not in named]
+        rest = [option.name or "" for option in every if option.name not in named]
         for title, names in {**SECTIONS, "Output": rest}.items():
-            options = [option for option in found if option.name in names]
+            options = [option for option in every if option.name in names]
             rows = [row for option in options if (row := option.get_help_record(ctx))]
             if rows:
                 with formatter.section(title):
@@ -90,8 +99,8 @@ class Group(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         """The commands; else a file, as the word compress may be left out."""
-        found = super().shell_complete(ctx, incomplete)
-        return found or [CompletionItem(incomplete, type="file")]
+        commands = super().shell_complete(ctx, incomplete)
+        return commands or [CompletionItem(incomplete, type="file")]
 
 
 def options(*chosen: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,6 +112,13 @@ def options(*chosen: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
     return decorate
+
+
+def _note_json(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    """Remember it for errors: a configuration file may ask for it as well."""
+    if isinstance(ctx.obj, dict):
+        ctx.obj["json"] = value
+    return value
 
 
 METHOD = options(
@@ -119,20 +135,24 @@ METHOD = options(
 )  # fmt: skip
 
 RULES = click.option("--config", "rules", metavar="FILE.yaml", type=FILE, is_eager=True,
-                     callback=lambda ctx, param, path: path and arguments.configured(ctx, path),
+                     callback=lambda ctx, param, path: path and arguments.read_config(ctx, path),
                      help="Any of these options, and methods for some of the layers; what is "
                      "said here goes before it.")  # fmt: skip
+
+FIDELITY = options(
+    click.option("--min-agreement", type=Percent(least=0),
+                 help="The same top class on this share of samples."),
+    click.option("--min-snr", type=float, metavar="DB", help="Of every output, in dB."),
+    click.option("--max-drop", type=float, metavar="N",
+                 help="Loss of the metric by labels (--eval), in its own unit."),
+)  # fmt: skip
 
 TARGET = options(
     click.option("--ratio", type=float, metavar="N", help="A file at least N times smaller."),
     click.option("--macs", type=Percent(), help="At most this share of the multiplications."),
     click.option("--latency", type=Percent(), help="At most this share of the time, measured "
                  "here on one thread."),
-    click.option("--min-agreement", type=Percent(),
-                 help="The same top class on this share of samples."),
-    click.option("--min-snr", type=float, metavar="DB", help="Of every output, in dB."),
-    click.option("--max-drop", type=float, metavar="N",
-                 help="Loss of the metric by labels (--eval), in its own unit."),
+    FIDELITY,
 )  # fmt: skip
 
 DATA = options(
@@ -197,7 +217,10 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Do everything but write 
 EXTERNAL = click.option("--save-as-external-data", "external", is_flag=True,
                         help="Weights beside the model.")  # fmt: skip
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+JSON = click.option("--json", "as_json", is_flag=True, callback=_note_json,
+                    help="Print one JSON object and nothing else, errors too.")  # fmt: skip
+
+QUIET = click.option("--quiet", is_flag=True, help="Print the verdict alone.")
 
 REPORT = click.option("--report", "page", metavar="FILE.html", type=FILE,
                       help="Write a page about it, for a browser or for paper.")  # fmt: skip

@@ -3,6 +3,9 @@
 onnxruntime, the checker and image decoders are native code that reads files from anywhere: if they
 crash, or take all memory, that is a one-line error of the process which waits for them.  It is
 forked before anything large is imported.  Where nothing forks (Windows) there is one process.
+
+The two processes share one byte, the decision: the exit code as soon as nothing can change it any
+more.  So the code and the message are true whatever signal comes when, and however a process ends.
 """
 
 from __future__ import annotations
@@ -11,30 +14,75 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from threading import Thread
+from threading import Thread, Timer, current_thread, main_thread
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 BAD, INTERRUPTED = 2, 130  # exit codes, as the command line has them
 
+RUNNING, REPLACING = 255, 254  # the decision while there is none, and while OUTPUT is replaced
+
 GRACE = 10  # seconds in which an interrupted child may tidy up
+
+STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
+_decision: Any = None  # a map of one byte that parent and child share; None in a single process
+_interrupted = False  # a signal has told this process to stop
+_raised = False  # and that has been raised
 
 
 def main() -> NoReturn:
     """Run the command line and exit with its code; a crash is one line on stderr, and code 2."""
-    if hasattr(os, "fork"):
-        _supervise()
-    from onnxcompress.cli import commands
-
+    try:
+        if hasattr(os, "fork"):
+            _supervise()
+        elif hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        from onnxcompress.cli import commands
+    except KeyboardInterrupt:
+        with suppress(KeyboardInterrupt):
+            hold()
+        decide(code := _say("interrupted; nothing was written", INTERRUPTED))
+        sys.exit(code)
     commands.main()
+
+
+def interrupted() -> bool:
+    """Whether a signal has told this process to stop; what it raises then is a consequence."""
+    return _interrupted
+
+
+def hold() -> None:
+    """Ignore signals from here on; one that came before is raised here, if need be again.
+
+    From here on the parent does not end this process, until it is told the decision.
+    """
+    if _decision is None:
+        return
+    if current_thread() is main_thread():
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)
+    if _interrupted:
+        raise KeyboardInterrupt
+    _decision[0] = REPLACING
+
+
+def decide(code: int) -> None:
+    """Tell the parent the exit code: nothing that comes later changes it."""
+    if _decision is not None:
+        _decision[0] = code
 
 
 def _supervise() -> None:
     """Return in a child; the parent waits for it and never returns."""
-    stops = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    stops = {number for number in stops if signal.getsignal(number) != signal.SIG_IGN}
+    global _decision
+    import mmap
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    stops = {number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN}
     watched, held = os.pipe()
-    signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    _decision = mmap.mmap(-1, 1)
+    _decision[0] = RUNNING
     child = os.fork()
     if child:
         os.close(watched)
@@ -42,9 +90,11 @@ def _supervise() -> None:
     os.close(held)
     Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
     _limit_memory()
-    if signal.SIGINT in stops:
-        signal.signal(signal.SIGINT, _interrupt)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+    _keep_stdout()
+    sys.unraisablehook = _raise_again
+    for number in stops:
+        signal.signal(number, _interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def _wait(child: int, stops: set[signal.Signals]) -> int:
@@ -53,25 +103,38 @@ def _wait(child: int, stops: set[signal.Signals]) -> int:
 
     def stop(*_: object) -> None:
         nonlocal stopping
-        os.kill(child, signal.SIGKILL if stopping else signal.SIGINT)
+        if _decision[0] == REPLACING:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL if stopping else signal.SIGINT)
         stopping = True
         signal.alarm(GRACE)
 
     for number in (*stops, signal.SIGALRM):
         signal.signal(number, stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code >= 0:
-        return code
+    for number in (*stops, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+    if _decision[0] not in (RUNNING, REPLACING):
+        return _decision[0]
     if stopping:
-        return _say("interrupted", INTERRUPTED)
+        return _say("interrupted; nothing was written", INTERRUPTED)
+    if code >= 0:
+        return _say(f"code that was loaded ended the process (exit code {code})", BAD)
     if -code == signal.SIGKILL:
         return _say("the system ended the process, most likely for want of memory", BAD)
     return _say(f"onnxruntime or other native code crashed: {signal.Signals(-code).name}", BAD)
 
 
 def _say(message: str, code: int) -> int:
-    print(f"Error: {message}", file=sys.stderr)
+    """One line on stderr, and with --json one object on stdout, without any large import."""
+    line = "\n" * (code == INTERRUPTED and sys.stderr.isatty()) + f"Error: {message}"
+    with suppress(OSError):
+        print(line, file=sys.stderr)
+    if "--json" in sys.argv:
+        with suppress(OSError):
+            print(f'{{"schema_version": 1, "exit": {code}, "error": "{message}"}}', flush=True)
     return code
 
 
@@ -92,7 +155,28 @@ def _limit_memory() -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (memory, hard))
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _keep_stdout() -> None:
+    """Keep the standard output for the report; whoever writes to its number writes to stderr."""
+    with suppress(OSError):
+        kept = os.dup(1)
+        os.dup2(2, 1)
+        sys.stdout = open(kept, "w", encoding=sys.stdout.encoding)  # noqa: SIM115
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
     """A terminal tells parent and child, and the parent tells the child: the first one counts."""
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    global _interrupted, _raised
+    _interrupted = True
+    if not _raised:
+        _raised = True
+        raise KeyboardInterrupt
+
+
+def _raise_again(unraisable: Any) -> None:
+    """An interruption that a destructor swallows comes again, a moment later."""
+    global _raised
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
+    elif current_thread() is main_thread():
+        _raised = False
+        Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()

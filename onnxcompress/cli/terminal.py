@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from onnxcompress.core.messages import printable
 from onnxcompress.report.report import Comparison, Point, Refinement, Report, Row
 from onnxcompress.report.words import (
     change,
@@ -35,42 +34,20 @@ BAR = 8  # columns of the longest bar
 NAMED = 4  # layers that are listed where many were skipped for one reason
 
 
-class _Console(Console):
-    """The standard output.  Whoever reads it may leave at any time."""
-
-    def on_broken_pipe(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def printable(text: str) -> str:
-    """Text in which whatever a terminal would obey, or not show, is spelled out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 def _text(text: str, style: str = "") -> Text:
     """A line or a cell; names in it come from the model."""
     return Text(printable(text), style)
 
 
-def write(text: str) -> None:
-    """Print text to the standard output as it is."""
-    _Console().out(text, highlight=False)
-
-
-def say(text: str) -> None:
-    """Print one line to the standard error."""
-    print(printable(text), file=sys.stderr)
-
-
-def _print(*parts: RenderableType) -> None:
-    """Print some things, each with an empty line before it, but the first."""
-    console = _Console(highlight=False)
+def _render(*parts: RenderableType) -> str:
+    """Some things as text, each with an empty line before it, but the first."""
+    console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDE
     with console.capture() as captured:
         for index, part in enumerate(parts):
             console.print(Padding(part, (int(index > 0), 0, 0, 0), expand=False))
-    write("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 @contextmanager
@@ -100,7 +77,7 @@ def progress(shown: bool) -> Iterator[Callable[[Iterable[Any], str, int], Iterab
         yield track
 
 
-def show_report(report: Report, place: str, quiet: bool) -> None:
+def render_report(report: Report, place: str, quiet: bool) -> str:
     """The layers, the model before and after, what else is to be known, and the verdict."""
     parts: list[RenderableType] = []
     if not quiet:
@@ -114,7 +91,7 @@ def show_report(report: Report, place: str, quiet: bool) -> None:
         if notes := _notes(report):
             parts.append(notes)
     verdict = f"{reached(report)}; {place}"
-    _print(*parts, _text(verdict, "bold red" if report.worse else "bold green"))
+    return _render(*parts, _text(verdict, "bold red" if report.worse else "bold green"))
 
 
 def _layers(rows: Sequence[Row]) -> Table:
@@ -123,7 +100,7 @@ def _layers(rows: Sequence[Row]) -> Table:
     for row in rows:
         table.add_row(
             _text(row.layer),
-            row.op_type,
+            _text(row.op_type),
             times(row.shape),
             Text(row.method or "kept"),
             change(row.nbytes, 1000, 1),
@@ -155,9 +132,12 @@ def _notes(report: Report) -> Text | None:
     return Text("\n").join(lines) if lines else None
 
 
-def show_comparison(comparison: Comparison) -> None:
-    """Two models side by side."""
-    _print(_comparison(comparison, ""))
+def render_comparison(report: Report, quiet: bool) -> str:
+    """Two models side by side, and the verdict where a quality was asked for."""
+    assert report.comparison is not None
+    verdict = _text(reached(report), "bold red" if report.worse else "bold green")
+    table = _comparison(report.comparison, "")
+    return _render(*[table] * (not quiet), *[verdict] * (quiet or bool(report.target)))
 
 
 def _comparison(comparison: Comparison, which: str, refined: Refinement | None = None) -> Table:
@@ -174,7 +154,7 @@ def _comparison(comparison: Comparison, which: str, refined: Refinement | None =
     return table
 
 
-def show_points(found: Sequence[Point], metric: str) -> None:
+def render_points(found: Sequence[Point], metric: str) -> str:
     """A trade-off, one target a line."""
     [first, *names], *rows = points(found, metric)
     table = _table(first)
@@ -182,10 +162,10 @@ def show_points(found: Sequence[Point], metric: str) -> None:
         table.add_column(_text(name), justify="right" if name else "left")
     for row, point in zip(rows, found, strict=True):
         table.add_row(*map(_text, row), style="dim" if point.failures else "")
-    _print(table)
+    return _render(table)
 
 
-def show_inspection(facts: Mapping[str, Any]) -> None:
+def render_inspection(facts: Mapping[str, Any]) -> str:
     """What a model is made of."""
     table = _table("layer", "type", "weight", KB=True)
     table.add_column("of file", justify="right")
@@ -200,7 +180,7 @@ def show_inspection(facts: Mapping[str, Any]) -> None:
         reason = row["reason"] and (f"{able} ({row['reason']})" if able else f"no: {row['reason']}")
         table.add_row(
             _text(row["layer"]),
-            row["type"],
+            _text(row["type"]),
             times(row["shape"]),
             "" if size is None else f"{size / 1000:,.1f}",
             "" if size is None else f"{size / facts['file']:.1%}",
@@ -213,7 +193,7 @@ def show_inspection(facts: Mapping[str, Any]) -> None:
     parts: list[RenderableType] = [table]
     if facts["estimates"]:
         parts.append(_estimates(facts["estimates"]))
-    _print(*parts, Text("\n".join(_facts(facts))))
+    return _render(*parts, Text("\n".join(map(printable, _facts(facts)))))
 
 
 def _estimates(found: Sequence[Mapping[str, Any]]) -> Table:
@@ -257,17 +237,17 @@ def _tensor(facts: Mapping[str, Any]) -> str:
     return f"{facts['name']}: {facts['type']} [{shape}]"
 
 
-def show_methods(summaries: Mapping[str, str]) -> None:
+def render_methods(summaries: Mapping[str, str]) -> str:
     """All methods, one a line."""
     table = _table("method", "")
     for name, summary in summaries.items():
         table.add_row(name, Text(summary))
-    _print(table)
+    return _render(table)
 
 
-def show_method(
+def render_method(
     name: str, summary: str, settings: Sequence[tuple[str, str, str]], explanation: str
-) -> None:
+) -> str:
     """One method: how it works, its settings, and how it is asked for."""
     parts: list[RenderableType] = [Text(f"{name}: {summary}"), Text(explanation)]
     if settings:
@@ -278,7 +258,7 @@ def show_method(
     hint = f"--method {name}" + (
         f" or --method {name}:{pairs}; what is not set is open" * bool(pairs)
     )
-    _print(*parts, Text(hint))
+    return _render(*parts, Text(hint))
 
 
 def _table(*words: str, **numbers: bool) -> Table:

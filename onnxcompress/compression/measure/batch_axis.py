@@ -1,0 +1,40 @@
+"""Is the first axis of the inputs a batch axis?  A file may leave it open and hold a 1 elsewhere.
+
+An exporter writes the shape that it has seen into a Reshape, and declares the axis as open all the
+same.  Whether the model takes several samples at once is seen by running it on two of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnxcompress.compression.measure import shapes
+from onnxcompress.core.errors import ModelError
+from onnxcompress.core.sample import Sample
+from onnxcompress.data.samples import Samples
+from onnxcompress.execution.runnable import runnable
+from onnxcompress.execution.session import Session
+from onnxcompress.graph import Model
+
+
+def fit_batches(model: Model, samples: Samples) -> Samples:
+    """The samples, one at a time where the model does not run on two; else as they are."""
+    if samples.exact or len(samples) < 2 or model.large:
+        return samples
+    try:
+        session = Session(runnable(model))
+    except ModelError:  # whoever runs the model says why
+        return samples
+    two, one = (next(samples.batches(size)) for size in (2, 1))
+    if _runs(session, two) or not _runs(session, one):
+        return samples
+    note = "the model takes one sample at a time, though it declares an open batch axis"
+    return replace(samples, batch=1, exact=True, notes=(*samples.notes, note))
+
+
+def _runs(session: Session, batch: Sample) -> bool:
+    try:
+        session.run(batch, shapes.FIRST_RUN)
+    except ModelError:
+        return False
+    return True
