@@ -1138,6 +1138,15 @@ def test_long_chains_are_bypassed_at_once():
     assert [(*node.input, *node.output) for node in result.graph.node] == [("x", "y")]
 
 
+def test_onnxruntime_is_not_given_constants_that_nothing_reads(rng):
+    model = two_convs(rng)
+    for index in range(100):
+        graph.add_constant(model, f"unread{index}", np.ones(4, np.float32))
+    proto = onnx.load_from_string(graph.detached(model)[0])
+    assert {t.name for t in proto.graph.initializer} == {"wa", "ba", "wb"}
+    run(model, x=rng.standard_normal((1, 4, 6, 6), np.float32))
+
+
 def test_edits_are_seen_at_once_and_those_of_others_after_changed(rng):
     model = two_convs(rng).copy()
     assert model.consumers["ra"] == 1 and model.producers["ra"] == "relu"

@@ -5,6 +5,7 @@ from onnxcompress.graph.check import check
 from onnxcompress.graph.declared import declared_inputs, declared_outputs, sequences
 from onnxcompress.graph.detach import DETACHED_BYTES, detached, sha256
 from onnxcompress.graph.edit import add_constant, bypass, drop_constants
+from onnxcompress.graph.emitter import DECODED
 from onnxcompress.graph.find_layers import (
     emptied_inputs,
     find_constants,
@@ -47,6 +48,7 @@ from onnxcompress.graph.subgraphs import (
 )
 
 __all__ = [
+    "DECODED",
     "DETACHED_BYTES",
     "OPERATORS",
     "Model",

@@ -23,10 +23,16 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def detached(model: Model) -> tuple[bytes, dict[str, Array]]:
-    """The serialized model without its large weights, and these, as views of the model's memory."""
+    """The serialized model without its large weights, and these, as views of the model's memory.
+
+    Constants that nothing reads are left out: onnxruntime takes long to drop many of them.
+    """
     result = shell(model)
+    read = {value.name for value in model.graph.input} | {*model.consumers}
     weights: dict[str, Array] = {}
     for tensor in model.graph.initializer:
+        if tensor.name not in read:
+            continue
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         if model.inside(tensor) is not None:
             weights[tensor.name] = model.value(tensor)

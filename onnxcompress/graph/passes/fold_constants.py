@@ -20,7 +20,11 @@ from onnxcompress.graph.subgraphs import in_steps, segment
 WEIGHTS = (*FLOATS, TensorProto.INT8, TensorProto.UINT8)  # what is wider are shapes and indices
 
 
-def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model:
+def fold_constants(
+    model: Model,
+    run: Callable[[Model], Sequence[Any]],
+    chosen: Callable[[NodeProto], bool] = lambda node: True,
+) -> Model:
     """Store the weights that nodes compute from constants alone.
 
     Every such tensor of floats or bytes that is read while the model runs, or is an output, becomes
@@ -29,9 +33,10 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
 
     Args:
         run: the outputs of a model that takes no inputs; called for one tensor at a time.
+        chosen: which nodes may go, Constant nodes apart; the others count as running.
     """
     result = model.copy()
-    nodes, makers = model.graph.node, _undequantized(model)
+    nodes, makers = model.graph.node, _undequantized(model, _makers(model, chosen))
     needed, large = read_while_running(model, makers), bool(in_steps(model))
     folded: set[int] = set()
     used: set[int] = set()
@@ -52,9 +57,19 @@ def fold_constants(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model
     return result
 
 
-def _undequantized(model: Model) -> dict[str, int]:
-    """`Model.makers` without what dequantizes for nodes that run: they may compute in 8 bits."""
-    makers = dict(model.makers)
+def _makers(model: Model, chosen: Callable[[NodeProto], bool]) -> dict[str, int]:
+    """Those of `Model.makers` that compute with nothing but chosen ones of them."""
+    makers: dict[str, int] = {}
+    for name, index in model.makers.items():
+        node = model.graph.node[index]
+        sources = (n for n in node.input if n in model.makers)
+        if node.op_type == "Constant" or (chosen(node) and all(n in makers for n in sources)):
+            makers[name] = index
+    return makers
+
+
+def _undequantized(model: Model, makers: dict[str, int]) -> dict[str, int]:
+    """Makers without what dequantizes for nodes that run: they may compute in 8 bits."""
     while stay := read_while_running(model, makers) & model.quantized & makers.keys():
         for name in stay:
             del makers[name]

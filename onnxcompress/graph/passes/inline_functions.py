@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import onnx.inliner
 
+from onnxcompress.graph.edit import keep_only
 from onnxcompress.graph.find_layers import SMALL
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import is_linear, values_of, walk
@@ -24,16 +25,16 @@ def inline_functions(model: Model) -> Model:
     before = set(model.constants)
     result = replace(model, proto=onnx.inliner.inline_selected_functions(model.proto, selected))
     first: dict[bytes, str] = {}
+    same: dict[str, str] = {}
     for node in [n for n in result.graph.node if values_of(n) and n.output[0] not in before]:
         content = node.attribute[0].SerializeToString()
         name = first.setdefault(content, node.output[0])
         if name != node.output[0] and len(content) > SMALL:
-            for reader in walk(result.graph):
-                reader.input[:] = [
-                    name if read == node.output[0] else read for read in reader.input
-                ]
-            result.graph.node.remove(node)
-    return replace(result)
+            same[node.output[0]] = name
+    for reader in walk(result.graph) if same else ():
+        reader.input[:] = [same.get(name, name) for name in reader.input]
+    keep_only(result.graph.node, lambda node: not {*node.output} & same.keys())
+    return result
 
 
 def _functions_with_layers(model: Model) -> list[tuple[str, str]]:
