@@ -8,7 +8,6 @@ A model is a chain of square layers of 64 MB each with external data, made where
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+from launch import launch
 from onnx import TensorProto, helper
 from rich.console import Console
 from rich.table import Table
@@ -61,29 +61,6 @@ def generate(folder: Path, nbytes: float) -> Path:
     return folder / "model.onnx"
 
 
-def measured(command: Sequence[str], folder: Path) -> tuple[int, float, float, float]:
-    """Exit code, seconds, and peak gigabytes of a command: its largest process, and all of them."""
-    start, together = time.perf_counter(), 0
-    child = subprocess.Popen(command, cwd=folder)
-    while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
-        together = max(together, resident(child.pid))
-        time.sleep(0.1)
-    seconds = time.perf_counter() - start
-    code = os.waitstatus_to_exitcode(ended[1])
-    return code, seconds, ended[2].ru_maxrss * 1024 / 1e9, together / 1e9
-
-
-def resident(process: int) -> int:
-    """Bytes of memory of a process and of those that it started, on Linux."""
-    place = Path(f"/proc/{process}")
-    try:
-        pages = int((place / "statm").read_text().split()[1])
-        children = (place / "task" / str(process) / "children").read_text().split()
-    except (OSError, IndexError):  # it has just ended
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") + sum(resident(int(child)) for child in children)
-
-
 def main(sizes: Sequence[float], runs: Sequence[Sequence[str]]) -> None:
     table = Table()
     for name in ("model, GB", "options", "exit code", "peak, GB", "together", "seconds", "copy, s",
@@ -104,12 +81,14 @@ def main(sizes: Sequence[float], runs: Sequence[Sequence[str]]) -> None:
                 out = folder / "out"
                 out.mkdir()
                 program = [sys.executable, "-m", "onnxcompress", str(model), str(out / "out.onnx")]
-                code, seconds, *peaks = measured([*program, *options, "--quiet"], folder)
+                cost, _, said = launch([*program, *options, "--quiet"], folder)
+                print(said, end="", file=sys.stderr)
                 result = sum(file.stat().st_size for file in out.iterdir()) / 1e9
                 shutil.rmtree(out)
                 table.add_row(
-                    f"{size:g}", " ".join(options), str(code), *(f"{peak:.2f}" for peak in peaks),
-                    f"{seconds:.0f}", f"{copied:.0f}", f"{result:.2f}",
+                    f"{size:g}", " ".join(options), str(cost.code), f"{cost.peak / 1e9:.2f}",
+                    f"{cost.together / 1e9:.2f}", f"{cost.seconds:.0f}", f"{copied:.0f}",
+                    f"{result:.2f}",
                 )  # fmt: skip
     Console(width=120).print(table)
 

@@ -16,14 +16,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import PIPE
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from launch import launch
 from rich.console import Console
 from rich.table import Table
 from shapes import resnet50
@@ -40,14 +39,6 @@ from zoo_data import (
 )
 
 sys.path.insert(0, str(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))
-
-
-# A process's peak memory counts from its parent's size at the start, so a small one starts it.
-LAUNCH = """
-import resource, subprocess, sys
-subprocess.run(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
-"""
 
 
 @dataclass(frozen=True)
@@ -215,13 +206,14 @@ ROWS = (
 
 
 def main() -> None:
-    zoo, large, *wanted = sys.argv[1:]
+    zoo, large = (Path(word).resolve() for word in sys.argv[1:3])
+    wanted = sys.argv[3:]
     table = Table(
         "row", "MACs", "file", "latency", "before", "after", "agree", "time", "memory", "bar"
     )
     for row in ROWS:
         if not wanted or row.name in wanted:
-            table.add_row(row.name, *measure(row, Path(zoo), Path(large)), row.bar)
+            table.add_row(row.name, *measure(row, zoo, large), row.bar)
     Console(width=160).print(table)
 
 
@@ -244,18 +236,11 @@ def measure(row: Row, zoo: Path, large: Path) -> list[str]:
         arguments = row.arguments.format(labelled=labelled).split()
         command += [*arguments, "--calib", str(folder / "calibration.npy"), "--json"]
         print("$", *command, file=sys.stderr)
-        start = time.perf_counter()
-        with (folder / "report.json").open("wb") as stdout:
-            launched = subprocess.run(
-                [sys.executable, "-c", LAUNCH, *command], stdout=stdout, stderr=PIPE, text=True
-            )
-        *said, peak = launched.stderr.splitlines()
-        print(*said, sep="\n", file=sys.stderr)
-        seconds = time.perf_counter() - start
-        printed = (folder / "report.json").read_text()
+        cost, printed, said = launch(command, folder)
+        print(said, end="", file=sys.stderr)
         report = json.loads(printed) if printed.startswith("{") else {}
         cells = [*_sizes(report), *_scores(row, zoo, model, out)]
-        return [*cells, f"{seconds:.0f} s", f"{int(peak) / 2**20:.2f} GiB"]
+        return [*cells, f"{cost.seconds:.0f} s", f"{cost.peak / 2**30:.2f} GiB"]
 
 
 def _places(name: str, zoo: Path, large: Path) -> list[Path]:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+import onnxcompress
 from onnxcompress.cli.commands import cli, main
+from onnxcompress.data.preprocess import Preprocessing
 from onnxcompress.execution.latency import Latency
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +104,24 @@ def test_the_layout_names_exactly_the_folders_of_the_package():
     package = ROOT / "onnxcompress"
     folders = (path for path in package.rglob("*") if path.is_dir())
     assert sorted(shown) == sorted(p.name for p in folders if p.name != "__pycache__")
+
+
+def test_every_public_name_is_explained_in_the_documentation():
+    text = "".join(page.read_text() for page in PAGES)
+    explained = {path.rpartition(".")[2] for path in re.findall(r"^::: ([\w.]+)$", text, re.M)}
+    explained |= set(re.findall(r"\w+", " ".join(re.findall(r"members: \[(.*?)\]", text))))
+    missing = set(onnxcompress.__all__) - explained - {"METHODS"}
+    assert {name for name in missing if not name.endswith("Error")} == set()
+
+
+def test_the_keys_of_a_preprocessing_file_are_those_that_the_page_lists():
+    page = (ROOT / "docs/data.md").read_text()
+    [rows] = re.findall(r"\| key \| default \| value \|\n\|---.*\n((?:\|.*\n)+)", page)
+    shown = [[cell.strip("` ") for cell in row.split("|")[1:-1]] for row in rows.splitlines()]
+    assert shown == [
+        [key, "" if f.default is None else str(f.default), f.description]
+        for key, f in Preprocessing.model_fields.items()
+    ]
 
 
 def test_its_two_set_up_commands_are_where_continuous_integration_looks_for_them():

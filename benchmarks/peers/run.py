@@ -28,6 +28,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from launch import Cost, launch  # noqa: E402
 from results import Row, load, save  # noqa: E402
 from zoo_data import brain, cifar10, imagenet_caffe, imagenet_lite, noisy  # noqa: E402
 
@@ -86,13 +87,6 @@ MODELS: dict[str, tuple[Read, str]] = {  # samples, what judges
         "classify {file} $ZOO/data/brain-mri --part testing --threads 1 --prep keras240",
     ),
 }
-LAUNCH = """
-import resource, subprocess, sys
-code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(used.ru_utime + used.ru_stime, used.ru_maxrss >> 10)
-sys.exit(code)
-"""
 
 
 @dataclass(frozen=True)
@@ -103,40 +97,40 @@ class Bench:
     folder: Path
     evaluate: str
 
-    def run(self, command: str, *before: str) -> str:
+    def run(self, command: str) -> tuple[Cost, str]:
+        """What a command takes and prints.
+
+        Raises:
+            RuntimeError: it failed; the last line that it said.
+        """
         here = Path(sys.executable).parent
         paths = {"PEERS": HERE, "ZOO": self.zoo, "PATH": f"{here}:{os.environ['PATH']}"}
-        done = subprocess.run(
-            [*before, "bash", "-c", command],
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            env={**os.environ, **{name: str(value) for name, value in paths.items()}},
-        )
-        if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-            raise RuntimeError(said[:120])
-        return done.stdout
+        environment = {name: str(value) for name, value in paths.items()}
+        cost, printed, said = launch(["bash", "-c", command], self.folder, environment)
+        if cost.code:
+            last = (said.strip() or printed.strip() or "nothing").splitlines()[-1]
+            raise RuntimeError(last[:120])
+        return cost, printed
 
     def score(self, file: str) -> float:
         """Top-1 in percent, or PSNR in dB."""
-        answer = self.run(self.evaluate.format(file=file))
+        _, answer = self.run(self.evaluate.format(file=file))
         found = json.loads(answer[answer.index("{") :])
         return next(float(found[key]) for key in ("top1", "psnr") if key in found)
 
     def row(self, file: str, title: str, command: str) -> Row:
         """A file, made and judged."""
         try:
-            seconds, megabytes = self.run(command, sys.executable, "-c", LAUNCH).split()
-            found = json.loads(self.run(COMPARE.format(file=file)))
-            found = found.get("comparison", found)
+            cost, _ = self.run(command)
+            compared = json.loads(self.run(COMPARE.format(file=file))[1])
+            compared = compared.get("comparison", compared)
             score = self.score(file)
         except RuntimeError as error:
             return Row(title, command, failure=str(error))
-        latency = [found["latency"][key] for key in ("ratio", "low", "high")]
-        snr, nbytes = min(found["snr"].values()), found["after"]["nbytes"]
-        spent = float(seconds), int(megabytes)
-        agreed = found["agreement"]
+        latency = [compared["latency"][key] for key in ("ratio", "low", "high")]
+        snr, nbytes = min(compared["snr"].values()), compared["after"]["nbytes"]
+        spent = cost.processor, cost.peak >> 20
+        agreed = compared["agreement"]
         return Row(title, command, "", nbytes, score, snr, latency, *spent, agreed)
 
 
