@@ -24,7 +24,7 @@ def random_samples(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     ranges: Mapping[str, tuple[int, int]] | None = None,
 ) -> Samples:
-    """Random inputs, for smoke tests and latency: nothing can be learnt from them.
+    """Random inputs, for where there are no samples: little can be learnt from them.
 
     Floats are normal (0, 1), whole numbers in [0, 2), truth values even.
 
@@ -37,15 +37,41 @@ def random_samples(
         ``input_shapes``; else 1 for the first, 224 for the image sides of a rank-4 input with
         1 or 3 channels, and 8.
     ranges : mapping
-        For some inputs, the lowest whole number and the one above the highest.
+        For some inputs, the lowest whole number and the one above the highest: `index_ranges` of
+        the model.
 
     Raises
     ------
     DataError
         An unknown input, a shape that does not fit, or an input of unknown rank without one.
     """
-    input_shapes, ranges = input_shapes or {}, ranges or {}
-    check_input_names((*input_shapes, *ranges), inputs)
+    ranges = ranges or {}
+    check_input_names(ranges, inputs)
+    shapes = default_shapes(inputs, input_shapes)
+
+    def read(rows: Array) -> Sample:
+        rng = np.random.default_rng([seed, int(rows[0])])
+
+        def value(spec: InputSpec) -> Array:
+            return draw(rng, spec, shapes[spec.name], ranges.get(spec.name, (0, 2)))
+
+        return {s.name: [value(s), value(s)] if s.sequence else value(s) for s in inputs}
+
+    return Samples(read, np.arange(count), whole=True)
+
+
+def default_shapes(
+    inputs: Sequence[InputSpec], input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """A shape for every input, as `random_samples` says.
+
+    Raises
+    ------
+    DataError
+        An unknown input, a shape that does not fit, or an input of unknown rank without one.
+    """
+    input_shapes = input_shapes or {}
+    check_input_names(input_shapes, inputs)
     symbols: dict[str, int] = {}
     for spec in inputs:
         if spec.name in input_shapes and spec.shape is not None:
@@ -53,17 +79,7 @@ def random_samples(
             check_shape(shape, spec)
             pairs = zip(spec.shape, shape, strict=True)
             symbols.update((dim, size) for dim, size in pairs if isinstance(dim, str))
-    shapes = {s.name: input_shapes.get(s.name) or _default_shape(s, symbols) for s in inputs}
-
-    def read(rows: Array) -> Sample:
-        rng = np.random.default_rng([seed, int(rows[0])])
-
-        def draw(spec: InputSpec) -> Array:
-            return _random(rng, spec, shapes[spec.name], ranges.get(spec.name, (0, 2)))
-
-        return {s.name: [draw(s), draw(s)] if s.sequence else draw(s) for s in inputs}
-
-    return Samples(read, np.arange(count), whole=True)
+    return {s.name: tuple(input_shapes.get(s.name) or _default_shape(s, symbols)) for s in inputs}
 
 
 def _default_shape(spec: InputSpec, symbols: dict[str, int]) -> tuple[int, ...]:
@@ -81,9 +97,19 @@ def _default_shape(spec: InputSpec, symbols: dict[str, int]) -> tuple[int, ...]:
     return tuple(size(axis, dim) for axis, dim in enumerate(spec.shape))
 
 
-def _random(
-    rng: np.random.Generator, spec: InputSpec, shape: Sequence[int], limits: tuple[int, int]
+def draw(
+    rng: np.random.Generator,
+    spec: InputSpec,
+    shape: Sequence[int],
+    limits: tuple[int, int] = (0, 2),
 ) -> Array:
+    """Random values for one input; whole numbers in the half-open range of ``limits``.
+
+    Raises
+    ------
+    DataError
+        There would be too many, or the input takes no numbers.
+    """
     if prod(shape) > LARGEST_INPUT:
         raise DataError(f"the input {spec} has too many values to make them up; give samples")
     if spec.is_float:

@@ -14,6 +14,7 @@ from onnxcompress.graph.find_layers import (
     layer_inputs,
     recurrent_inputs,
 )
+from onnxcompress.graph.input_hints import first_scaling, index_ranges
 from onnxcompress.graph.load import load, read_tensor
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import OPERATORS, reads
@@ -72,11 +73,13 @@ __all__ = [
     "expose_shapes",
     "find_constants",
     "find_layers",
+    "first_scaling",
     "fold_batchnorm",
     "fold_constants",
     "fold_pads",
     "has_bfloat16",
     "in_steps",
+    "index_ranges",
     "inline_functions",
     "inner_nodes",
     "inner_shapes",

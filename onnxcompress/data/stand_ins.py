@@ -1,0 +1,229 @@
+"""Pictures that stand in for the samples that nobody gave.
+
+Crops of photographs that ship with the package, at several scales, some of them with noise.  The
+range of values is the one that the network was trained with, as far as that shows.  A network says
+most about pictures in that range: of class probabilities p over pictures,
+
+    H(E p) - E H(p)          H(p) = - sum p log p
+
+is largest there (the logarithm of the inception score: Salimans et al. 2016, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from math import prod
+
+import numpy as np
+from PIL import Image
+
+from onnxcompress.core.layer import Array
+from onnxcompress.core.sample import Sample
+from onnxcompress.data.inputs import InputSpec, input_specs
+from onnxcompress.data.preprocess import PRESETS, Preprocessing
+from onnxcompress.data.random import default_shapes, draw
+from onnxcompress.data.samples import BATCH_BYTES, BATCH_SAMPLES, Samples
+from onnxcompress.data.transform import Transform, transform_for
+from onnxcompress.graph import Model, first_scaling, index_ranges
+
+MOST = 256  # pictures to fit with: more crops of the same photographs hardly help,
+
+LEAST = 48  # and no fewer than these, even of large ones,
+
+PIXELS = 1 << 23  # which have so many pixels together
+
+HELD_OUT = 4  # every so many-th photograph is for validation, with a crop for as many of the fit,
+
+LEAST_HELD_OUT = 16  # but so many at least
+
+SMALLEST = 8  # pixels of a side: what has less is no picture
+
+SCALES = (0.35, 1.0)  # sides of a crop, as shares of the largest that fits
+
+NOISE = 30.0  # 255ths: the largest deviation of noise, near what denoisers are trained with
+
+LOOKED_AT = 32  # pictures that tell the range of values,
+
+TOGETHER = 4  # so many at a time
+
+CENTRED = 2.0  # an input's mean, and
+
+SPREAD = 20.0  # its scale, from which a model is meant for values up to 255
+
+Scores = Callable[[Sample], Array | None]
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """What stands in for samples.
+
+    Attributes:
+        fit, held_out: crops of other photographs each.
+        words: what they are, for the report.
+    """
+
+    fit: Samples
+    held_out: Samples
+    words: str
+
+
+def stand_ins(
+    model: Model,
+    scores: Scores,
+    seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> StandIns | None:
+    """Pictures for a model with one input that takes pictures; None for others.
+
+    An input of pictures has four axes, 1 or 3 channels, and floats or bytes.  All other inputs
+    get random values.
+
+    Args:
+        scores: what the model answers to a batch: class probabilities or their logarithms up to
+            a constant, ``(N, K)``, or None where it has none.
+        input_shapes: shapes of some inputs; other open sides have 224 pixels.
+
+    Raises:
+        DataError: a shape does not fit.
+    """
+    inputs = input_specs(model)
+    pictured = [spec for spec in inputs if _takes_pictures(spec)]
+    if len(pictured) != 1:
+        return None
+    shapes = default_shapes(inputs, input_shapes)
+    spec = pictured[0]
+    fixed = all(isinstance(dim, int) for dim in (spec.shape or ())[1:])
+    source = _Source(spec, inputs, shapes, index_ranges(model), seed)
+    if min(source.size) < SMALLEST:
+        return None
+    name = _range_of(model, source, scores)
+    first = next(source.samples(PRESETS[name], 1).batches(1))
+    if scores(first) is None:  # it may be a denoiser, but no classifier
+        source = replace(source, noise=NOISE)
+    count = int(np.clip(PIXELS // prod(source.size), LEAST, MOST)) if fixed else LEAST
+    fit = source.samples(PRESETS[name], count)
+    others = replace(source, held_out=True)
+    held_out = others.samples(PRESETS[name], max(count // HELD_OUT, LEAST_HELD_OUT))
+    words = f"photographs that ship with onnxcompress, as --preprocess {name} gives them"
+    return StandIns(fit, held_out, words)
+
+
+def _takes_pictures(spec: InputSpec) -> bool:
+    whole = spec.dtype == np.uint8
+    return spec.layout is not None and not spec.sequence and (spec.is_float or whole)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Crops for one input of a model, and random values for the others."""
+
+    spec: InputSpec
+    inputs: Sequence[InputSpec]
+    shapes: Mapping[str, tuple[int, ...]]
+    ranges: Mapping[str, tuple[int, int]]
+    seed: int
+    held_out: bool = False
+    noise: float = 0.0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        shape = self.shapes[self.spec.name]
+        return (shape[2], shape[3]) if self.spec.layout == "NCHW" else (shape[1], shape[2])
+
+    def samples(self, settings: Preprocessing, count: int) -> Samples:
+        """Crops in the range that a preprocessing gives them."""
+        transform = transform_for(self.spec, settings)
+        batch = self.shapes[self.spec.name][0]
+        alone = len(self.inputs) == 1 and not isinstance((self.spec.shape or (0,))[0], int)
+        if alone:
+            batch = max(1, min(BATCH_SAMPLES, BATCH_BYTES // (12 * prod(self.size))))
+
+        def read(rows: Array) -> Sample:
+            rng = np.random.default_rng([self.seed, int(rows[0]), self.held_out, 1])
+            others = {
+                spec.name: draw(
+                    rng, spec, self.shapes[spec.name], self.ranges.get(spec.name, (0, 2))
+                )
+                for spec in self.inputs
+                if spec is not self.spec
+            }
+            pixels = np.stack([self._crop(int(row), transform) for row in rows])
+            return {self.spec.name: transform.normalise(pixels)} | others
+
+        count = count if alone else -(-count // batch) * batch
+        return Samples(read, np.arange(count), batch, exact=not alone)
+
+    def _crop(self, index: int, transform: Transform) -> Array:
+        """One picture, ``(height, width, channels)``, 0 to 255."""
+        rng = np.random.default_rng([self.seed, index, self.held_out])
+        photographs = _photographs(self.held_out)
+        image = _cropped(rng, photographs[index % len(photographs)], *self.size)
+        pixels = np.asarray(image.convert("L" if transform.color == "gray" else "RGB"), np.float32)
+        noise = rng.uniform(0, self.noise) * rng.integers(2)
+        return pixels.reshape(*self.size, -1) + noise * rng.standard_normal((*self.size, 1))
+
+
+def _cropped(
+    rng: np.random.Generator, photograph: Image.Image, height: int, width: int
+) -> Image.Image:
+    """A crop of random place and scale, half of them mirrored."""
+    largest = min(photograph.width / width, photograph.height / height)
+    scale = rng.uniform(*SCALES) * largest
+    left = rng.uniform(0, photograph.width - scale * width)
+    top = rng.uniform(0, photograph.height - scale * height)
+    box = (left, top, left + scale * width, top + scale * height)
+    image = photograph.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+
+
+@cache
+def _photographs(held_out: bool) -> tuple[Image.Image, ...]:
+    """Those that ship, to fit with or to validate with."""
+    folder = files("onnxcompress") / "data" / "pictures"
+    names = sorted(file.name for file in folder.iterdir() if file.name.endswith(".jpg"))
+    chosen = [n for i, n in enumerate(names) if (i % HELD_OUT == HELD_OUT - 1) == held_out]
+    result = []
+    for name in chosen:
+        with (folder / name).open("rb") as file, Image.open(file) as image:
+            result.append(image.convert("RGB"))
+    return tuple(result)
+
+
+def _range_of(model: Model, source: _Source, scores: Scores) -> str:
+    """The name of the preset whose values the network takes."""
+    if source.spec.dtype == np.uint8:
+        return "none"
+    scaling = first_scaling(model, source.spec.name)
+    if scaling is not None:
+        a, b = scaling
+        return "none" if abs(b / a) > CENTRED or abs(1 / a) > SPREAD else "unit"
+    shape = source.spec.shape or ()
+    gray = shape[1 if source.spec.layout == "NCHW" else 3] == 1
+    told = {
+        name: _information(source.samples(settings, LOOKED_AT), scores)
+        for name, settings in PRESETS.items()
+        if not gray or np.size(settings.mean) == 1
+    }
+    return max(told, key=lambda name: told[name]) if any(told.values()) else "unit"
+
+
+def _information(samples: Samples, scores: Scores) -> float:
+    """What the classes say of the pictures, in nats; 0 where there are none."""
+    answers: list[Array] = []
+    for batch in samples.batches(TOGETHER):
+        answer = scores(batch)
+        if answer is None:
+            return 0.0
+        answers.append(answer)
+    logits = np.concatenate(answers).astype(np.float64)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return float(_entropy(p.mean(0)) - _entropy(p).mean())
+
+
+def _entropy(p: Array) -> Array:
+    return -np.sum(p * np.log(np.maximum(p, 1e-30)), axis=-1)

@@ -1,0 +1,114 @@
+"""What a graph itself tells of the values that its inputs take.
+
+A model that normalizes its pictures starts with ``y = a x + b``: pictures that it was trained with
+have their mean near ``-b / a``.  A model that looks rows up reads indices below their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from onnx import NodeProto
+
+from onnxcompress.core.errors import ModelError
+from onnxcompress.graph.model import Model
+from onnxcompress.graph.nodes import attributes_of
+
+MOVED = {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Pad"}
+
+FACTORS = {"Add", "Sub", "Mul", "Div", "BatchNormalization"}
+
+
+def first_scaling(model: Model, name: str) -> tuple[float, float] | None:
+    """The ``(a, b)`` with which the model first scales an input, as means over the channels.
+
+    None where it does not, or where several nodes do something else with the input.
+    """
+    a, b, scaled = 1.0, 0.0, False
+    for node, tensor in _line(model, name):
+        if node.op_type not in FACTORS:
+            continue
+        step = _scaling(model, node, tensor)
+        if step is None:
+            break
+        a, b, scaled = step[0] * a, step[0] * b + step[1], True
+    return (a, b) if scaled and a else None
+
+
+def index_ranges(model: Model) -> dict[str, tuple[int, int]]:
+    """0 and the rows of what an input of whole numbers chooses from, for every such input."""
+    ranges: dict[str, tuple[int, int]] = {}
+    for value in model.graph.input:
+        rows = [
+            _rows(model, node)
+            for tensor in _copies(model, value.name)
+            for node in _readers(model, tensor)
+            if tensor == _indices(node)
+        ]
+        known = [count for count in rows if count]
+        if known:
+            ranges[value.name] = 0, min(known)
+    return ranges
+
+
+def _readers(model: Model, tensor: str) -> list[NodeProto]:
+    return [node for node in model.graph.node if tensor in node.input]
+
+
+def _line(model: Model, tensor: str) -> Iterator[tuple[NodeProto, str]]:
+    """The nodes after an input, each with the tensor it reads, as long as there is one alone."""
+    while True:
+        readers = _readers(model, tensor)
+        if len(readers) != 1 or readers[0].op_type not in MOVED | FACTORS:
+            return
+        yield readers[0], tensor
+        tensor = readers[0].output[0]
+
+
+def _copies(model: Model, name: str) -> list[str]:
+    """A tensor, and the same values in other shapes and types."""
+    names = [name]
+    for tensor in names:
+        names += [n.output[0] for n in _readers(model, tensor) if n.op_type in MOVED]
+    return names
+
+
+def _indices(node: NodeProto) -> str | None:
+    """The tensor that holds indices, of nodes that look something up."""
+    place = {"Gather": 1, "OneHot": 0}.get(node.op_type)
+    return None if place is None else node.input[place]
+
+
+def _rows(model: Model, node: NodeProto) -> int:
+    """How many rows such a node chooses from; 0 where that is not constant."""
+    if node.op_type == "OneHot":
+        return int(model.read(node.input[1]).item()) if model.fixed(node.input[1]) else 0
+    if not model.fixed(node.input[0]):
+        return 0
+    tensor = model.constants.get(node.input[0])
+    shape = model.read(node.input[0]).shape if tensor is None else tuple(tensor.dims)
+    axis = attributes_of(node).get("axis", 0)
+    return shape[axis] if shape else 0
+
+
+def _scaling(model: Model, node: NodeProto, tensor: str) -> tuple[float, float] | None:
+    """The ``(a, b)`` of one node; None where what it reads besides is not constant."""
+    try:
+        values = [model.read(n).astype(float) for n in node.input if n and n != tensor]
+    except (KeyError, ModelError):
+        return None
+    if node.op_type == "BatchNormalization":
+        factor, shift, mean, variance = values
+        a = factor / np.sqrt(variance + attributes_of(node).get("epsilon", 1e-5))
+        return float(a.mean()), float((shift - a * mean).mean())
+    if len(values) != 1 or not values[0].size:
+        return None
+    value, first = float(values[0].mean()), node.input[0] == tensor
+    if node.op_type == "Add":
+        return 1.0, value
+    if node.op_type == "Sub":
+        return (1.0, -value) if first else (-1.0, value)
+    if node.op_type == "Mul":
+        return value, 0.0
+    return (1 / value, 0.0) if first and value else None
