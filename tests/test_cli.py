@@ -262,7 +262,7 @@ def test_inspect_estimates_what_each_method_would_give(run):
         reached = [snr for snr in row["snr"].values() if snr is not None]
         assert reached == sorted(reached, reverse=True)
     out = run("inspect {data}/net.onnx")[1]
-    assert "SNR of the weights alone, dB" in out and "next: onnxcompress IN OUT" in out
+    assert "estimated SNR without data, dB" in out and "next: onnxcompress IN OUT" in out
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,11 @@ MADE = {
 }
 WHOLE = Report(
     target="5 times smaller file",
-    rows=(row("a"), row("b", method="", nbytes=(400, 400), note="kept: it is small"), row("c")),
+    rows=(
+        row("a"),
+        row("b", method="", nbytes=(400, 400), note="not compressed: it is small"),
+        row("c"),
+    ),
     skipped={"d": "its weight is computed"},
     comparison=COMPARISON,
     refined=REFINED,

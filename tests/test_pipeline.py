@@ -9,7 +9,7 @@ import pytest
 
 import onnxcompress as oc
 from models import images, network, perceptron
-from onnxcompress.cli.terminal import show_report
+from onnxcompress.cli.terminal import render_report
 from onnxcompress.compression.build import best
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.method_spec import parse
@@ -355,7 +355,7 @@ def test_the_predicted_snr_is_known_before_the_fit_and_noise_is_called_noise(
 
     fine, rough = run(3), run(6)
     assert fine.predicted > rough.predicted
-    assert f"correcting, {fine.predicted:.1f} dB predicted" in said
+    assert f"refitting ({fine.predicted:.1f} dB expected)" in said
     assert not [w for w in fine.warnings if "noise" in w]
     monkeypatch.setattr("onnxcompress.compression.judge.NOISE", rough.predicted + 0.1)
     assert [w for w in run(6).warnings if "noise" in w]
@@ -370,7 +370,8 @@ def test_settings_that_are_fixed_are_fitted_without_measuring_sensitivities(net,
 
     methods = [oc.Integer(bits=4)]
     report = oc.compress(net, methods=methods, samples=batches, track=track)[1]
-    assert said == ["correcting", *said[1:]] and not {"fitting", "weighing layers"} & {*said}
+    assert said == ["refitting", *said[1:]]
+    assert not {"fitting", "measuring sensitivity"} & {*said}
     assert all(0 < row.error < 0.1 for row in report.rows)
     assert report.predicted is None and report.trade_off is None
 
@@ -672,15 +673,14 @@ def test_the_report_is_about_the_refined_model_and_keeps_what_it_was_before(net,
     assert report.to_dict()["refined"]["epochs"][1]["held_out"] == 0.25
 
 
-def test_the_three_models_stand_side_by_side(net, batches, capsys):
+def test_the_three_models_stand_side_by_side(net, batches):
     _, report = oc.compress(
         net,
         target=oc.Target(macs=0.5),
         samples=batches,
         refinement=lambda small, original, samples: (original, CURVE),
     )
-    show_report(report, "nothing was written", quiet=False)
-    printed = capsys.readouterr().out
+    printed = render_report(report, "nothing was written", quiet=False)
     assert ["original", "compressed", "refined"] in [line.split() for line in printed.splitlines()]
     [row] = [line.split() for line in printed.splitlines() if line.startswith("SNR of y, dB")]
     assert row[4:6] == [f"{report.refined.worst_snr:.2f}", "200.00"]

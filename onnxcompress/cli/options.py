@@ -136,13 +136,13 @@ METHOD = options(
 
 RULES = click.option("--config", "rules", metavar="FILE.yaml", type=FILE, is_eager=True,
                      callback=lambda ctx, param, path: path and arguments.read_config(ctx, path),
-                     help="Any of these options, and methods for some of the layers; what is "
-                     "said here goes before it.")  # fmt: skip
+                     help="Any of these options, and methods for some of the layers; "
+                     "options on the command line win.")  # fmt: skip
 
 FIDELITY = options(
     click.option("--min-agreement", type=Percent(least=0),
                  help="The same top class on this share of samples."),
-    click.option("--min-snr", type=float, metavar="DB", help="Of every output, in dB."),
+    click.option("--min-snr", type=float, metavar="DB", help="Least SNR of each output, in dB."),
     click.option("--max-drop", type=float, metavar="N",
                  help="Loss of the metric by labels (--eval), in its own unit."),
 )  # fmt: skip

@@ -199,7 +199,7 @@ def render_inspection(facts: Mapping[str, Any]) -> str:
 def _estimates(found: Sequence[Mapping[str, Any]]) -> Table:
     """What each method would give, as far as the weights alone tell: with data it is more."""
     names = {ratio: f"{ratio} times smaller" for ratio in found[0]["snr"]}
-    table = _table("SNR of the weights alone, dB", **dict.fromkeys(names.values(), True))
+    table = _table("estimated SNR without data, dB", **dict.fromkeys(names.values(), True))
     table.add_column("speed")
     for row in found:
         cells = [number(row["snr"][ratio], ".0f") for ratio in names]

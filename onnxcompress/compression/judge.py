@@ -16,6 +16,7 @@ from onnxcompress.report.report import Comparison, Refinement, Report, Row
 
 WORTHWHILE = 0.05  # least saving for which a fidelity target is worth a changed model
 NOISE = 3.0  # dB of predicted output SNR below which the user is warned
+TOO_MUCH_ERROR = "not compressed: too much error for the bytes it would save"
 UNDONE = (
     "weights are decoded when the model is loaded; tools that fold constants would write them "
     "out in full again, but for onnxslim --skip-optimizations constant_folding, onnxsim "
@@ -124,7 +125,7 @@ def _rows(job: Job, compressed: Compressed, skipped: dict[str, str]) -> Iterator
         before = layer.nbytes if layer.shared == name else 0
         kept = Row(
             name, layer.op_type, layer.weight.shape, "", (before, before), (macs, macs),
-            note=skipped.get(name) or "kept: its error would cost more than it saves",
+            note=skipped.get(name) or TOO_MUCH_ERROR,
         )  # fmt: skip
         if candidate is None or candidate.setting is None or name not in built.fitted:
             yield kept

@@ -94,10 +94,10 @@ def facts(both: Comparison, which: str = "", refined: Refinement | None = None) 
         return Fact(what, f"{old:,}", f"{new:,}", note, f"{new:,}")
 
     yield pair("file, bytes", before.nbytes, after.nbytes, ratio(both.ratio))
-    share = f"{after.weights / max(before.weights, 1):.2%} left"
+    share = f"{100 * after.weights / max(before.weights, 1):.2f} % of the original"
     yield pair("weights, bytes", before.weights, after.weights, share)
     if before.macs and after.macs is not None:
-        share = f"{after.macs / before.macs:.2%} left"
+        share = f"{100 * after.macs / before.macs:.2f} % of the original"
         yield pair("multiplications", before.macs, after.macs, share)
     if spent := both.latency:
         spread = f"{spent.ratio:.2f} of the time ({spent.low:.2f} to {spent.high:.2f})"
@@ -172,12 +172,12 @@ def refusal(point: Point) -> str:
 
 
 def reasons(report: Report) -> dict[tuple[str, str], list[str]]:
-    """("kept", "note" or "skipped", why) -> the layers of which that is true."""
+    """("not compressed", "note" or "skipped", why) -> the layers of which that is true."""
     result: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in report.rows:
         if row.note and row.layer not in report.skipped:
-            kind = "note" if row.method else "kept"
-            result[kind, row.note.removeprefix("kept: ")].append(row.layer)
+            kind = "note" if row.method else "not compressed"
+            result[kind, row.note.removeprefix("not compressed: ")].append(row.layer)
     for name, reason in report.skipped.items():
         result["skipped", reason].append(name)
     return dict(result)

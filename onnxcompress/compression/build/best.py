@@ -92,9 +92,9 @@ def _within(builder: Builder, curves: Curves, plan: Plan) -> Built:
 def _build(builder: Builder, curves: Curves, limits: Limits, method: str | None) -> Built:
     """The model within these limits, with all that may help it."""
     chosen = curves.at(*limits, method)
-    words = "correcting"
+    words = "refitting"
     if builder.job.has_choice:
-        words += f", {curves.snr(chosen):.1f} dB predicted"
+        words += f" ({curves.snr(chosen):.1f} dB expected)"
     return builder.build(chosen, words)
 
 

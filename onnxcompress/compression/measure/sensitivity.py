@@ -64,7 +64,7 @@ def weigh(
         return float(np.sqrt(fidelity.loss / max(error, 1e-9)))
 
     measured = job.settings.track(
-        each(sensitivity, names, job.settings.jobs, len(names)), "weighing layers", len(names)
+        each(sensitivity, names, job.settings.jobs, len(names)), "measuring sensitivity", len(names)
     )
     weights = dict(zip(names, measured, strict=True))
     typical = float(np.median(list(weights.values()))) or 1.0

@@ -192,7 +192,9 @@ def _judged(
     weights = sum(len(tried) * layer.weight.size for tried, layer, *_ in work)
     run = _way(weights, [tried for tried, *_ in work])
     more = job.settings.track(
-        run(_on_others, work, job.settings.jobs, len(few)), "judging errors", len(few)
+        run(_on_others, work, job.settings.jobs, len(few)),
+        "estimating errors on held-out samples",
+        len(few),
     )
     for name, known in zip(few, more, strict=True):
         yield name, _adjusted(candidates[name], known)
