@@ -1,6 +1,7 @@
 """The model and graph surgery.  The only files that know onnx and onnx-graphsurgeon."""
 
 from onnxcompress.core.errors import ModelError
+from onnxcompress.graph.changes import changed_outputs
 from onnxcompress.graph.check import check
 from onnxcompress.graph.declared import declared_inputs, declared_outputs, sequences
 from onnxcompress.graph.detach import DETACHED_BYTES, detached, sha256
@@ -67,6 +68,7 @@ __all__ = [
     "annotate",
     "as_float32",
     "bypass",
+    "changed_outputs",
     "check",
     "custom_operators",
     "declared_inputs",
