@@ -722,7 +722,7 @@ def test_a_refined_model_is_measured_before_and_after(torch, run):
 
 
 def test_without_torch_it_says_how_to_get_it_before_any_work(run, no_work, monkeypatch):
-    monkeypatch.setattr("onnxcompress.refinement.train.torch", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     assert run(REFINED) == (
         2,
         "",
