@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcompress.core.errors import RefineError
 from onnxcompress.core.layer import Array
-from onnxcompress.execution.session import Sample
+from onnxcompress.core.sample import Sample
 
 AUGMENTATIONS = ("flip", "crop", "mix")
 

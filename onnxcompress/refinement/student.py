@@ -13,7 +13,8 @@ from torch import Tensor
 
 from onnxcompress.core.errors import RefineError
 from onnxcompress.core.layer import Array
-from onnxcompress.execution.session import Sample, Session
+from onnxcompress.core.sample import Sample
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, expose, with_values
 from onnxcompress.refinement.losses import Loss
 from onnxcompress.refinement.parameters import Free, Parameters, find_parameters

@@ -21,8 +21,9 @@ from torch import Tensor
 from onnxcompress.core.errors import DataError, RefineError
 from onnxcompress.core.layer import Array
 from onnxcompress.core.parallel import each
+from onnxcompress.core.sample import Sample
 from onnxcompress.data.samples import Samples, spread
-from onnxcompress.execution.session import Sample, Session
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, expose, operations
 from onnxcompress.refinement.augment import augment
 from onnxcompress.refinement.torch_graph import TorchGraph, unsupported
