@@ -23,7 +23,6 @@ from onnxcompress.report.words import (
     reasons,
     times,
     training,
-    verdict,
 )
 
 WIDE = 1000  # columns where the output is no terminal: nothing is cut off or broken
@@ -91,8 +90,8 @@ def render_report(report: Report, place: str, quiet: bool) -> str:
                 parts.append(_text(training(report.comparison, report.refined)))
         if notes := _notes(report):
             parts.append(notes)
-    style = "bold red" if report.worse else "bold green"
-    return _render(*parts, _text(verdict(report, place), style))
+    verdict = f"{reached(report)}; {place}"
+    return _render(*parts, _text(verdict, "bold red" if report.worse else "bold green"))
 
 
 def _layers(rows: Sequence[Row]) -> Table:
@@ -136,9 +135,9 @@ def _notes(report: Report) -> Text | None:
 def render_comparison(report: Report, quiet: bool) -> str:
     """Two models side by side, and the verdict where a quality was asked for."""
     assert report.comparison is not None
-    line = _text(reached(report), "bold red" if report.worse else "bold green")
+    verdict = _text(reached(report), "bold red" if report.worse else "bold green")
     table = _comparison(report.comparison, "")
-    return _render(*[table] * (not quiet), *[line] * (quiet or bool(report.target)))
+    return _render(*[table] * (not quiet), *[verdict] * (quiet or bool(report.target)))
 
 
 def _comparison(comparison: Comparison, which: str, refined: Refinement | None = None) -> Table:
@@ -150,7 +149,7 @@ def _comparison(comparison: Comparison, which: str, refined: Refinement | None =
         middle = [] if refined is None else [fact.between]
         table.add_row(_text(fact.what), fact.before, *middle, fact.after, fact.note)
     if not comparison.finite:
-        wrong = Text("NaN or infinities where the original has none", "bold red")
+        wrong = Text("the outputs differ in shape, or hold NaN", "bold red")
         table.add_row("", *("" for _ in columns), wrong)
     return table
 

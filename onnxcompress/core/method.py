@@ -112,6 +112,14 @@ class CompressedWeight(ABC):
     def decode(self) -> Array:
         """The weight that the emitted subgraph computes with, in the layer's shape."""
 
+    def integers(self) -> tuple[Array, Array] | None:
+        """The weight as int8 numbers times a scale ``(out,)``, where it is exactly that.
+
+        The numbers have the weight's shape; `decode` gives their products with the scales, in the
+        weight's type.
+        """
+        return None
+
     @abstractmethod
     def scaled(self, gain: Array) -> Self:
         """The same with output channel c multiplied by ``gain[c]``."""

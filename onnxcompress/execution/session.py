@@ -42,8 +42,6 @@ def available_providers() -> list[str]:
     return ort.get_available_providers()
 
 
-LENT_BYTES = 1 << 22  # of the inputs of a run, from which its memory goes back to the system
-
 PARTS_AT_ONCE = BoundedSemaphore(2)  # of large models, in all threads: each has weights in memory
 
 
@@ -94,8 +92,7 @@ class Session:
             if name in self._floats
         }
         if not self._steps:
-            large = sum(x.nbytes for x in feeds.values() if isinstance(x, np.ndarray)) > LENT_BYTES
-            return _run(self._whole, feeds, seconds, large)
+            return _run(self._whole, feeds, seconds)
         return self._stepped(feeds, seconds)
 
     def _stepped(self, feeds: Mapping[str, Any], seconds: float | None) -> Sequence[Any]:
@@ -138,21 +135,17 @@ def _loaded(
 
 
 def _run(
-    session: ort.InferenceSession,
-    feeds: Mapping[str, Any],
-    seconds: float | None,
-    give_back: bool = False,
+    session: ort.InferenceSession, feeds: Mapping[str, Any], seconds: float | None
 ) -> Sequence[Any]:
-    options, timer = ort.RunOptions(), None
-    if give_back:
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    options = timer = None
     if seconds is not None:
+        options = ort.RunOptions()
         timer = Timer(seconds, setattr, (options, "terminate", True))
         timer.start()
     try:
         return session.run(None, feeds, options)
     except Exception as error:
-        if options.terminate:
+        if options is not None and options.terminate:
             raise ModelError(f"one run of the model takes more than {seconds:g} s") from None
         raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from None
     finally:

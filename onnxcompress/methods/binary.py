@@ -38,14 +38,16 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from onnxcompress.core.layer import Layer
-from onnxcompress.core.method import Method
+from onnxcompress.core.method import CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.methods.binary_forms.own import fit_own
 from onnxcompress.methods.binary_forms.pieces import Form, metric_blocks
 from onnxcompress.methods.binary_forms.shared import fit_shared
 from onnxcompress.methods.binary_forms.stored import BinaryWeight
+from onnxcompress.methods.integer import or_integer
 from onnxcompress.methods.lookup.bits import pack
 from onnxcompress.methods.lookup.error_feedback import WIDEST
+from onnxcompress.methods.lookup.tables import fits_half
 
 MOST_STACKS = 4
 SHARED = ((2, 4, 0.5), (1, 4, 0.5), (1, 8, 0.5), (1, 8, 0.25))  # stacks, parts, share
@@ -151,7 +153,7 @@ class Binary(Method):
         form = self._pieces(layer)
         return sum(-(-bits // 8) for bits in form.bits) + 2 * form.scales
 
-    def fit(self, layer: Layer, statistics: Statistics) -> BinaryWeight:
+    def fit(self, layer: Layer, statistics: Statistics) -> CompressedWeight:
         form = self._pieces(layer)
         rows = form.split(layer.grouped.astype(np.float64))
         fits = [metric_blocks(statistics, g, form, rows.shape[2]) for g in range(layer.groups)]
@@ -161,5 +163,8 @@ class Binary(Method):
         else:
             signs, scale = fit_own(rows, fits, form)
             packed = np.zeros(0, np.uint8)
-        scale = (2 * scale).astype(np.float16)
-        return BinaryWeight(pack(signs > 0, 1), packed, scale, form, layer.weight.dtype)
+        kind = np.float16 if fits_half(2 * scale) else np.float32
+        scale = (2 * scale).astype(kind)
+        weight = BinaryWeight(pack(signs > 0, 1), packed, scale, form, layer.weight.dtype)
+        alone = form.stacks == form.parts == 1 and not form.filters
+        return or_integer(weight, layer, statistics) if alone else weight

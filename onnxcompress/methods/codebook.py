@@ -28,13 +28,15 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from onnxcompress.core.layer import Array, Layer
-from onnxcompress.core.method import Candidate, Method
+from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
-from onnxcompress.methods.lookup.coded import Coded, Grid
+from onnxcompress.methods.integer import largest_within, or_integer
+from onnxcompress.methods.lookup.coded import Coded, Grid, Rows, grouped_for_fit
 from onnxcompress.methods.lookup.error_feedback import GRANULE, NARROW
 from onnxcompress.methods.lookup.fit import encode
-from onnxcompress.methods.lookup.kmeans import k_means
+from onnxcompress.methods.lookup.kmeans import k_means, sizes
 from onnxcompress.methods.lookup.tables import DIGITS, shared, some_codes
+from onnxcompress.methods.lookup.uniform import Uniform
 from onnxcompress.methods.lookup.weight import CodedWeight
 
 ROWS = 256
@@ -111,8 +113,9 @@ class Codebook(Method):
         own = (self.levels or ROWS) ** (self._width if self.levels else 1) * self._width
         return codes + 2 * len(layer.weight) + (0 if self.table == "shared" else own)
 
-    def fit(self, layer: Layer, statistics: Statistics) -> CodedWeight:
-        return self._weight(self._encoded(layer, statistics), layer)
+    def fit(self, layer: Layer, statistics: Statistics) -> CompressedWeight:
+        weight = self._weight(self._encoded(layer, statistics), layer)
+        return or_integer(weight, layer, statistics)
 
     def blank(self, layer: Layer) -> CodedWeight:
         levels = self.levels or ROWS
@@ -131,29 +134,37 @@ class Codebook(Method):
         return CodedWeight.of(found.codes, found.scale * unit, [table], layer)
 
     def _encoded(self, layer: Layer, statistics: Statistics, trial: bool = False) -> Coded:
+        weight = grouped_for_fit(layer)
+        starts = tuple(sizes(weight, 1) * spread for spread in SPREADS)
+        rows = Rows(weight, starts, usual=len(starts) // 2)
         if self.levels:
-            grid = Grid(_normal_levels(self.levels), SPREADS, learn=True)
+            grid = Grid(_normal_levels(self.levels), learn=True)
         else:
             vectors, unit = _normal_centers(self._width)
-            table = vectors.astype(np.float64) * unit
-            grid = Grid(table, SPREADS, learn=self.table == "own")
-        return encode(layer, statistics, grid, trial)
+            grid = Grid(vectors.astype(np.float64) * unit, learn=self.table == "own")
+        return encode(layer, statistics, rows, grid, trial)
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
-        """Errors from some of the filters, where there are many."""
+        """Errors from some of the filters, where there are many.
+
+        Where whole numbers in no more bytes err less, these.
+        """
+        shape = (layer.weight.shape,)
         for setting in self.settings(layer):
-            found = setting._encoded(layer, statistics, trial=True)
-            shape = (layer.weight.shape,)
-            yield Candidate(setting, setting._nbytes(layer), shape, found.error)
+            fitted, nbytes = setting._encoded(layer, statistics, trial=True), setting._nbytes(layer)
+            plain = largest_within(nbytes, layer)
+            if plain is not None and plain.plain_error(layer, statistics) < fitted.error:
+                yield from plain.candidates(layer, statistics)
+            else:
+                yield Candidate(setting, nbytes, shape, fitted.error)
 
 
-def _palette(found: Coded, unit: float, levels: int, layer: Layer) -> CodedWeight:
+def _palette(fitted: Coded, unit: float, levels: int, layer: Layer) -> CodedWeight:
     """Several palette numbers in a byte: the table holds all their combinations."""
-    values = np.rint(found.table[:, 0] / unit).astype(np.int8)
-    count = DIGITS[levels]
-    table = np.array(list(product(values, repeat=count)), np.int8)
-    numbers = CodedWeight.of_levels(found.codes, found.scale * unit, levels, layer)
-    return replace(numbers, tables=(table,))
+    values = np.rint(fitted.table[:, 0] / unit).astype(np.int8)
+    table = np.array(list(product(values, repeat=DIGITS[levels])), np.int8)
+    scaled = replace(fitted, scale=fitted.scale * unit)
+    return replace(CodedWeight.of_numbers(scaled, Uniform(levels, "odd"), layer), tables=(table,))
 
 
 @cache

@@ -16,7 +16,7 @@ from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
 from onnxcompress.core.method import DecodedWeight, Method
 from onnxcompress.core.statistics import Statistics
 
-LARGEST = 65504.0  # that float16 holds
+LEAST = 2.0**-10  # relative error of an output channel's weights that is one too many
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Half(Method):
         return True
 
     def settings(self, layer: Layer) -> list[Half]:
-        fits = np.abs(layer.weight.astype(np.float32)).max(initial=0) < LARGEST
-        return [self] if layer.weight.dtype.itemsize > 2 and fits else []
+        narrow = layer.weight.dtype.itemsize <= 2
+        return [] if narrow or not _holds(layer.grouped) else [self]
 
     def declined(self, layer: Layer) -> str | None:
         narrow = layer.weight.dtype.itemsize <= 2
@@ -47,6 +47,14 @@ class Half(Method):
         rng = np.random.default_rng([crc32(layer.name.encode()), layer.weight.size])
         drawn = rng.integers(0, 1 << 14, layer.weight.shape, np.uint16)
         return HalfWeight(drawn.view(np.float16), layer.weight.dtype)
+
+
+def _holds(weight: Array) -> bool:
+    """Whether float16 has the weights of every output channel to their usual precision."""
+    rows = weight.reshape(-1, weight.shape[-1]).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = np.abs(rows - rows.astype(np.float16).astype(np.float32)).max(1, initial=0)
+    return bool((off <= LEAST * np.abs(rows).max(1, initial=0)).all())
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,40 +1,55 @@
 """Integer: every weight becomes one of a few evenly spaced values.  Smaller files.
 
-With L levels and a scale for each output channel (or for each group of its inputs)::
+With L levels, a scale s and perhaps a zero point z for each output channel (or for each group of
+its inputs)::
 
-    W[o, i] = scale[o] * (2 k[o, i] - (L - 1))        0 <= k < L
+    W[o, i] = s[o] * (u[o, i] - z[o])
 
-The levels lie symmetrically around zero; with an odd number of them zero is one.  Numbers are
-rounded with error feedback in the metric of the inputs, scales are least squares (see `coded`);
-without data they are the nearest.
+The numbers u are whole ones around zero, -L/2 ... L/2 - 1, or odd ones that lie symmetrically
+around it, ``2 k - (L - 1)``, whichever errs less (see `uniform`); a zero point is there where it
+pays.  Numbers are rounded with error feedback in the metric of the inputs, scales are least
+squares (see `fit`); without data they are the nearest.  First scales come from a line search that
+starts at the range of each filter, and plain rounding is among what the best is taken of.
 
 References:
     Frantar, Ashkboos, Hoefler, Alistarh. GPTQ. ICLR 2023. https://arxiv.org/abs/2210.17323
     Frantar, Alistarh. Optimal brain compression. NeurIPS 2022. https://arxiv.org/abs/2208.11580
+    Jacob et al. Quantization and training of neural networks for efficient integer-arithmetic-only
+    inference. CVPR 2018. https://arxiv.org/abs/1712.05877 (zero points)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from math import log10, prod
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from onnxcompress.core.layer import Layer
-from onnxcompress.core.method import Candidate, Method
+from onnxcompress.core.layer import Array, Layer
+from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
-from onnxcompress.methods.lookup.coded import Coded, Grid
+from onnxcompress.methods.lookup.balance import balanced
+from onnxcompress.methods.lookup.blind import fit_blind
+from onnxcompress.methods.lookup.coded import Coded, Grid, Rows, grouped_for_fit
 from onnxcompress.methods.lookup.fit import encode
-from onnxcompress.methods.lookup.tables import DIGITS, LEVELS, some_codes
+from onnxcompress.methods.lookup.kmeans import sizes
+from onnxcompress.methods.lookup.tables import DIGITS, LEVELS, fits_half, some_codes
+from onnxcompress.methods.lookup.uniform import MANY, Kind, Uniform, best_kinds, search
 from onnxcompress.methods.lookup.weight import CodedWeight
 
 OPEN = (4, 8, 16, 32, 64, 128, 256)  # levels that are tried
 SPREADS = (0.75, 0.9, 1.0, 1.1, 1.3)  # of first scales around the best for normal weights
 NORMAL = {  # half the best step for normal weights in units of their deviation (Max 1960)
     2: 0.798, 3: 0.612, 4: 0.498, 6: 0.367, 8: 0.293, 12: 0.211, 16: 0.168, 24: 0.119, 32: 0.094,
-    64: 0.052, 128: 0.0284, 256: 0.0154,
 }  # fmt: skip
+PAYS = 0.95  # of the error, below which zero points are worth their bytes
+EXACT = 1e-6  # of the energy, an error below which shows what float16 rounds off the scales
+ROOM = 2.0  # factor by which fits and corrections may change a scale, either way
+GROUP = 64  # input channels that share a scale, tried where the group is open
+GROUPED = (8, 16, 32)  # levels that it is tried with
+BIT = 20 * log10(2)  # dB that a bit for each weight is worth
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,8 @@ class Integer(Method):
         bits: of a number, 2 to 8.
         levels: the same as a number of levels: 3 takes 1.6 bits, 6 takes 2.67, 12 takes 3.67.
         group: input channels that share a scale; by default all of them.
+        zero_point: none or channel (each scale has one); by default the better one.
+        scales: half (16-bit floats) or single (32-bit); by default half where it serves.
     """
 
     auto: ClassVar[bool] = True
@@ -53,6 +70,8 @@ class Integer(Method):
     bits: int | None = None
     levels: int | None = None
     group: int | None = None
+    zero_point: Literal["none", "channel"] | None = None
+    scales: Literal["half", "single"] | None = None
 
     def __post_init__(self) -> None:
         if self.bits is not None and not 2 <= self.bits <= 8:
@@ -63,6 +82,10 @@ class Integer(Method):
             raise ValueError(f"levels must be one of {', '.join(map(str, LEVELS))}")
         if self.group is not None and self.group < 1:
             raise ValueError(f"group must be at least 1, got {self.group}")
+        if self.zero_point not in (None, "none", "channel"):
+            raise ValueError(f"zero_point must be none or channel, not {self.zero_point}")
+        if self.scales not in (None, "half", "single"):
+            raise ValueError(f"scales must be half or single, not {self.scales}")
 
     @property
     def fixed(self) -> bool:
@@ -74,41 +97,127 @@ class Integer(Method):
         return 2**self.bits if self.bits else self.levels
 
     def settings(self, layer: Layer) -> list[Integer]:
-        found = [replace(self, **_spelled(n)) for n in ([self.count] if self.count else OPEN)]
-        return [s for s in found if s._nbytes(layer) < layer.weight.nbytes]
+        tried = [replace(self, **_spelled(n)) for n in ([self.count] if self.count else OPEN)]
+        return [s for s in tried if s._nbytes(layer) < layer.weight.nbytes]
 
     def _nbytes(self, layer: Layer) -> int:
         size = layer.weight.size
         numbers = sum(-(-size // DIGITS[radix]) for radix in LEVELS[self.count or 256])
-        return numbers + 2 * len(layer.weight) * self._parts(layer)
+        each = (4 if self.scales == "single" else 2) + (self.zero_point == "channel")
+        return numbers + each * len(layer.weight) * self._parts(layer)
 
     def _parts(self, layer: Layer) -> int:
         """Scales of a filter: groups of inputs are equal, so one may be smaller than asked for."""
         inputs = layer.weight.shape[1]
-        wanted = min(self.group or inputs, inputs)
-        return inputs // max(n for n in range(1, wanted + 1) if inputs % n == 0)
+        most = min(self.group or inputs, inputs)
+        return inputs // max(n for n in range(1, most + 1) if inputs % n == 0)
 
     def fit(self, layer: Layer, statistics: Statistics) -> CodedWeight:
-        found = self._encoded(layer, statistics)
-        return CodedWeight.of_levels(found.codes, found.scale, self.count or 256, layer)
+        weight = grouped_for_fit(layer)
+        grid, rows = self._start(weight, self._parts(layer))
+        fitted = encode(layer, statistics, rows, Grid(grid.table))
+        if not statistics.count:
+            fitted = _balanced(fitted, grid, layer)
+        return CodedWeight.of_numbers(fitted, grid, layer, rows.single)
 
     def blank(self, layer: Layer) -> CodedWeight:
-        levels = self.count or 256
-        numbers, scale = some_codes(layer, 1, self._parts(layer), levels)
-        return CodedWeight.of_levels(numbers, scale, levels, layer)
+        grid = Uniform(self.count or 256, "shifted" if self.zero_point == "channel" else "signed")
+        codes, scale = some_codes(layer, 1, self._parts(layer), grid.levels)
+        zero = np.rint(scale) if grid.kind == "shifted" else None
+        fitted = Coded(codes, scale, grid.table, 0.0, zero)
+        return CodedWeight.of_numbers(fitted, grid, layer, self.scales == "single")
 
-    def _encoded(self, layer: Layer, statistics: Statistics, trial: bool = False) -> Coded:
+    def _start(self, weight: Array, parts: int) -> tuple[Uniform, Rows]:
+        """The grid that suits a weight ``(groups, rows, n)``, and what its fit starts from."""
+        groups, count, n = weight.shape
+        flat = weight.reshape(groups * count * parts, n // parts)
+        grid = self._grid(flat)
+        searched = search(flat, grid)
+        shape = (groups, count, parts)
+        best, widest = searched.scale.reshape(shape), searched.widest.reshape(shape)
+        starts = [widest.astype(weight.dtype), best.astype(weight.dtype)]
+        if grid.levels < MANY:
+            step = NORMAL[grid.levels] * (1 if grid.odd else 2)
+            starts += [sizes(weight, parts) * (step * spread) for spread in SPREADS]
+        zero = None if searched.zero is None else searched.zero.reshape(shape)
+        energy = float(np.square(flat).sum(dtype=np.float64))
+        close = float(searched.error.sum(dtype=np.float64)) < EXACT * energy
+        single = close or not fits_half(searched.scale, ROOM)
+        single = single if self.scales is None else self.scales == "single"
+        return grid, Rows(weight, tuple(starts), usual=1, zero=zero, single=single)
+
+    def _grid(self, flat: Array) -> Uniform:
+        """The grid that errs least on rows, with zero points only where they pay."""
         levels = self.count or 256
-        table = (2.0 * np.arange(levels) - (levels - 1))[:, None]
-        first = [NORMAL[levels] * spread for spread in SPREADS]
-        return encode(layer, statistics, Grid(table, first, self._parts(layer)), trial)
+        if self.zero_point == "channel":
+            return Uniform(levels, "shifted")
+        both = levels % 2 == 0 and 2 < levels < 256
+        kinds: tuple[Kind, ...] = ("odd", "signed") if both else ("odd",)
+        kinds = ("signed",) if levels == 256 else kinds  # which are bytes as they are
+        error, grid = min(best_kinds(flat, levels, kinds), key=lambda pair: pair[0])
+        if self.zero_point is None:
+            [(other, shifted)] = best_kinds(flat, levels, ("shifted",))
+            return shifted if other < PAYS * error else grid
+        return grid
+
+    def plain_error(self, layer: Layer, statistics: Statistics) -> float:
+        """Relative squared output error of the nearest values."""
+        grid, rows = self._start(grouped_for_fit(layer), self._parts(layer))
+        nearest = fit_blind(rows.starting(rows.usual), Grid(grid.table))
+        return statistics.error(layer.weight, nearest.decoded(layer))
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
         """Errors from some of the filters, where there are many."""
+        weight = grouped_for_fit(layer)
         for setting in self.settings(layer):
-            found = setting._encoded(layer, statistics, trial=True)
-            shape = (layer.weight.shape,)
-            yield Candidate(setting, setting._nbytes(layer), shape, found.error)
+            for tried in setting._variants(layer, weight):
+                grid, rows = tried._start(weight, tried._parts(layer))
+                if grid.kind == "shifted":
+                    tried = replace(tried, zero_point="channel")
+                if rows.single:
+                    tried = replace(tried, scales="single")
+                fitted = encode(layer, statistics, rows, Grid(grid.table), trial=True)
+                nbytes, shape = tried._nbytes(layer), (layer.weight.shape,)
+                if nbytes < layer.weight.nbytes:
+                    yield Candidate(tried, nbytes, shape, fitted.error)
+
+    def _variants(self, layer: Layer, weight: Array) -> Iterator[Integer]:
+        """The setting, and what it leaves open where that may be the better choice."""
+        yield self
+        if self.zero_point is None:
+            grid, _ = self._start(weight, self._parts(layer))
+            if grid.kind == "shifted":
+                yield replace(self, zero_point="none")
+
+
+def _balanced(fitted: Coded, grid: Uniform, layer: Layer) -> Coded:
+    """The fit with errors that add up to about 0, see `balance`."""
+    count = fitted.scale.size
+    rows = layer.weight.reshape(count, -1).astype(np.float32)
+    exact = rows / np.maximum(fitted.scale, 1e-30).reshape(count, 1)
+    exact += 0 if fitted.zero is None else fitted.zero.reshape(count, 1)
+    exact = (exact - grid.table[0, 0]) / (2 if grid.odd else 1)
+    codes = fitted.codes.reshape(count, -1).astype(np.int16)
+    codes = balanced(exact, codes, grid.levels, prod(layer.kernel))
+    return replace(fitted, codes=codes.astype(np.uint8).reshape(fitted.codes.shape))
+
+
+def or_integer(weight: CompressedWeight, layer: Layer, statistics: Statistics) -> CompressedWeight:
+    """The weight, or whole numbers in no more bytes (but for zero points) where these err less."""
+    setting = largest_within(weight.nbytes, layer)
+    if setting is None:
+        return weight
+    error = statistics.error(layer.weight, weight.decode())
+    if setting.plain_error(layer, statistics) >= error:
+        return weight
+    other = setting.fit(layer, statistics)
+    return other if statistics.error(layer.weight, other.decode()) < error else weight
+
+
+def largest_within(nbytes: int, layer: Layer) -> Integer | None:
+    """The most levels that take no more bytes, zero points not counted; None if even two do."""
+    fitting = [n for n in LEVELS if Integer(levels=n)._nbytes(layer) <= nbytes]
+    return Integer(**_spelled(max(fitting))) if fitting else None
 
 
 def _spelled(levels: int) -> dict[str, int | None]:

@@ -19,6 +19,7 @@ from onnxcompress.methods.lookup.error_feedback import (
     feedback_factor,
     row_errors,
 )
+from onnxcompress.methods.lookup.tables import stored
 
 ROUNDS = 4  # of signs and scales in turn
 SWEEPS = 2  # of coordinate descent in each
@@ -45,11 +46,11 @@ def _own_block(weight: Array, metric: Array | None, form: Form) -> tuple[Array, 
         signs = _signs(_nearest(weight, levels), turn, patterns)
         scale = _least_squares(weight, signs, scale, None)
     if metric is None:
-        return signs, scale.astype(np.float16)
+        return signs, stored(scale)
     order = np.argsort(-np.diagonal(metric), kind="stable")  # within each piece
     order = order[np.argsort(order // form.width, kind="stable")]
     signs, scale = _aware(weight[:, order], metric[np.ix_(order, order)], scale, patterns)
-    return signs[:, :, np.argsort(order)], scale.astype(np.float16)
+    return signs[:, :, np.argsort(order)], stored(scale)
 
 
 def _aware(weight: Array, metric: Array, scale: Array, patterns: Array) -> tuple[Array, Array]:
@@ -65,8 +66,7 @@ def _aware(weight: Array, metric: Array, scale: Array, patterns: Array) -> tuple
             codes = _nearest(weight, levels)
         for sweep in range(SWEEPS + 1):
             signs = _signs(codes, turn, patterns)
-            scale = _least_squares(weight, signs, scale, metric).astype(np.float16)
-            scale = scale.astype(np.float64)
+            scale = stored(_least_squares(weight, signs, scale, metric))
             error = row_errors(weight - _combined(signs, scale), metric)
             better = error < best
             best = np.where(better, error, best)

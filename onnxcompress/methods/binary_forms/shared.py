@@ -14,6 +14,7 @@ import numpy as np
 from onnxcompress.core.layer import Array
 from onnxcompress.methods.binary_forms.pieces import Block, Form
 from onnxcompress.methods.lookup.error_feedback import feedback_factor, row_errors
+from onnxcompress.methods.lookup.tables import stored
 
 SHARED_ROUNDS = 5  # of selections and filters in turn
 
@@ -139,7 +140,7 @@ def _picked(wanted: Array, filters: Array, metric: Array, stacks: int) -> tuple[
     gram += 1e-9 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(stacks)
     right = np.einsum("srd,rd->rs", images[picked], wanted)
     scale = np.linalg.solve(gram, right[:, :, None])[:, :, 0].T
-    return picked, scale.astype(np.float16).astype(np.float64)
+    return picked, stored(scale)
 
 
 def _improved(

@@ -12,6 +12,7 @@ from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
 from onnxcompress.core.method import CompressedWeight
 from onnxcompress.methods.binary_forms.pieces import Form
 from onnxcompress.methods.lookup.bits import emit_unpack, unpack
+from onnxcompress.methods.lookup.tables import fits_half
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +23,7 @@ class BinaryWeight(CompressedWeight):
         signs: the filters as bits, 1 for +1/2 and 0 for -1/2: ``(m, width)``, or where every
             piece has its own ``(stacks, out, parts * width)``.
         select: packed numbers ``(stacks, out, parts)``; empty where nothing is selected.
-        scale: float16 ``(stacks, out, parts)``, twice that of filters in {-1, 1}.
+        scale: ``(stacks, out, parts)``, float16 where it fits, twice that of filters in {-1, 1}.
         form: the sizes.
         dtype: of the weight.
     """
@@ -48,7 +49,17 @@ class BinaryWeight(CompressedWeight):
         return replace(self, dtype=np.dtype(dtype))
 
     def scaled(self, gain: Array) -> Self:
-        return replace(self, scale=(self.scale * gain[:, None]).astype(np.float16))
+        both = self.scale.astype(np.float32) * gain[:, None]
+        half = self.scale.dtype == np.float16 and fits_half(both)
+        return replace(self, scale=both.astype(np.float16 if half else np.float32))
+
+    def integers(self) -> tuple[Array, Array] | None:
+        form = self.form
+        if form.stacks > 1 or form.parts > 1 or form.feature:
+            return None
+        scale = self.scale[0, :, 0].astype(np.float32) / 2
+        signs = np.sign(replace(self, scale=np.ones_like(self.scale)).decode())
+        return signs.astype(np.int8), scale
 
     def decode(self) -> Array:
         form = self.form

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -10,53 +9,59 @@ import numpy as np
 
 from onnxcompress.core.layer import Array
 from onnxcompress.core.parallel import side_by_side
-from onnxcompress.methods.lookup.coded import CHUNKED, LEARNED, TRIED, Coded, Grid
-from onnxcompress.methods.lookup.kmeans import means, nearest, pieces, seeded, sizes
+from onnxcompress.methods.lookup.coded import CHUNKED, LEARNED, TRIED, Coded, Grid, Rows
+from onnxcompress.methods.lookup.kmeans import means, nearest, pieces, seeded
 from onnxcompress.methods.lookup.tables import in_bytes, stored
 
 BLIND_ROUNDS = 3  # of codes and scales
 
 
-def fit_blind(weight: Array, grid: Grid, trial: bool = False) -> Coded:
-    """Round a weight ``(groups, rows, n)``."""
-    n, table, first = weight.shape[2], grid.table, grid.first
-    rows, part = pieces(weight, table.shape[1], grid.parts)
+def fit_blind(rows: Rows, grid: Grid, trial: bool = False) -> Coded:
+    """Round rows to the nearest values, with least-squares scales."""
+    table, width = grid.table, grid.table.shape[1]
     if grid.learn:
-        table = seeded(weight, grid, first)
-        lesson = rows[:: -(-rows.size // LEARNED)]
-        codes, scale, _ = _by_turns(lesson, n, table, first, part)
-        table = in_bytes(means(lesson, codes, scale[:, part], table))
+        table = seeded(rows, table)
+        lesson = rows.some(slice(None, None, -(-rows.weight.size // LEARNED)))
+        flat, part = pieces(lesson.weight, width, rows.parts)
+        codes, scale, _ = _by_turns(lesson, table)
+        table = in_bytes(means(flat, codes, scale[:, part], table))
     if trial:
-        step = max(1, rows.size // TRIED)  # a large weight has rows enough to judge by
-        rows = rows[step // 2 :: step]
-    height = max(1, CHUNKED // rows.shape[1])
-    chunks = [rows[i : i + height] for i in range(0, len(rows), height)]
-    found = side_by_side(lambda chunk: _by_turns(chunk, n, table, first, part), chunks)
-    codes, scale, error = (np.concatenate(each) for each in zip(*found, strict=True))
-    energy = float(np.square(rows).sum(dtype=np.float64))
-    return Coded(codes, scale, table, float(error.sum(dtype=np.float64)) / max(energy, 1e-30))
+        step = max(1, rows.weight.size // TRIED)  # a large weight has rows enough to judge by
+        rows = rows.some(slice(step // 2, None, step))
+    groups, count, n = rows.weight.shape
+    chunks = rows.chunks(max(1, CHUNKED // (groups * n)))
+    results = side_by_side(lambda chunk: _by_turns(chunk, table), chunks)
+    codes, scale, error = (
+        np.concatenate([each.reshape(groups, -1, each.shape[-1]) for each in parts], axis=1)
+        for parts in zip(*results, strict=True)
+    )
+    energy = float(np.square(rows.weight).sum(dtype=np.float64))
+    return Coded(
+        codes.reshape(groups * count, -1),
+        scale.reshape(groups * count, -1),
+        table,
+        float(error.sum(dtype=np.float64)) / max(energy, 1e-30),
+        None if rows.zero is None else rows.zero.reshape(groups * count, -1),
+    )
 
 
-def _by_turns(
-    weight: Array, n: int, table: Array, first: Sequence[float], part: Array
-) -> tuple[Array, Array, Array]:
-    """Codes, scales and the squared error of every row, from the best of the first scales.
-
-    Args:
-        weight: ``(rows, pieces * width)``, padded with zeros after ``n`` columns.
-        part: of every piece.
-    """
+def _by_turns(rows: Rows, table: Array) -> tuple[Array, Array, Array]:
+    """Codes, scales and the squared error of every row, from the best of the first scales."""
+    weight, part = pieces(rows.weight, table.shape[1], rows.parts)
     columns = np.repeat(part, table.shape[1])
-    size = sizes(weight[None, :, :n], int(part[-1]) + 1)[0]
+    zero = None if rows.zero is None else rows.zero.reshape(-1, rows.parts)
 
     def turn(scale: Array) -> tuple[Array, Array, Array]:
-        scale, codes = scale.copy(), nearest(weight, table, scale[:, part])
+        scale = scale.copy()
+        codes = nearest(weight, table, scale[:, part], None if zero is None else zero[:, part])
         unit = table[codes].reshape(len(weight), -1)
+        if zero is not None:
+            unit -= zero[:, columns]
         for p in range(scale.shape[1]):
             own = columns == p if scale.shape[1] > 1 else slice(None)
             z, w = unit[:, own], weight[:, own]
             gain = np.einsum("rn,rn->r", z, w) / np.maximum(np.einsum("rn,rn->r", z, z), 1e-30)
-            scale[:, p] = stored(np.maximum(gain, 1e-12))
+            scale[:, p] = np.maximum(gain, 0) if rows.single else stored(np.maximum(gain, 0))
         return codes, scale, np.square(weight - unit * scale[:, columns]).sum(1)
 
     def better(one: tuple[Array, ...], other: tuple[Array, ...]) -> Any:
@@ -65,7 +70,7 @@ def _by_turns(
         codes, scale = (np.where(wins[:, None], b, a) for a, b in pairs)
         return codes, scale, np.minimum(one[2], other[2])
 
-    best = reduce(better, (turn(size * factor) for factor in first))
+    best = reduce(better, (turn(start.reshape(-1, rows.parts)) for start in rows.starts))
     for _ in range(BLIND_ROUNDS - 1):
         best = better(best, turn(best[1]))
-    return best[0].astype(np.uint8), *best[1:]
+    return best[0].astype(np.uint8), best[1], best[2][:, None]

@@ -1,9 +1,9 @@
-"""What codes are fitted to, and what comes out."""
+"""What is rounded to the rows of a table, and what comes out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -15,22 +15,70 @@ LEARNED = 2**17  # weights that a table is learned from
 
 CHUNKED = 2**19  # weights that are rounded together
 
+FINE = 2**16  # weights up to which the arithmetic is in float64, and trials are long
+
+
+def grouped_for_fit(layer: Layer) -> Array:
+    """The weight ``(groups, rows, n)`` in the type that it is fitted in."""
+    kind = np.float64 if layer.weight.size <= FINE else np.float32
+    return layer.grouped.astype(kind, copy=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a weight, and what their fit starts from.
+
+    Attributes:
+        weight: ``(groups, rows, n)``.
+        starts: first scales, each ``(groups, rows, parts)``; every part of a row has its own.
+        usual: which of them serves where there is no time to try them all.
+        zero: zero points in units of the scale, like the scales; or None.
+        single: whether scales are stored as 32-bit floats.
+    """
+
+    weight: Array
+    starts: tuple[Array, ...]
+    usual: int = 0
+    zero: Array | None = None
+    single: bool = False
+
+    @property
+    def parts(self) -> int:
+        return self.starts[0].shape[2]
+
+    def some(self, rows: slice) -> Self:
+        """Some of the rows of each group."""
+        return replace(
+            self,
+            weight=self.weight[:, rows],
+            starts=tuple(start[:, rows] for start in self.starts),
+            zero=None if self.zero is None else self.zero[:, rows],
+        )
+
+    def starting(self, index: int) -> Self:
+        """The same with one of its first scales alone."""
+        return replace(self, starts=(self.starts[index],), usual=0)
+
+    def chunks(self, height: int) -> list[Self]:
+        """All rows, so many of each group at a time."""
+        count = self.weight.shape[1]
+        return [self.some(slice(i, i + height)) for i in range(0, count, height)]
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The values that a weight is rounded to.
+    """The values that rows are rounded to, times their scales.
 
     Attributes:
         table: ``(k, d)``; sorted if d is 1.
-        first: scales to start from, in units of a row's root mean square.
-        parts: of a filter, each with a scale of its own; only for d = 1.
         learn: whether the table is fitted to the layer too.
     """
 
     table: Array
-    first: Sequence[float]
-    parts: int = 1
     learn: bool = False
+
+    def astype(self, dtype: np.dtype) -> Self:
+        return replace(self, table=self.table.astype(dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +90,19 @@ class Coded:
         scale: ``(out, parts)``.
         table: ``(k, d)``, k at most 256.
         error: relative squared output error, of the rows that were looked at.
+        zero: zero points ``(out, parts)``, or None.
     """
 
     codes: Array
     scale: Array
     table: Array
     error: float
+    zero: Array | None = None
 
     def decoded(self, layer: Layer) -> Array:
         """The weight that it stands for, in the layer's shape."""
         rows = self.table[self.codes].reshape(len(layer.weight), -1)[:, : layer.fan_in]
-        scale = np.repeat(self.scale, rows.shape[1] // self.scale.shape[1], axis=1)
-        return (rows * scale).reshape(layer.weight.shape)
+        repeated = rows.shape[1] // self.scale.shape[1]
+        if self.zero is not None:
+            rows = rows - np.repeat(self.zero, repeated, axis=1)
+        return (rows * np.repeat(self.scale, repeated, axis=1)).reshape(layer.weight.shape)

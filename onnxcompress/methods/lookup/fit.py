@@ -5,29 +5,28 @@ A byte picks one of at most 256 rows of a table (256, d), which are d neighbouri
     W[o, j d ... (j + 1) d] = scale[o] * table[byte[o, j]]                    8 / d bits a weight
 
 One row lookup both unpacks and decodes.  A table of vectors is a vector code.  A table that counts
-in base L holds d numbers of L levels ``2 k - (L - 1)``; where the levels do not fill bytes well, a
-number has several digits, each with bytes and a table of its own: 8 levels = 2 * (4 levels) + (2
-levels).  256 levels need no table.
+in base L holds d evenly spaced numbers of L levels (see `uniform`); where the levels do not fill
+bytes well, a number has several digits, each with bytes and a table of its own: 8 levels = 2 * (4
+levels) + (2 levels).  256 levels need no table.
 
 Codes and scales are fitted in turn in the metric of the inputs (see `error_feedback`): error
 feedback, coordinate descent, least-squares scales, and for a table of the layer's own its least
-squares too.
-Such a table starts from k-means over the layer's pieces; a row that none of them uses is moved to
+squares too.  Plain rounding is always among what the best is taken of, row by row.  Such a table
+starts from k-means over the layer's pieces; a row that none of them uses is moved to
 the piece that errs most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from onnxcompress.core.layer import Array, Layer
+from onnxcompress.core.layer import Layer
 from onnxcompress.core.parallel import side_by_side
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.methods.lookup.blind import fit_blind
-from onnxcompress.methods.lookup.coded import CHUNKED, LEARNED, Coded, Grid
+from onnxcompress.methods.lookup.coded import CHUNKED, FINE, LEARNED, Coded, Grid, Rows
 from onnxcompress.methods.lookup.error_feedback import metrics
 from onnxcompress.methods.lookup.kmeans import seeded
 from onnxcompress.methods.lookup.own_table import learn_table
@@ -36,8 +35,6 @@ from onnxcompress.methods.lookup.row_fit import Block, RowFit, State
 ROUNDS = 4  # of error feedback, coordinate descent and scales
 
 SWEEPS = 2  # of coordinate descent in each
-
-FINE = 2**16  # weights up to which the arithmetic is in float64, and trials are long
 
 WORK = 2**29  # multiplications of a sweep from which there are fewer rounds: they gain little there
 
@@ -58,60 +55,63 @@ TRIAL_ROWS = 32  # but no fewer than these
 TRIAL_LEARNED = 2**17  # weights that a table is learned from in a trial
 
 
-def encode(layer: Layer, statistics: Statistics, grid: Grid, trial: bool = False) -> Coded:
-    """Round a weight to the rows of a table, times scales.
+def encode(
+    layer: Layer, statistics: Statistics, rows: Rows, grid: Grid, trial: bool = False
+) -> Coded:
+    """Round a layer's rows to the values of a grid, times scales.
 
     Args:
         trial: look at some rows alone, when the error is all that matters.
     """
-    weight = layer.grouped
-    kind = np.float64 if weight.size <= FINE else np.float32
-    weight, grid = weight.astype(kind, copy=False), replace(grid, table=grid.table.astype(kind))
+    grid = grid.astype(rows.weight.dtype)
     if not statistics.count:
-        return fit_blind(weight, grid, trial)
-    blocks = _blocks(weight, statistics, grid, trial)
+        return fit_blind(rows, grid, trial)
+    blocks = _blocks(rows, statistics, grid, trial)
     effort = _effort(layer, blocks, grid.learn, trial)
-    first = grid.first
     if trial:
-        first = first[len(first) // 2 :][:1] if weight.size > FINE else first
-        weight = _some_rows(weight, blocks, grid.learn)
-    started = replace(grid, table=seeded(weight, grid, first)) if grid.learn else grid
-    first = RowFit(weight, blocks, started.table, grid.parts).promising(first)
-    fitted = _fit_rows(weight, blocks, replace(started, first=first), effort)
-    if weight.size <= SMALL and not trial:
-        blind = fit_blind(weight, replace(grid, first=first))
+        rows = rows.starting(rows.usual) if rows.weight.size > FINE else rows
+        rows = _some_rows(rows, blocks, grid.learn)
+    started = replace(grid, table=seeded(rows, grid.table)) if grid.learn else grid
+    rows = RowFit(rows, blocks, started.table).promising()
+    fitted = _fit_rows(rows, blocks, started, effort)
+    if rows.weight.size <= SMALL and not trial:
+        blind = fit_blind(rows, grid)
         error = statistics.error(layer.weight, blind.decoded(layer))
         return min(fitted, replace(blind, error=error), key=lambda fit: fit.error)
     return fitted
 
 
-def _fit_rows(weight: Array, blocks: list[Block], grid: Grid, effort: tuple[int, int]) -> Coded:
+def _fit_rows(rows: Rows, blocks: list[Block], grid: Grid, effort: tuple[int, int]) -> Coded:
     """Rows are fitted side by side, all at once only where they learn a table together."""
-    table, first, learn = grid.table, grid.first, grid.learn
+    table, learn, weight = grid.table, grid.learn, rows.weight
     if learn and weight.size > LEARNED:
-        some = RowFit(weight[:, :: -(-weight.size // LEARNED)], blocks, table, grid.parts)
-        _run(some, first, learn, effort)
-        table, learn = some.table, False
+        some = rows.some(slice(None, None, -(-weight.size // LEARNED)))
+        lesson = RowFit(some, blocks, table)
+        _run(lesson, learn, effort)
+        table, learn = lesson.table, False
     row = weight.shape[0] * weight.shape[2]
-    rows = max(CHUNKED // row, min(CHUNK_ROWS, CHUNK_MOST // row), FEWEST_ROWS)
-    rows = weight.shape[1] if learn else rows
-    chunks = [weight[:, i : i + rows] for i in range(0, weight.shape[1], rows)]
-    fits = [RowFit(chunk, blocks, table, grid.parts) for chunk in chunks]
-    states = side_by_side(lambda fit: _run(fit, first, learn, effort), fits)
+    height = max(CHUNKED // row, min(CHUNK_ROWS, CHUNK_MOST // row), FEWEST_ROWS)
+    chunks = rows.chunks(weight.shape[1] if learn else height)
+    fits = [RowFit(chunk, blocks, table) for chunk in chunks]
+    states = side_by_side(lambda fit: _run(fit, learn, effort), fits)
     codes = [fit.ordered(state.codes) for fit, state in zip(fits, states, strict=True)]
     error = sum(float(state.error.sum(dtype=np.float64)) for state in states)
     return Coded(
         np.concatenate(codes, axis=1).reshape(-1, codes[0].shape[2]),
-        np.concatenate([state.scale for state in states], axis=1).reshape(-1, grid.parts),
+        np.concatenate([state.scale for state in states], axis=1).reshape(-1, rows.parts),
         fits[-1].table,
         max(error, 0.0) / max(sum(fit.energy for fit in fits), 1e-30),
+        None if rows.zero is None else rows.zero.reshape(-1, rows.parts),
     )
 
 
-def _run(fit: RowFit, first: Sequence[float], learn: bool, effort: tuple[int, int]) -> State:
+def _run(fit: RowFit, learn: bool, effort: tuple[int, int]) -> State:
     """The best state of every row; with ``learn`` the fit's table follows the codes."""
     rounds, sweeps = effort
-    scale, best = fit.started(first), None
+    scale, best = fit.started(), None
+    if fit.width == 1 and not learn:  # plain rounding is always in the running
+        usual = fit.rows.starts[fit.rows.usual]
+        best = fit.nearest(usual, sweeps - 1)
     for turn in range(rounds):
         state = fit.turn(scale, sweeps)
         best, scale = state.better(best), state.scale
@@ -122,15 +122,15 @@ def _run(fit: RowFit, first: Sequence[float], learn: bool, effort: tuple[int, in
     return best
 
 
-def _blocks(weight: Array, statistics: Statistics, grid: Grid, trial: bool) -> list[Block]:
+def _blocks(rows: Rows, statistics: Statistics, grid: Grid, trial: bool) -> list[Block]:
     """The metrics of the inputs; for a trial, of no more of them than its error needs."""
-    fan_in, width = weight.shape[2], grid.table.shape[1]
-    parts = metrics(statistics, width, weight.dtype)
+    fan_in, width = rows.weight.shape[2], grid.table.shape[1]
+    parts = metrics(statistics, width, rows.weight.dtype)
     if trial:
         count = max(1, len(parts) * TRIAL_INPUTS // fan_in)
         parts = parts[:: -(-len(parts) // count)]
-    size = -(-fan_in // grid.parts)
-    place = [np.minimum(m.columns[::width] // size, grid.parts - 1) for m in parts]
+    size = -(-fan_in // rows.parts)
+    place = [np.minimum(m.columns[::width] // size, rows.parts - 1) for m in parts]
     return [Block(m, part, np.repeat(part, width)) for m, part in zip(parts, place, strict=True)]
 
 
@@ -144,10 +144,11 @@ def _effort(layer: Layer, blocks: list[Block], learn: bool, trial: bool) -> tupl
     return max(rounds, 1 + learn), sweeps
 
 
-def _some_rows(weight: Array, blocks: list[Block], learn: bool) -> Array:
+def _some_rows(rows: Rows, blocks: list[Block], learn: bool) -> Rows:
     """Rows enough to know the error."""
+    groups, count, _ = rows.weight.shape
     inputs = sum(len(b.metric.columns) for b in blocks)
-    work = sum(len(b.metric.columns) ** 2 for b in blocks) * len(weight)
-    rows = max(TRIAL_ROWS, TRIAL_WORK // work, learn * TRIAL_LEARNED // inputs)
-    step = -(-weight.shape[1] // rows)
-    return weight[:, step // 2 :: step]
+    work = sum(len(b.metric.columns) ** 2 for b in blocks) * groups
+    enough = max(TRIAL_ROWS, TRIAL_WORK // work, learn * TRIAL_LEARNED // inputs)
+    step = -(-count // enough)
+    return rows.some(slice(step // 2, None, step))

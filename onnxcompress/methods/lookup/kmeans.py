@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from onnxcompress.core.layer import Array
-from onnxcompress.methods.lookup.coded import Grid
+from onnxcompress.methods.lookup.coded import Rows
 from onnxcompress.methods.lookup.tables import in_bytes
 
 SEEDS = 2**13  # pieces that a table of the layer's own starts from,
@@ -15,16 +13,16 @@ SEEDS = 2**13  # pieces that a table of the layer's own starts from,
 SEED_ROUNDS = 8  # by so many rounds of k-means
 
 
-def seeded(weight: Array, grid: Grid, first: Sequence[float]) -> Array:
+def seeded(rows: Rows, table: Array) -> Array:
     """A table nearer to the pieces of a weight: k-means, with nothing known of the inputs."""
-    table, parts = grid.table, grid.parts
-    if table.shape[1] == 1:
+    width = table.shape[1]
+    if width == 1:
         return table  # the best levels for normal numbers are near enough
-    some = weight[:, :: -(-weight.size // (SEEDS * table.shape[1]))]
-    rows, part = pieces(some, table.shape[1], parts)
-    scale = sizes(some, parts).reshape(len(rows), parts) * first[len(first) // 2]
+    some = rows.some(slice(None, None, -(-rows.weight.size // (SEEDS * width))))
+    weight, part = pieces(some.weight, width, some.parts)
+    scale = some.starts[some.usual].reshape(-1, some.parts)[:, part]
     for _ in range(SEED_ROUNDS):
-        table = in_bytes(means(rows, nearest(rows, table, scale[:, part]), scale[:, part], table))
+        table = in_bytes(means(weight, nearest(weight, table, scale), scale, table))
     return table
 
 
@@ -77,15 +75,15 @@ def sizes(weight: Array, parts: int) -> Array:
     """Root mean square of every part of every row, ``(groups, rows, parts)``."""
     size = -(-weight.shape[2] // parts)
     found = [weight[:, :, p * size : (p + 1) * size] for p in range(parts)]
-    rms = np.stack([np.sqrt(np.square(part).mean(2)) for part in found], axis=2)
-    return np.maximum(rms, 1e-12 + 1e-6 * rms.max(initial=0))
+    return np.stack([np.sqrt(np.square(part).mean(2)) for part in found], axis=2)
 
 
-def nearest(weight: Array, table: Array, scale: Array) -> Array:
-    """Rows of the table nearest to every piece, ``(rows, pieces)``."""
+def nearest(weight: Array, table: Array, scale: Array, zero: Array | None = None) -> Array:
+    """Rows of the table nearest to every piece, ``(rows, pieces)``; scale and zero likewise."""
     targets = weight.reshape(-1, table.shape[1]) / np.maximum(scale, 1e-30).reshape(-1, 1)
     if table.shape[1] == 1:
-        return _places(table[:, 0], targets[:, 0]).reshape(scale.shape)
+        units = targets[:, 0] if zero is None else targets[:, 0] + zero.ravel()
+        return _places(table[:, 0], units).reshape(scale.shape)
     codes = np.empty(len(targets), np.intp)
     energy = np.square(table).sum(1) / 2
     for start in range(0, len(targets), CHUNK):

@@ -6,7 +6,6 @@ it has had.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxcompress.core.layer import Array
-from onnxcompress.methods.lookup.coded import TRIED
+from onnxcompress.methods.lookup.coded import TRIED, Rows
 from onnxcompress.methods.lookup.error_feedback import (
     Metric,
     Pick,
@@ -22,7 +21,7 @@ from onnxcompress.methods.lookup.error_feedback import (
     feedback,
     row_errors,
 )
-from onnxcompress.methods.lookup.kmeans import sizes
+from onnxcompress.methods.lookup.kmeans import nearest
 from onnxcompress.methods.lookup.tables import stored
 
 
@@ -74,11 +73,12 @@ class State:
         )
 
 
-def picker(table: Array, scale: Array, part: Array) -> Pick:
+def picker(table: Array, scale: Array, part: Array, zero: Array | None = None) -> Pick:
     """Rounds pieces to rows of a table times ``scale`` ``(groups, rows, parts)``.
 
     Args:
         part: of every piece.
+        zero: zero points, like the scales; for a table of single values.
     """
     width = table.shape[1]
     middle = (table[1:, 0] + table[:-1, 0]) / 2
@@ -87,6 +87,10 @@ def picker(table: Array, scale: Array, part: Array) -> Pick:
         size = scale[:, :, part[piece]]
         if width == 1:
             unit = target[:, :, 0] / np.maximum(size, 1e-30)
+            if zero is not None:
+                own = zero[:, :, part[piece]]
+                codes = np.searchsorted(middle, (unit + own).ravel()).reshape(size.shape)
+                return codes, ((table[codes, 0] - own) * size)[:, :, None]
             codes = np.searchsorted(middle, unit.ravel()).reshape(size.shape)
         else:
             images = table @ metric
@@ -107,10 +111,10 @@ class RowFit:
         images: ``weight H``; only a fit needs them, not the search for a first scale.
     """
 
-    def __init__(self, weight: Array, blocks: list[Block], table: Array, parts: int) -> None:
-        self.table, self.width, self.count = table, table.shape[1], parts
-        self.weight, self.blocks = weight, blocks
-        self.weights = [b.metric.taken(weight) for b in blocks]
+    def __init__(self, rows: Rows, blocks: list[Block], table: Array) -> None:
+        self.rows, self.blocks = rows, blocks
+        self.table, self.width, self.count = table, table.shape[1], rows.parts
+        self.weights = [b.metric.taken(rows.weight) for b in blocks]
 
     @cached_property
     def images(self) -> list[Array]:
@@ -122,39 +126,56 @@ class RowFit:
         pairs = zip(self.weights, self.images, strict=True)
         return float(sum(np.einsum("grn,grn->", w, i, dtype=np.float64) for w, i in pairs))
 
-    def started(self, first: Sequence[float]) -> Array:
+    def started(self) -> Array:
         """The best of the first scales for every row."""
-        size = sizes(self.weight, self.count)
-        if len(first) == 1:
-            return size * first[0]
-        size, error = self._errors_of(first)
-        return size * np.asarray(first, size.dtype)[error.argmin(1)][:, :, None]
+        starts = self.rows.starts
+        if len(starts) == 1:
+            return starts[0]
+        best = self._errors().argmin(1)[:, None, :, None]
+        return np.take_along_axis(np.stack(starts, axis=1), best, axis=1)[:, 0]
 
-    def promising(self, first: Sequence[float]) -> Sequence[float]:
-        """The first scales that are worth trying: one alone in a large layer."""
-        count, (groups, rows, n) = len(first), self.weight.shape
-        step = rows * groups * n * count // TRIED
+    def promising(self) -> Rows:
+        """The rows with those first scales that are worth trying: one in a large layer."""
+        count, size = len(self.rows.starts), self.rows.weight.size
+        step = size * count // TRIED
         if count == 1 or step <= 1:
-            return first
-        some = RowFit(self.weight[:, step // 2 :: step], self.blocks, self.table, self.count)
-        return [first[int(some._errors_of(first)[1].sum((0, 2)).argmin())]]
+            return self.rows
+        some = RowFit(self.rows.some(slice(step // 2, None, step)), self.blocks, self.table)
+        return self.rows.starting(int(some._errors().sum((0, 2)).argmin()))
 
-    def _errors_of(self, first: Sequence[float]) -> tuple[Array, Array]:
-        """Sizes of the rows, and their errors ``(groups, first, rows)`` with each first scale."""
-        size, count = sizes(self.weight, self.count), len(first)
-        tried = np.concatenate([size * f for f in first], axis=1)
-        error = np.zeros(tried.shape[:2])
+    def _errors(self) -> Array:
+        """Errors of the rows with each first scale, ``(groups, starts, rows)``."""
+        rows = self.rows
+        count, scale = len(rows.starts), np.concatenate(rows.starts, axis=1)
+        zero = None if rows.zero is None else np.concatenate([rows.zero] * count, axis=1)
+        error = np.zeros(scale.shape[:2])
         for w, b in zip(self.weights, self.blocks, strict=True):
             copies = np.concatenate([w] * count, axis=1)
-            pick = picker(self.table, tried, b.part)
+            pick = picker(self.table, scale, b.part, zero)
             _, values = feedback(copies, pick, b.metric.factor, self.width)
             error += row_errors(copies - values, b.metric.values)
-        return size, error.reshape(len(size), count, -1)
+        return error.reshape(len(error), count, -1)
+
+    def _picker(self, scale: Array, block: Block) -> Pick:
+        return picker(self.table, scale, block.part, self.rows.zero)
+
+    def nearest(self, scale: Array, sweeps: int) -> State:
+        """The nearest values, and some sweeps of coordinate descent from there."""
+        codes = []
+        for w, b in zip(self.weights, self.blocks, strict=True):
+            groups, rows, n = w.shape
+            zero = None if self.rows.zero is None else self.rows.zero[:, :, b.part]
+            flat = nearest(w.reshape(-1, n), self.table, scale[:, :, b.part], zero)
+            codes.append(flat.reshape(groups, rows, -1).astype(np.uint8))
+        state = self.rescaled(codes, self.decoded(codes, scale), scale)
+        for _ in range(sweeps):
+            state = self._descended(state).better(state)
+        return state
 
     def turn(self, scale: Array, sweeps: int) -> State:
         """Codes by error feedback and some sweeps of coordinate descent, from a scale."""
         pairs = [
-            feedback(w, picker(self.table, scale, b.part), b.metric.factor, self.width)
+            feedback(w, self._picker(scale, b), b.metric.factor, self.width)
             for w, b in zip(self.weights, self.blocks, strict=True)
         ]
         state = self.rescaled([c for c, _ in pairs], [v for _, v in pairs], scale)
@@ -165,7 +186,7 @@ class RowFit:
     def _descended(self, state: State) -> State:
         codes, values, gradients = [], [], []
         for c, v, g, b in zip(state.codes, state.values, state.gradients, self.blocks, strict=True):
-            pick = picker(self.table, state.scale, b.part)
+            pick = self._picker(state.scale, b)
             moved = descend(c, v, g, pick, b.metric.values, self.width)
             for kept, array in zip((codes, values, gradients), moved, strict=True):
                 kept.append(array)
@@ -209,7 +230,8 @@ class RowFit:
             below += square
             moved.append(alone)
         gain = np.where(below > 0, above / np.maximum(below, 1e-30), 1)
-        better = stored(scale[:, :, part] * np.clip(gain, 0.25, 4))
+        better = scale[:, :, part] * np.clip(gain, 0.25, 4)
+        better = better if self.rows.single else stored(better)
         ratio = (better / np.maximum(scale[:, :, part], 1e-30))[:, :, None]
         scale[:, :, part] = better
         for v, o, image, alone in zip(values, own, images, moved, strict=True):
@@ -218,14 +240,17 @@ class RowFit:
 
     def decoded(self, codes: list[Array], scale: Array) -> list[Array]:
         """What the codes stand for."""
-        return [
-            self.table[c].reshape(*c.shape[:2], -1) * scale[:, :, b.columns]
-            for c, b in zip(codes, self.blocks, strict=True)
-        ]
+        values = []
+        for c, b in zip(codes, self.blocks, strict=True):
+            units = self.table[c].reshape(*c.shape[:2], -1)
+            if self.rows.zero is not None:
+                units -= self.rows.zero[:, :, b.columns]
+            values.append(units * scale[:, :, b.columns])
+        return values
 
     def ordered(self, codes: list[Array]) -> Array:
         """Codes in the order of the inputs, without those of padding."""
         columns = [b.metric.columns[:: self.width] // self.width for b in self.blocks]
         order = np.argsort(np.concatenate(columns))
         joined = np.concatenate(codes, axis=2)[:, :, order]
-        return joined[:, :, : -(-self.weight.shape[2] // self.width)]
+        return joined[:, :, : -(-self.rows.weight.shape[2] // self.width)]

@@ -17,17 +17,20 @@ LEVELS = {  # of a number -> of its digits
     64: (16, 4), 128: (16, 4, 2), 256: (256,),
 }  # fmt: skip
 
+SMALLEST, LARGEST = 2.0**-16, 65504.0  # that float16 has to 9 bits at least
+
+NOTHING = 1e-28  # a scale of zeros is one below this
+
 
 def stored(scale: Array) -> Array:
     """Scales as float16 has them, unless it cannot."""
     return scale.astype(np.float16).astype(scale.dtype) if fits_half(scale) else scale
 
 
-def fits_half(scale: Array) -> bool:
-    """Whether float16 has all scales to a few percent, but for those that hardly matter."""
-    size = np.abs(scale)
-    small = (size > 2e-6) | (size < 1e-3 * size.max()) | (size < 1e-11)
-    return bool(small.all() and size.max() < 6e4)
+def fits_half(scale: Array, room: float = 1.0) -> bool:
+    """Whether float16 has all scales to 9 bits, even after a factor of up to ``room``."""
+    size = np.abs(scale[np.abs(scale) > NOTHING])
+    return not size.size or bool(size.min() >= SMALLEST * room and size.max() * room <= LARGEST)
 
 
 def in_bytes(table: Array) -> Array:
@@ -37,11 +40,17 @@ def in_bytes(table: Array) -> Array:
 
 
 @cache
-def counting(levels: int) -> Array:
-    """The table of numbers with so many levels: row k holds the digits of k, in odd steps."""
-    count = DIGITS[levels]
-    rows = np.array(list(product(range(levels), repeat=count)), np.int8)
-    return shared(2 * rows - np.int8(levels - 1))
+def counting(levels: int, odd: bool, first: bool = True) -> Array:
+    """The table of a digit with so many levels: row k holds the digits of k.
+
+    Args:
+        odd: in steps of two around zero, for grids without one.
+        first: or else, if not odd, from 0 upwards; the first digit of a number says its sign.
+    """
+    rows = np.array(list(product(range(levels), repeat=DIGITS[levels])), np.int8)
+    if odd:
+        return shared(2 * rows - np.int8(levels - 1))
+    return shared(rows - np.int8(levels // 2) if first else rows)
 
 
 def packed(numbers: Array, levels: int) -> list[Array]:

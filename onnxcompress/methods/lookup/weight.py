@@ -11,7 +11,9 @@ import numpy as np
 
 from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
 from onnxcompress.core.method import DecodedWeight
+from onnxcompress.methods.lookup.coded import Coded
 from onnxcompress.methods.lookup.tables import LEVELS, counting, fits_half, is_shared, packed
+from onnxcompress.methods.lookup.uniform import Uniform
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +24,7 @@ class CodedWeight(DecodedWeight):
         codes: uint8 for every digit; int8 numbers where there is no table.
         tables: int8 ``(k, d)`` for every digit.
         scale: ``(out, parts)``, float16 where it fits.
+        zero: zero points ``(out, parts)`` in units of the scale, int8; or None.
         shape: of the weight.
         columns: of a row of what is decoded, at least the fan-in.
         dtype: of the weight.
@@ -30,6 +33,7 @@ class CodedWeight(DecodedWeight):
     codes: tuple[Array, ...]
     tables: tuple[Array, ...]
     scale: Array
+    zero: Array | None
     shape: Shape
     columns: int
     dtype: Any
@@ -42,24 +46,39 @@ class CodedWeight(DecodedWeight):
         fan_in = (codes.shape[1] * table.shape[1],)
         flat = codes.astype(np.uint8).ravel()
         shape = layer.weight.shape
-        return cls((flat,), (table,), scale.astype(kind), shape, *fan_in, layer.weight.dtype)
+        kept = scale.astype(kind)
+        return cls((flat,), (table,), kept, None, shape, *fan_in, layer.weight.dtype)
 
     @classmethod
-    def of_levels(cls, numbers: Array, scale: Array, levels: int, layer: Layer) -> Self:
-        """From numbers ``(out, fan_in)`` with so many levels; the scale is that of odd steps."""
-        kind = np.float16 if fits_half(scale) else np.float32
-        if levels == 256:
-            codes, tables = ((numbers - 128).astype(np.int8).ravel(),), ()
+    def of_numbers(cls, fitted: Coded, grid: Uniform, layer: Layer, single: bool = False) -> Self:
+        """From numbers ``(out, fan_in)`` of an evenly spaced grid.
+
+        Args:
+            single: keep the scales as 32-bit floats, whether float16 holds them or not.
+        """
+        half = fits_half(fitted.scale) and not single
+        if grid.levels == 256:
+            codes, tables = ((fitted.codes.astype(np.int16) - 128).astype(np.int8).ravel(),), ()
         else:
-            codes = tuple(packed(numbers, levels))
-            tables = tuple(map(counting, LEVELS[levels]))
-        shape = layer.weight.shape
-        return cls(codes, tables, scale.astype(kind), shape, prod(shape[1:]), layer.weight.dtype)
+            codes = tuple(packed(fitted.codes, grid.levels))
+            digits = enumerate(LEVELS[grid.levels])
+            tables = tuple(counting(radix, grid.odd, place == 0) for place, radix in digits)
+        return cls(
+            codes,
+            tables,
+            fitted.scale.astype(np.float16 if half else np.float32),
+            None if fitted.zero is None else fitted.zero.astype(np.int8),
+            layer.weight.shape,
+            layer.fan_in,
+            layer.weight.dtype,
+        )
 
     def arrays(self) -> Iterator[Array]:
         """Tables that count are the same for all layers and are not among them."""
         yield from self.codes
         yield self.scale
+        if self.zero is not None:
+            yield self.zero
         yield from (t for t in self.tables if not is_shared(t))
 
     def shared_arrays(self) -> Iterator[Array]:
@@ -74,7 +93,8 @@ class CodedWeight(DecodedWeight):
 
     def scaled(self, gain: Array) -> Self:
         both = self.scale.astype(np.float32) * gain[:, None]
-        return replace(self, scale=both.astype(np.float16 if fits_half(both) else np.float32))
+        half = self.scale.dtype == np.float16 and fits_half(both)
+        return replace(self, scale=both.astype(np.float16 if half else np.float32))
 
     @property
     def _radices(self) -> list[int]:
@@ -82,28 +102,43 @@ class CodedWeight(DecodedWeight):
         sizes = [int(table.max()) + 1 for table in self.tables[1:]]
         return [prod(sizes[i:]) for i in range(len(self.tables))]
 
-    def decode(self) -> Array:
-        out, count = self.shape[0], self.shape[0] * self.columns
-        units = np.zeros(count, np.float32)
-        if self.tables:
-            for codes, table, radix in zip(self.codes, self.tables, self._radices, strict=True):
-                units += table[codes].ravel()[:count].astype(np.float32) * np.float32(radix)
-        else:
+    @property
+    def units(self) -> Array:
+        """The weight in units of the scale, without its zero points: ``(out, columns)``, int16."""
+        count = self.shape[0] * self.columns
+        units = np.zeros(count, np.int16)
+        if not self.tables:
             units += self.codes[0]
-            units += units + 1
-        rows = units.reshape(out, self.scale.shape[1], -1)
+        for codes, table, radix in zip(self.codes, self.tables, self._radices, strict=False):
+            units += table[codes].ravel()[:count].astype(np.int16) * np.int16(radix)
+        return units.reshape(self.shape[0], self.columns)
+
+    def decode(self) -> Array:
+        rows = self.units.reshape(*self.scale.shape, -1).astype(np.float32)
+        if self.zero is not None:
+            rows -= self.zero[:, :, None]
         rows *= self.scale.astype(np.float32)[:, :, None]
-        rows = rows.reshape(out, -1)[:, : prod(self.shape[1:])]
+        rows = rows.reshape(self.shape[0], -1)[:, : prod(self.shape[1:])]
         return np.ascontiguousarray(rows).reshape(self.shape).astype(self.dtype, copy=False)
+
+    def integers(self) -> tuple[Array, Array] | None:
+        if self.scale.shape[1] > 1:
+            return None
+        units = self.units if self.zero is None else self.units - self.zero
+        units = units[:, : prod(self.shape[1:])].reshape(self.shape)
+        if units.min(initial=0) < -128 or units.max(initial=0) > 127:
+            return None
+        return units.astype(np.int8), self.scale[:, 0].astype(np.float32)
 
     def emit_weight(self, op: Emitter, dtype: Any) -> Value:
         out, *rest = self.shape
-        parts = self.scale.shape[1]
-        unpadded = self.columns == prod(rest)
+        parts, unpadded = self.scale.shape[1], self.columns == prod(rest)
         shape = self.shape if parts == 1 and unpadded else (out, parts, self.columns // parts)
+        column = (out, parts if parts > 1 else 1, *(1,) * (len(shape) - 2))[: len(shape)]
         weight = self._emit_units(op, shape)
-        column = (out, parts, *(1,) * (len(shape) - 2))
-        scale = self.scale.reshape(column if parts > 1 else (out, *(1,) * (len(shape) - 1)))
+        if self.zero is not None:
+            weight = op.Sub(weight, op.Cast(self.zero.reshape(column), to=np.float32))
+        scale: Any = self.scale.reshape(column)
         weight = op.Mul(weight, op.Cast(scale, to=np.float32) if scale.itemsize == 2 else scale)
         if not unpadded:
             weight = op.Reshape(weight, np.array([out, self.columns]))
@@ -113,20 +148,18 @@ class CodedWeight(DecodedWeight):
         return weight if dtype == np.float32 else op.Cast(weight, to=dtype)
 
     def _emit_units(self, op: Emitter, shape: Shape) -> Value:
-        """The weight in units of the scale."""
-        wanted, count = np.array(shape), prod(shape)
+        """The weight in units of the scale, without its zero points."""
         if not self.tables:
-            levels = op.Cast(self.codes[0].reshape(shape), to=np.float32)
-            return op.Add(op.Add(levels, levels), np.array(1, np.float32))
-        total = None
+            return op.Cast(self.codes[0].reshape(shape), to=np.float32)
+        total, count = None, prod(shape)
         for codes, table, radix in zip(self.codes, self.tables, self._radices, strict=True):
-            found = op.Gather(table, op.Cast(codes, to=np.int32), axis=0)
-            found = op.Cast(found, to=np.float32)
+            digit = op.Gather(table, op.Cast(codes, to=np.int32), axis=0)
+            digit = op.Cast(digit, to=np.float32)
             if len(codes) * table.shape[1] != count:
-                found = op.Reshape(found, np.array([-1]))
-                found = op.Slice(found, np.array([0]), np.array([count]))
-            found = op.Reshape(found, wanted)
+                digit = op.Reshape(digit, np.array([-1]))
+                digit = op.Slice(digit, np.array([0]), np.array([count]))
+            digit = op.Reshape(digit, np.array(shape))
             if radix > 1:
-                found = op.Mul(found, np.array(radix, np.float32))
-            total = found if total is None else op.Add(total, found)
+                digit = op.Mul(digit, np.array(radix, np.float32))
+            total = digit if total is None else op.Add(total, digit)
         return total
