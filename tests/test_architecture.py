@@ -31,7 +31,7 @@ OWNERS = {  # library -> the folders or files that know it; numpy is everywhere
     "jinja2": {"report/page.py"},
     "PIL": {"data"},
     "yaml": {"data/preprocess.py"},
-    "pydantic": {"cli/config_file.py", "data/preprocess.py"},
+    "pydantic": {"cli/config_file.py", "cli/json_schema.py", "data/preprocess.py"},
     "threadpoolctl": {"core/parallel.py"},
     "loky": {"core/parallel.py"},
     "cloudpickle": {"execution/dask.py", "core/parallel.py"},

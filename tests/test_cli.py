@@ -772,6 +772,9 @@ def test_a_configuration_has_options_and_rules_and_the_command_line_goes_before_
     assert config["rules"]["layers"]["conv1"] == {"skip": True}
 
 
+REFUSED = "compress {data}/net.onnx out.onnx --config config.yaml"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -787,10 +790,24 @@ def test_a_configuration_has_options_and_rules_and_the_command_line_goes_before_
         ("a: !!python/object:os.system {}", "config.yaml"),
         ("[" * 100_000, "config.yaml"),
         ("#" * (1 << 21), "too large"),
+        ("ratio: !!float abc", "no readable YAML"),
+        ("ratio: !!bool foo", "no readable YAML"),
+        ("ratio: " + "1" * 5000, "no readable YAML"),
+        ("seed: " + "9" * 40, "too large a number"),
+        ("seed: " + ":".join(["1", *["59"] * 2000]), "too large a number"),
+        ("ratio: " + "9" * 19 + "e999", "ratio"),
+        ('calib: "a\\0b"', "no option can hold"),
+        ("calib: 2020-01-01", "calib takes one value"),
+        ("calib: !!binary aGVsbG8=", "calib takes one value"),
+        ("only: [null]", "only takes one value"),
+        ("json: 5", "5"),
+        ("samples: 99999999999", "samples"),
+        ("jobs: 100000", "jobs"),
+        ("input-shapes: 'x:²,3'", "no shape"),
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_refused_in_one_line(run, text, said):
-    code, out, error = configured(run, text)
+    code, out, error = configured(run, text, REFUSED)
     assert code == 2 and not out and said in error.splitlines()[-1]
     assert error.startswith("Error:") or "NO CALIBRATION" in error
     assert not Path("out.onnx").exists()

@@ -14,6 +14,7 @@ import pytest
 from hostile import outside, small, value, written
 
 from onnxcompress.cli.commands import main
+from onnxcompress.cli.json_schema import FILE, json_schema
 from onnxcompress.core.errors import OnnxCompressError
 from onnxcompress.core.foreign import contain_errors
 
@@ -200,6 +201,82 @@ def test_an_interruption_of_foreign_code_is_none_of_its_errors():
         contain_errors("it failed", OnnxCompressError),
     ):
         raise KeyboardInterrupt
+
+
+# ---------------------------------------------------------------------------------------- JSON
+
+
+def test_the_schema_that_ships_is_the_one_of_the_types():
+    again = "write it again: python -m onnxcompress.cli.json_schema"
+    assert json.loads(FILE.read_text("utf-8")) == json_schema(), again
+
+
+JSON_ENDS = {  # command line -> exit code, and a key of the object
+    LINE: (0, "comparison"),
+    f"{LINE} --dry-run --calib data.npz --eval data.npz": (0, "comparison"),
+    "model.onnx out.onnx --method integer --calib data.npz --min-snr 150": (1, "failures"),
+    "sweep model.onnx --method half --calib data.npz --ratio 1.5": (0, "points"),
+    "sweep model.onnx --method integer --calib data.npz --ratio 99": (1, "error"),
+    "model.onnx out.onnx --method integer --ratio 99 --calib data.npz": (1, "error"),
+    "compare model.onnx model.onnx": (0, "snr"),
+    "compare model.onnx coarse.onnx --calib data.npz --min-snr 90": (1, "failures"),
+    "inspect model.onnx": (0, "layers"),
+    "expand coarse.onnx dense.onnx": (0, "deviation"),
+    "model.onnx out.onnx --method halv": (2, "error"),
+    "model.onnx out.onnx --no-such-option": (2, "error"),
+    "absent.onnx out.onnx": (2, "error"),
+    "inspect absent.onnx": (2, "error"),
+}
+
+
+@pytest.mark.parametrize("line", JSON_ENDS)
+def test_json_is_one_object_that_fits_the_schema_however_a_command_ends(run, line):
+    jsonschema = pytest.importorskip("jsonschema")
+    if "coarse" in line:
+        run("model.onnx coarse.onnx --method integer:bits=4 --jobs 1")
+    code, out, _ = run(f"{line} --json")
+    shown = json.loads(out)
+    jsonschema.validate(shown, json.loads(FILE.read_text("utf-8")))
+    assert (code, shown["exit"], shown["schema_version"]) == (JSON_ENDS[line][0], code, 1)
+    assert JSON_ENDS[line][1] in shown
+
+
+def test_an_internal_error_is_one_object_too(run, monkeypatch):
+    monkeypatch.setattr("onnxcompress.compression.pipeline.compress", None)
+    code, out, err = run(f"{LINE} --json")
+    assert code == 3 and json.loads(out)["exit"] == 3 and len(err) == 1
+    assert json.loads(out)["error"] == err[0].removeprefix("Error: ")
+
+
+# ---------------------------------------------------------------------------------------- gate
+
+
+def test_a_comparison_is_a_gate_where_a_quality_is_asked_for(run):
+    run("model.onnx coarse.onnx --method integer:bits=4 --jobs 1")
+    line = "compare model.onnx coarse.onnx --calib data.npz --eval data.npz"
+    code, out, err = run(f"{line} --min-snr 15 --min-agreement 1% --max-drop 100 --quiet")
+    assert code == 0 and not err and out.count("\n") == 1
+    for gate, word in [("--min-snr 60", "SNR"), ("--max-drop 0 --metric own:score", "metric")]:
+        Path("own.py").write_text(
+            "first = []\ndef score(outputs, labels):\n    first.append(outputs)\n"
+            "    return -abs(outputs - first[0]).sum(1)\n"
+        )
+        code, out, err = run(f"{line} {gate} --quiet")
+        assert code == 1 and out.count("\n") == 1 and len(err) == 1
+        assert err[0].startswith("Error: ") and word in err[0]
+
+
+def test_a_model_that_is_larger_passes_the_gate(run):
+    run("model.onnx coarse.onnx --method integer:bits=4 --jobs 1")
+    assert run("compare coarse.onnx model.onnx --calib data.npz --min-snr 15")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("gate", "word"), [("--min-snr 30", "--calib"), ("--max-drop 1 --calib data.npz", "--eval")]
+)
+def test_a_gate_without_data_to_judge_by_is_refused(run, gate, word):
+    code, out, err = run(f"compare model.onnx model.onnx {gate}")
+    assert code == 2 and not out and len(err) == 1 and word in err[0]
 
 
 # ------------------------------------------------------------------------------------- samples

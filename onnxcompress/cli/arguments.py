@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # imported where they are used: --help and wrong options answ
 
 SWEPT = (2, 3, 4, 6, 8, 12, 16, 24)  # ratios that `sweep` shows
 
-EVALUATION_LIMIT = 100_000
+EVALUATION_LIMIT = 100_000  # labelled samples that are read at most
+LARGEST_BITS = 64  # of a whole number in a configuration
 
 
 @contextmanager
@@ -114,11 +115,28 @@ def read_config(ctx: click.Context, path: Path) -> Rules:
     ctx.default_map = {}
     for key, value in values.items():
         several = getattr(known[key], "multiple", False)
-        if isinstance(value, dict) or (isinstance(value, list) and not several):
-            raise click.UsageError(f"{path}: {key} takes one value, such as {key}: 8")
-        one = several and not isinstance(value, list)
-        ctx.default_map[known[key].name or key] = [value] if one else value
+        if value is None:
+            continue
+        if isinstance(value, list) and several:
+            ctx.default_map[known[key].name or key] = [_as_word(path, key, v) for v in value]
+        else:
+            word = _as_word(path, key, value)
+            ctx.default_map[known[key].name or key] = [word] if several else word
     return rules
+
+
+def _as_word(path: Path, key: str, value: Any) -> str | bool:
+    """A value of a configuration, as the command line would have it."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str | int | float):
+        raise click.UsageError(f"{path}: {key} takes one value, such as {key}: 8")
+    if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
+        raise click.UsageError(f"{path}: {key} is too large a number")
+    word = str(value)
+    if "\0" in word:
+        raise click.UsageError(f"{path}: {key} holds a character that no option can hold")
+    return word
 
 
 def offer_methods(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +22,10 @@ SECTIONS = {  # of the help page; what is in none of them comes last
     "Refinement": ("refine", "device", "augment", "train"),
     "Run": ("shapes", "extensions", "providers", "jobs", "engine", "seed"),
 }
+
+
+MOST = 2**31 - 1  # samples; numpy counts them in 64 bits, and some of their bytes
+MOST_JOBS = 1024  # threads: more are of no use, and a system may have no more
 
 
 class Percent(click.ParamType):
@@ -55,7 +60,7 @@ class Shape(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
         name, _, dims = str(value).rpartition(":")
         sizes = dims.split(",")
-        if not name or not all(size.strip().isdecimal() and int(size) for size in sizes):
+        if not name or not all(re.fullmatch(r"\s*0*[1-9][0-9]{0,9}\s*", size) for size in sizes):
             self.fail(f"{value!r} is no shape; write x:1,3,224,224", param, ctx)
         return name, tuple(map(int, sizes))
 
@@ -158,7 +163,7 @@ TARGET = options(
 DATA = options(
     click.option("--calib", metavar="PATH", type=PLACE, help="Unlabelled samples: .npz, "
                  ".npy, a folder of images, test_data_set folders, or module:function."),
-    click.option("--samples", metavar="N", type=click.IntRange(min=1), default=512,
+    click.option("--samples", metavar="N", type=click.IntRange(1, MOST), default=512,
                  show_default=True, help="How many of them."),
     click.option("--select", metavar="GLOB", help="Which files of a folder."),
     click.option("--preprocess", metavar="NAME|FILE.yaml", type=PLACE, help="How images become "
@@ -195,7 +200,7 @@ RUN = options(
     EXTENSIONS,
     click.option("--providers", metavar="NAME,...", default="CPUExecutionProvider",
                  show_default=True, help="Execution providers of onnxruntime."),
-    click.option("--jobs", metavar="N", type=click.IntRange(min=1),
+    click.option("--jobs", metavar="N", type=click.IntRange(1, MOST_JOBS),
                  help="Threads, and processes that fit layers; the result is the same, but for the "
                  "last digits of --refine.  [default: all]"),
     click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0,

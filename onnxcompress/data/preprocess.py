@@ -223,7 +223,7 @@ def read_yaml(path: Path, what: str, example: str) -> dict[Any, Any]:
         raise DataError(f"{path} is too large for {what}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
+    except Exception as error:  # the constructors of YAML's types raise whatever they meet
         raise DataError(f"{path} is no readable YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} must hold {example}")
