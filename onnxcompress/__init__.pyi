@@ -4,6 +4,7 @@ from .compression.expand import expand
 from .compression.measure.calibrate import calibrate
 from .compression.pipeline import compress, trade_off
 from .compression.search.candidates import sweep
+from .compression.simplify import simplify
 from .compression.target import Target
 from .core.errors import BudgetError, DataError, ModelError, OnnxCompressError, TargetError
 from .core.layer import Layer
@@ -19,13 +20,17 @@ from .graph import (
     bypass,
     drop_constants,
     drop_dead,
+    drop_identities,
+    drop_unread,
     find_layers,
+    fold_affine,
     fold_batchnorm,
     fold_pads,
     load,
     name_nodes,
     rewrite,
     save,
+    strip,
 )
 from .methods import METHODS
 from .methods.basis import Basis
@@ -69,8 +74,11 @@ __all__ = [
     "compress",
     "drop_constants",
     "drop_dead",
+    "drop_identities",
+    "drop_unread",
     "expand",
     "find_layers",
+    "fold_affine",
     "fold_batchnorm",
     "fold_pads",
     "input_specs",
@@ -80,6 +88,8 @@ __all__ = [
     "random_samples",
     "rewrite",
     "save",
+    "simplify",
+    "strip",
     "sweep",
     "trade_off",
 ]

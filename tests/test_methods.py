@@ -255,6 +255,13 @@ def test_a_model_of_narrow_floats_stays_one(kind, dtype, method, rng):
         close(output(emitted, sample), output(with_weight(model, decoded), sample), dtype)
 
 
+@pytest.mark.parametrize("kind", ["conv", "gemm"])
+def test_narrow_floats_are_decoded_to_narrow_floats(kind, method, rng):
+    layer = find_layers(layer_model(kind, rng, "float16")[0])[0]["layer"]
+    for setting in some(method.settings(layer))[:3]:
+        assert setting.fit(layer, Statistics.white(layer)).decode().dtype == np.float16
+
+
 @pytest.mark.parametrize("kind", ["conv", "grouped", "pointwise"])
 def test_openvino_computes_the_same(kind, method, rng):
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")

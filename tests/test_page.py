@@ -8,12 +8,11 @@ from functools import partial
 from html import unescape
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from onnxcompress.execution.latency import Latency, load_memory
+from onnxcompress.execution.latency import Latency
 from onnxcompress.report import page, words
 from onnxcompress.report.report import (
     Comparison,
@@ -22,6 +21,7 @@ from onnxcompress.report.report import (
     Refinement,
     Report,
     Row,
+    Share,
     Size,
     TradeOff,
 )
@@ -63,10 +63,10 @@ def row(name="conv", **given):
 
 
 COMPARISON = Comparison(
-    before=Size(10_000, 9000, 9000, 91.5, 12_000_000),
-    after=Size(2000, 1500, 9000, 91.0, 13_000_000),
-    samples=64, real=True, snr={"y": 25.0}, agreement=0.98, metric="top1",
-    latency=Latency(1.0, 1.0, 1.0, 0.9, 1.1),
+    before=Size(10_000, 9000, 9000, 91.5, 12_000_000, 11_000_000),
+    after=Size(2000, 1500, 9000, 91.0, 13_000_000, 11_500_000),
+    samples=64, real=True, snr={"y": 25.0}, agreement=63 / 64, metric="top1",
+    latency=Latency(1.0, 1.0, 1.0, 0.9, 1.1), shares={"y": Share("classes", 63, 64, 64)},
 )  # fmt: skip
 CURVE = TradeOff(
     "bytes", 10_000, tuple((1000 * n, 6 * n) for n in range(1, 9)), (2000, 12), (3000, 10)
@@ -111,7 +111,10 @@ def test_the_sections_come_in_order():
     ]  # fmt: skip
     [verdict] = found.text["h1"]
     assert verdict.startswith("Asked: 5 times smaller file. Reached: file 5.00 times smaller, ")
-    assert "top1 91.50 → 91.00" in verdict
+    assert "top1 91.50 → 91.00" in verdict and "memory as the original" in verdict
+    assert verdict.endswith(
+        "; same class on 63 of 64 held-out samples (98.4 %, 95 % interval 92 to 100)."
+    )
     assert any("--skip 'it'\"'\"'s' --skip too" in text for text in found.text["pre"])
     assert found.text["pre"][-1] == "onnxcompress in.onnx 'out file.onnx'"
     everything = found.text["body"][0]
@@ -127,6 +130,8 @@ def test_the_page_tells_what_the_table_and_the_json_tell():
     for fact in words.facts(COMPARISON, "held-out", REFINED):
         assert {fact.before, fact.between, fact.after, fact.note} <= set(cells)
     assert WHOLE.to_dict()["trade_off"]["chosen"] == (2000, 12)
+    assert WHOLE.to_dict()["comparison"]["shares"]["y"]["agreed"] == 63
+    assert "63 of 64" in cells
     json.dumps(WHOLE.to_dict())
 
 
@@ -192,10 +197,38 @@ def test_a_report_of_which_nothing_is_known_is_a_page_all_the_same():
 
 
 def test_random_samples_are_no_measurement():
-    both = replace(COMPARISON, real=False, agreement=None)
+    both = replace(COMPARISON, real=False, agreement=None, shares={})
     _, found = render(replace(WHOLE, comparison=both))
     assert any("random inputs, which say little" in text for text in found.text["p"])
     assert not any("this result" in title for title in found.text["title"])
+    assert (
+        "SNR 25.0 dB on 64 RANDOM samples, QUALITY NOT CHECKED ON YOUR DATA" in found.text["h1"][0]
+    )
+
+
+def test_pictures_that_stand_in_are_no_measurement_on_the_users_data():
+    both = replace(COMPARISON, real=False, pictures=True)
+    _, found = render(replace(WHOLE, comparison=both))
+    assert any("pictures that stand in" in text for text in found.text["p"])
+    assert "on 63 of 64 STAND-IN samples" in found.text["h1"][0]
+    assert "QUALITY NOT CHECKED ON YOUR DATA (no --calib)" in found.text["h1"][0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ((100, 80), (105, 84), "memory as the original"),
+        ((100, 80), (210, 82), "2.1 times the memory to load"),
+        ((100, 80), (210, 160), "2.1 times the memory to load, 2.0 times the memory once loaded"),
+        ((100, 80), (60, 20), "25% of the memory"),
+        ((None, None), (105, 84), ""),
+    ],
+)
+def test_memory_is_told_where_it_was_measured(before, after, said):
+    sizes = [Size(10, 9, 5, None, *memory) for memory in (before, after)]
+    both = replace(COMPARISON, before=sizes[0], after=sizes[1])
+    parts = words.reached(replace(WHOLE, comparison=both)).partition(";")[0].split(", ")
+    assert ", ".join(part for part in parts if "memory" in part) == said
 
 
 def test_a_sweep_is_its_points_and_their_curve():
@@ -218,13 +251,6 @@ def test_without_jinja2_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(page, "jinja2", None)
     with pytest.raises(page.PageError, match=r"pip install 'onnxcompress\[report\]'"):
         page.check()
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-def test_loading_takes_memory_and_what_cannot_be_loaded_none(tmp_path):
-    assert (load_memory(Path(__file__).parents[1] / "models/cifar10_resnet.onnx") or 0) > 1_000_000
-    (tmp_path / "no.onnx").write_text("no model")
-    assert load_memory(tmp_path / "no.onnx") is None
 
 
 # ------------------------------------------------------------------------------ in a real browser

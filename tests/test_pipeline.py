@@ -15,6 +15,7 @@ from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.method_spec import parse
 from onnxcompress.compression.search import bisect, candidates, size_limit
 from onnxcompress.compression.validate import blame
+from onnxcompress.compression.validate.decisions import Decision
 from onnxcompress.compression.validate.fidelity import Fidelity, decibel, has_class_scores
 from onnxcompress.compression.validate.metrics import find_metric
 from onnxcompress.compression.validate.validation import Validation
@@ -211,7 +212,7 @@ def test_metadata_is_in_the_result_and_counted(net, batches):
 def test_fidelity_sums_over_batches(rng):
     a = rng.normal(size=(20, 5))
     b = a + 0.1 * rng.normal(size=a.shape)
-    fidelity = Fidelity()
+    fidelity = Fidelity({"y": Decision("classes")})
     for i in range(0, 20, 5):
         fidelity.add(["y"], [a[i : i + 5]], [b[i : i + 5]])
     assert fidelity.snr["y"] == pytest.approx(decibel(np.sum(a**2), np.sum((a - b) ** 2)))

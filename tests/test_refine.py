@@ -1,5 +1,7 @@
 """Distillation: better where it can be, never worse, and the size stays."""
 
+import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -14,25 +16,21 @@ from onnxcompress.data.samples import Samples, from_batches
 from onnxcompress.execution.cache import Cache
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, find_layers, load, rewrite, save, with_values
-from onnxcompress.refinement import train as module
-from onnxcompress.refinement.train import refine, trainable
+from onnxcompress.refinement.train import refine
 from tests.models import images, layer_model, network
 
+with warnings.catch_warnings():  # Importing torch warns.
+    warnings.simplefilter("ignore")
+    torch = pytest.importorskip("torch", reason="refinement needs torch")
+    from onnxcompress.refinement import trainer
+    from onnxcompress.refinement.checkpoints import Checkpoints, key_of
+    from onnxcompress.refinement.parameters import find_parameters, matrices, trainable
+    from onnxcompress.refinement.straight_through import find_lookups
+    from onnxcompress.refinement.teacher import choose_hints
+    from onnxcompress.refinement.torch_graph import TorchGraph
+    from onnxcompress.refinement.torch_ops.operator import tensor
+
 METHODS = ("basis", "integer:bits=4", "codebook:vector=4", "hashed:share=2", "binary:stacks=2")
-
-
-@pytest.fixture
-def distillation(torch):
-    from onnxcompress.refinement import distillation
-
-    return distillation
-
-
-@pytest.fixture
-def latents(torch):
-    from onnxcompress.refinement import straight_through as latents
-
-    return latents
 
 
 def samples_of(rng, count=96):
@@ -56,9 +54,9 @@ def labelled_by(teacher, samples, exact=False):
 
 def cross_entropy(model, samples):
     session = Session(model)
-    found = np.concatenate([scores(session.run(batch)[0])[0] for batch in samples])
-    logarithms = found - np.log(np.exp(found).sum(1, keepdims=True))
-    return -logarithms[np.arange(len(found)), samples.labels].mean()
+    logits = np.concatenate([scores(session.run(batch)[0])[0] for batch in samples])
+    logarithms = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return -logarithms[np.arange(len(logits)), samples.labels].mean()
 
 
 def stopping_after(epochs):
@@ -66,7 +64,7 @@ def stopping_after(epochs):
 
     def track(items, what, total):
         for index, item in enumerate(items):
-            if index == epochs:
+            if what == "refining" and index == epochs:
                 raise KeyboardInterrupt
             yield item
 
@@ -90,21 +88,19 @@ def compressed(model, spec="basis"):
 
 def error(model, teacher, samples):
     """Relative squared error of the outputs."""
-    ours, theirs, found = Session(model), Session(teacher), Fidelity()
+    ours, theirs, fidelity = Session(model), Session(teacher), Fidelity()
     for batch in samples:
-        found.add(theirs.outputs, theirs.run(batch), ours.run(batch))
-    return found.loss
+        fidelity.add(theirs.outputs, theirs.run(batch), ours.run(batch))
+    return fidelity.loss
 
 
 def integers(model, coded=None):
     """All integers as bytes; of codes that are trained, those of ``coded``, type and shape."""
-    from onnxcompress.refinement.straight_through import lookups
-
     values = {name: model.read(name) for name in model.constants}
-    found = {n: v.tobytes() for n, v in values.items() if v.dtype.kind in "iub"}
-    for lookup in lookups(coded) if coded else ():
-        found[lookup.codes] = (values[lookup.codes].dtype, values[lookup.codes].shape)
-    return found
+    result = {n: v.tobytes() for n, v in values.items() if v.dtype.kind in "iub"}
+    for lookup in find_lookups(coded) if coded else ():
+        result[lookup.codes] = (values[lookup.codes].dtype, values[lookup.codes].shape)
+    return result
 
 
 def image_network(rng):
@@ -127,7 +123,7 @@ def image_network(rng):
 
 
 @pytest.mark.parametrize("spec", METHODS)
-def test_it_lowers_the_held_out_error_and_keeps_the_size(spec, torch, rng):
+def test_it_lowers_the_held_out_error_and_keeps_the_size(spec, rng):
     model, samples = network(rng), samples_of(rng)
     small = compressed(model, spec)
     refined, epochs = refine(small, model, samples, epochs=3, rate=3e-3, jobs=1)
@@ -157,25 +153,25 @@ CODED = {  # method -> in how many places of the network codes are trained
 
 
 @pytest.mark.parametrize("spec", CODED)
-def test_codes_are_found_where_they_pick_constant_rows(spec, latents, rng):
+def test_codes_are_found_where_they_pick_constant_rows(spec, rng):
     small = compressed(network(rng), spec)
-    assert len(latents.lookups(small)) == CODED[spec]
+    assert len(find_lookups(small)) == CODED[spec]
 
 
-def damaged(teacher, latents):
+def damaged(teacher):
     """The same with other codes in one layer, and the name of these."""
-    name = latents.lookups(teacher)[1].codes
+    name = find_lookups(teacher)[1].codes
     codes = teacher.read(name).copy()
     codes[::9] = np.roll(codes, 1)[::9]
     return with_values(teacher, {name: codes}), name
 
 
 @pytest.mark.parametrize("spec", ["codebook:vector=4", "binary:stacks=1"])
-def test_codes_become_others_when_that_lowers_the_loss(spec, torch, latents, rng):
+def test_codes_become_others_when_that_lowers_the_loss(spec, rng):
     teacher, samples = compressed(network(rng), spec), samples_of(rng, 192)
-    small, name = damaged(teacher, latents)
-    asked = {"epochs": 10, "rate": 1e-4, "jobs": 1}
-    refined, rows = refine(small, teacher, samples, **asked)
+    small, name = damaged(teacher)
+    settings = {"epochs": 10, "rate": 1e-4, "jobs": 1}
+    refined, rows = refine(small, teacher, samples, **settings)
     before, after = small.read(name), refined.read(name)
     assert (after.dtype, after.shape) == (before.dtype, before.shape)
     assert (after != before).any()
@@ -185,56 +181,54 @@ def test_codes_become_others_when_that_lowers_the_loss(spec, torch, latents, rng
 
 
 @pytest.mark.parametrize("spec", ["codebook:vector=4", "binary:stacks=1"])
-def test_torch_and_onnxruntime_agree_on_trained_codes(spec, torch, latents, rng):
-    from onnxcompress.refinement.torch_graph import TorchGraph, tensor
-
+def test_torch_and_onnxruntime_agree_on_trained_codes(spec, rng):
     model, samples = network(rng), samples_of(rng, 48)
     small = compressed(model, spec)
-    names = trainable(small)
-    parameters = module._Parameters(small, names, latents.lookups(small), 0, "cpu")
-    for name, value in parameters.free.items():
-        noise = rng.normal(size=value.shape) * (0.01 if name in names else 1)
-        parameters.free[name] = value.detach() + tensor(noise.astype(np.float32))
-    stored = with_values(small, parameters.arrays())
+    parameters = find_parameters(small, 0, "cpu")
+    free = {}
+    for name, value in parameters.begin().items():
+        noise = rng.normal(size=value.shape) * (1 if name in parameters.latents else 0.01)
+        free[name] = value.detach() + tensor(noise.astype(np.float32))
+    stored = with_values(small, parameters.arrays(free))
     assert integers(stored) != integers(small)
     sample = next(iter(samples))
     inputs = {name: tensor(value) for name, value in sample.items()}
-    [trained] = TorchGraph(small, list(parameters.free))(inputs, parameters.rounded())
+    [trained] = TorchGraph(small, list(free))(inputs, parameters.rounded(free))
     [plain] = TorchGraph(stored)(inputs)
     [expected] = Session(stored).run(sample)
-    for found in (trained, plain):
-        assert np.linalg.norm(found.numpy() - expected) < 1e-4 * np.linalg.norm(expected)
+    for outputs in (trained, plain):
+        assert np.linalg.norm(outputs.numpy() - expected) < 1e-4 * np.linalg.norm(expected)
 
 
-def test_hints_are_activations_of_both_models_within_a_budget(distillation, rng):
+def test_hints_are_activations_of_both_models_within_a_budget(rng):
     model, samples = network(rng), samples_of(rng, 32)
     small = compressed(model)
     names = {node.output[0] for node in model.graph.node} & {
         node.output[0] for node in small.graph.node
     }
-    found = distillation.hints(small, model, samples, 4, 1 << 30)
-    assert len(found) == 4
-    assert set(found) <= names - {"y"}
+    hints = choose_hints(small, model, samples, 4, 1 << 30)
+    assert len(hints) == 4
+    assert set(hints) <= names - {"y"}
     bytes_of = 4 * 32 * 16 * 12 * 12  # of the widest activation, for all samples
-    fewer = distillation.hints(small, model, samples, 99, 2 * bytes_of)
+    fewer = choose_hints(small, model, samples, 99, 2 * bytes_of)
     assert 0 < len(fewer) < len(names) - 1
-    assert distillation.hints(small, model, samples, 0, 1 << 30) == []
+    assert choose_hints(small, model, samples, 0, 1 << 30) == []
 
 
-def test_it_works_without_hints(torch, rng):
+def test_it_works_without_hints(rng):
     model, samples = network(rng), samples_of(rng, 48)
     _, epochs = refine(compressed(model), model, samples, epochs=2, rate=3e-3, hints=0, jobs=1)
     assert epochs[-1].held_out < 0.9 * epochs[0].held_out
 
 
-def test_outputs_that_are_no_class_scores(torch, rng):
+def test_outputs_that_are_no_class_scores(rng):
     model, samples = image_network(rng), samples_of(rng)
     small = compressed(model)
     refined, _ = refine(small, model, samples, epochs=2, jobs=1)
     assert error(refined, model, samples) < 0.9 * error(small, model, samples)
 
 
-def test_probabilities_are_compared_by_their_logarithms(torch, rng):
+def test_probabilities_are_compared_by_their_logarithms(rng):
     model = network(rng).copy()
     model.graph.node.append(helper.make_node("Softmax", ["y"], ["p"]))
     model.graph.output[0].name = "p"
@@ -243,7 +237,7 @@ def test_probabilities_are_compared_by_their_logarithms(torch, rng):
     assert epochs[-1].held_out < 0.9 * epochs[0].held_out
 
 
-def test_what_is_stored_in_16_bits_stays_so(torch, rng):
+def test_what_is_stored_in_16_bits_stays_so(rng):
     model, samples = network(rng), samples_of(rng)
     small = compressed(model, "binary:stacks=2")
     refined, _ = refine(small, model, samples, epochs=1, rate=3e-3, jobs=1)
@@ -254,7 +248,7 @@ def test_what_is_stored_in_16_bits_stays_so(torch, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_a_model_in_another_type(dtype, torch, rng):
+def test_a_model_in_another_type(dtype, rng):
     model, sample = layer_model("conv", rng, dtype)
     damaged = with_values(model, {"w": model.read("w") * np.asarray(0.8, dtype)})
     batches = [{"x": sample["x"] * np.asarray(k, dtype)} for k in rng.uniform(0.5, 2, 8)]
@@ -263,14 +257,14 @@ def test_a_model_in_another_type(dtype, torch, rng):
     assert error(refined, model, batches) < error(damaged, model, batches) / 2
 
 
-def test_a_model_that_cannot_be_improved_is_returned_as_it_is(torch, rng):
+def test_a_model_that_cannot_be_improved_is_returned_as_it_is(rng):
     model, samples = network(rng), samples_of(rng, 32)
     refined, epochs = refine(model, model, samples, epochs=1, rate=0.1, jobs=1)
     assert refined is model
     assert epochs[0].held_out == 0
 
 
-def test_a_rate_that_destroys_the_model_does_no_harm(torch, rng):
+def test_a_rate_that_destroys_the_model_does_no_harm(rng):
     model, samples = network(rng), samples_of(rng, 32)
     small = compressed(model, "half")
     refined, _ = refine(small, model, samples, epochs=2, rate=1e6, jobs=1)
@@ -278,7 +272,7 @@ def test_a_rate_that_destroys_the_model_does_no_harm(torch, rng):
     assert error(refined, model, held_out) <= error(small, model, held_out)
 
 
-def test_the_same_seed_gives_the_same_bytes(torch, rng):
+def test_the_same_seed_gives_the_same_bytes(rng):
     model, samples = network(rng), samples_of(rng, 32)
     small = compressed(model, "hashed:share=2")
 
@@ -292,52 +286,17 @@ def test_the_same_seed_gives_the_same_bytes(torch, rng):
     assert result(1) != result(2)
 
 
-def test_augmented_images_are_mirrored_and_shifted(distillation, rng):
-    picture = rng.normal(size=(64, 3, 12, 14)).astype(np.float32)
-    augmented = distillation.augmentation(["flip", "crop"])
-    found = augmented({"x": picture, "other": picture[:, 0, 0]}, rng)
-    assert found["x"].shape == picture.shape
-    assert (found["other"] == picture[:, 0, 0]).all()
-    wide = np.pad(picture, ((0, 0), (0, 0), (4, 4), (4, 4)))
-    seen = set()
-    for image, before in zip(found["x"], wide, strict=True):
-        places = [
-            (flip, i, j)
-            for flip in (False, True)
-            for i in range(9)
-            for j in range(9)
-            if (before[:, :, ::-1] if flip else before)[:, i : i + 12, j : j + 14].tobytes()
-            == image.tobytes()
-        ]
-        assert len(places) == 1
-        seen.update(places)
-    assert len({place[1:] for place in seen}) > 20
-    assert {place[0] for place in seen} == {False, True}
-
-
-def test_mixed_images_are_two_of_the_batch_in_shares_of_one(distillation, rng):
-    pictures = np.zeros((64, 64, 12, 12), np.float32)
-    pictures[np.arange(64), np.arange(64)] = 1  # the channel says which image it was
-    [found] = distillation.augmentation(["mix"])({"x": pictures}, rng).values()
-    shares = found[..., 0, 0]
-    np.testing.assert_allclose(found, np.broadcast_to(shares[..., None, None], found.shape))
-    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
-    assert set((shares > 0).sum(1)) == {1, 2}
-    assert found.dtype == np.float32
-
-
-def test_linear_weights_take_orthogonal_steps_and_all_others_those_of_adam(torch, rng):
+def test_linear_weights_take_orthogonal_steps_and_all_others_those_of_adam(rng):
     """One step of Muon turns a matrix by equal amounts in all directions."""
     small = compressed(network(rng))
-    run = module._Parameters(small, trainable(small), [], 0, "cpu")
-    matrices, others, _ = run.parts()
-    assert {value.ndim for value in matrices} == {2}
+    parameters = find_parameters(small, 0, "cpu")
+    turned, others, _ = parameters.groups(parameters.begin())
+    assert {value.ndim for value in turned} == {2}
     assert {value.ndim for value in others} == {1}
-    stored = {name for name in trainable(small) if small.read(name).ndim > 1}
-    assert module.weights(small) == stored
+    assert matrices(small) == {n for n in trainable(small) if small.read(n).ndim > 1}
 
 
-def test_weights_are_told_from_settings():
+def test_settings_are_no_weights():
     """Scalars, bounds, statistics, masks and integers are no weights; a single bias is."""
     node = helper.make_node
     nodes = [
@@ -362,7 +321,7 @@ def test_weights_are_told_from_settings():
     assert trainable(Model(helper.make_model(graph))) == ["w", "b", "scale", "shift"]
 
 
-def test_a_missing_operator_is_named_before_anything_is_trained(torch, rng):
+def test_a_missing_operator_is_named_before_anything_is_trained(rng):
     model, sample = layer_model("conv", rng)
     model.graph.node[0].output[0] = "c"
     model.graph.node.append(helper.make_node("Shrink", ["c"], ["y"]))
@@ -370,7 +329,7 @@ def test_a_missing_operator_is_named_before_anything_is_trained(torch, rng):
         refine(Model(model.proto), model, from_batches([sample] * 4), epochs=1)
 
 
-def test_a_model_without_floats_says_so(torch, rng):
+def test_a_model_without_floats_says_so(rng):
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", [x], [y])
@@ -383,23 +342,23 @@ def test_a_model_without_floats_says_so(torch, rng):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [({"augment": "twist"}, "unknown augmentation 'twist'"), ({"device": "abacus"}, "no device")],
 )
-def test_bad_arguments_are_named(given, message, torch, rng):
+def test_bad_arguments_are_named(arguments, message, rng):
     model, sample = layer_model("conv", rng)
     with pytest.raises(ValueError, match=message):
-        refine(model, model, from_batches([sample] * 4), epochs=1, **given)
+        refine(model, model, from_batches([sample] * 4), epochs=1, **arguments)
 
 
 def test_without_torch_it_says_how_to_get_it(monkeypatch, rng):
-    monkeypatch.setattr(module, "torch", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     model, sample = layer_model("conv", rng)
     with pytest.raises(ValueError, match=r"needs torch: pip install 'onnxcompress\[refine\]'"):
         refine(model, model, from_batches([sample]), epochs=1)
 
 
-def test_weights_that_lie_in_another_file(torch, rng, tmp_path):
+def test_weights_that_lie_in_another_file(rng, tmp_path):
     model, samples = network(rng), samples_of(rng, 32)
     save(compressed(model), tmp_path / "small.onnx", external=True)
     small = load(tmp_path / "small.onnx")
@@ -411,15 +370,15 @@ def test_weights_that_lie_in_another_file(torch, rng, tmp_path):
 
 
 @pytest.mark.parametrize("done", [0, 2])
-def test_an_interrupted_run_ends_as_it_would_have_without(done, torch, rng, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_as_it_would_have_without(done, rng, tmp_path, monkeypatch):
     model, samples = network(rng), samples_of(rng, 32)
     small = compressed(model, "binary:stacks=2")
-    asked = {"epochs": 3, "labelled": labelled_by(model, samples), "augment": "flip", "jobs": 1}
-    whole, expected = refine(small, model, samples, **asked)
+    settings = {"epochs": 3, "labelled": labelled_by(model, samples), "augment": "flip", "jobs": 1}
+    whole, expected = refine(small, model, samples, **settings)
     with pytest.raises(KeyboardInterrupt):
-        refine(small, model, samples, cache=tmp_path, track=stopping_after(done), **asked)
-    monkeypatch.setattr(module._Run, "_best_rate", lambda *_: pytest.fail("the rate was chosen"))
-    resumed, rows = refine(small, model, samples, cache=tmp_path, **asked)
+        refine(small, model, samples, cache=tmp_path, track=stopping_after(done), **settings)
+    monkeypatch.setattr(trainer, "choose_rate", lambda *_: pytest.fail("the rate was chosen"))
+    resumed, rows = refine(small, model, samples, cache=tmp_path, **settings)
     assert bytes_of(resumed) == bytes_of(whole) != bytes_of(small)
     assert [row.held_out for row in rows] == [row.held_out for row in expected]
     assert [row.loss for row in rows[1:]] == [row.loss for row in expected[1:]]
@@ -427,61 +386,61 @@ def test_an_interrupted_run_ends_as_it_would_have_without(done, torch, rng, tmp_
 
 
 @pytest.mark.parametrize("done", [3, 7])
-def test_an_interrupted_run_goes_on_with_its_codes(done, torch, latents, rng, tmp_path):
+def test_an_interrupted_run_goes_on_with_its_codes(done, rng, tmp_path):
     teacher, samples = compressed(network(rng), "codebook:vector=4"), samples_of(rng, 96)
-    small, name = damaged(teacher, latents)
-    asked = {"epochs": 10, "rate": 1e-4, "jobs": 1}
-    whole, expected = refine(small, teacher, samples, **asked)
+    small, name = damaged(teacher)
+    settings = {"epochs": 10, "rate": 1e-4, "jobs": 1}
+    whole, expected = refine(small, teacher, samples, **settings)
     with pytest.raises(KeyboardInterrupt):
-        refine(small, teacher, samples, cache=tmp_path, track=stopping_after(done), **asked)
-    resumed, rows = refine(small, teacher, samples, cache=tmp_path, **asked)
+        refine(small, teacher, samples, cache=tmp_path, track=stopping_after(done), **settings)
+    resumed, rows = refine(small, teacher, samples, cache=tmp_path, **settings)
     assert bytes_of(resumed) == bytes_of(whole)
     assert (whole.read(name) != small.read(name)).any()
     assert [row.held_out for row in rows] == [row.held_out for row in expected]
 
 
-def test_what_was_asked_once_is_not_trained_again(torch, rng, tmp_path, monkeypatch):
+def test_the_same_call_is_not_trained_again(rng, tmp_path, monkeypatch):
     model, samples = network(rng), samples_of(rng, 32)
     small = compressed(model)
-    asked = {"epochs": 2, "rate": 3e-3, "jobs": 1, "cache": tmp_path}
-    first, rows = refine(small, model, samples, **asked)
-    refine(small, model, samples, **asked, seed=1)  # another question
-    monkeypatch.setattr(module._Run, "_epoch", lambda *_: pytest.fail("it trained"))
-    again, same = refine(small, model, samples, **asked)
+    settings = {"epochs": 2, "rate": 3e-3, "jobs": 1, "cache": tmp_path}
+    first, rows = refine(small, model, samples, **settings)
+    refine(small, model, samples, **settings, seed=1)  # another question
+    monkeypatch.setattr(trainer, "train_epoch", lambda *_: pytest.fail("it trained"))
+    again, same = refine(small, model, samples, **settings)
     assert bytes_of(again) == bytes_of(first)
     assert same[1:] == rows[1:]
 
 
-def test_a_torn_or_foreign_checkpoint_is_ignored(torch, rng, tmp_path):
+def test_a_torn_or_foreign_checkpoint_is_ignored(rng, tmp_path):
     model, samples = network(rng), samples_of(rng, 32)
     small = compressed(model)
-    asked = {"epochs": 1, "rate": 3e-3, "jobs": 1, "cache": tmp_path}
-    expected = bytes_of(refine(small, model, samples, **asked)[0])
+    settings = {"epochs": 1, "rate": 3e-3, "jobs": 1, "cache": tmp_path}
+    expected = bytes_of(refine(small, model, samples, **settings)[0])
     [path] = tmp_path.iterdir()
     whole = path.read_bytes()
-    refine(small, model, samples, **asked, seed=1)
+    refine(small, model, samples, **settings, seed=1)
     [other] = set(tmp_path.iterdir()) - {path}
     for damaged in (b"", whole[:-9], whole[:-9] + b"something", other.read_bytes()):
         path.write_bytes(damaged)
-        assert bytes_of(refine(small, model, samples, **asked)[0]) == expected
-    checkpoints = module._Checkpoints(Cache(tmp_path), ["key"], "cpu")
-    Cache(tmp_path).keep(checkpoints._key, b"no tensors", "checkpoint")
+        assert bytes_of(refine(small, model, samples, **settings)[0]) == expected
+    checkpoints = Checkpoints(Cache(tmp_path), key_of("another run"), "cpu")
+    Cache(tmp_path).keep(checkpoints.key, b"no tensors", "checkpoint")
     assert checkpoints.load() is None
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_labels_lower_the_cross_entropy(exact, torch, rng):
+def test_labels_lower_the_cross_entropy(exact, rng):
     model, samples = network(rng), samples_of(rng)
     small = compressed(model)
     labelled = labelled_by(model, samples, exact)
-    asked = {"epochs": 3, "rate": 3e-3, "jobs": 1}
-    plain, _ = refine(small, model, samples, **asked)
-    taught, _ = refine(small, model, samples, labelled=labelled, **asked)
+    settings = {"epochs": 3, "rate": 3e-3, "jobs": 1}
+    plain, _ = refine(small, model, samples, **settings)
+    taught, _ = refine(small, model, samples, labelled=labelled, **settings)
     assert cross_entropy(taught, labelled) < cross_entropy(plain, labelled)
     assert cross_entropy(taught, labelled) < cross_entropy(small, labelled)
 
 
-def test_labels_that_are_no_class_numbers_are_refused(torch, rng):
+def test_labels_that_are_no_class_numbers_are_refused(rng):
     model, samples = network(rng), samples_of(rng, 32)
     for labels in (np.full(32, 10), np.full(32, -1), np.zeros(32), np.zeros((32, 10), int)):
         labelled = replace(samples, read_labels=labels.__getitem__)
@@ -494,11 +453,11 @@ def test_labels_that_are_no_class_numbers_are_refused(torch, rng):
         refine(compressed(model), model, samples, epochs=1, labelled=samples)
 
 
-def test_it_ends_when_nothing_gets_better_but_not_before_it_overtook_the_given_model(
-    torch, rng, monkeypatch
+def test_it_ends_when_nothing_gets_better_but_not_before_it_overtook_the_model_that_came_in(
+    rng, monkeypatch
 ):
     model, samples = network(rng), samples_of(rng, 32)
     held_out = iter([0.1, 0.3, 0.2, *[0.25] * 10])
-    monkeypatch.setattr("onnxcompress.refinement.train._Run._judged", lambda *_: next(held_out))
+    monkeypatch.setattr(trainer, "judge", lambda *_: next(held_out))
     _, rows = refine(model, model, samples, epochs=12, rate=1e-3, jobs=1)
     assert [row.epoch for row in rows] == list(range(9))  # the best of them, and half of twelve

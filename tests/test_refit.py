@@ -120,6 +120,20 @@ def test_every_channel_keeps_its_mean_in_the_compressed_model(net, batches):
         np.testing.assert_allclose(a, b, atol=2e-3)
 
 
+def test_the_snr_is_that_of_the_layers_outputs_in_the_compressed_model(net, batches):
+    """Variance of the output over that of its error, which has no mean: the bias keeps it."""
+    fitted = refitted(net, settings_for(find_layers(net)[0], 0.4), batches[:8])
+    names = [name for name in fitted if name != "head"]  # the other outputs are tensors inside
+    exposed = [f"{name}.y" for name in names]
+    models = net, rewritten(net, fitted)
+    outputs = [zip(*map(Session(expose(m, exposed)).run, batches[:8]), strict=True) for m in models]
+    for name, a, b in zip(names, *outputs, strict=True):
+        before, after = (np.concatenate(parts).astype(np.float64) for parts in (a, b))
+        noise = (before - after).var((0, 2, 3)).sum()
+        measured = 10 * np.log10(before.var((0, 2, 3)).sum() / noise)
+        assert fitted[name].snr == pytest.approx(measured, abs=0.02)
+
+
 def test_threads_do_not_change_a_bit(net, batches):
     settings = settings_for(find_layers(net)[0], 0.4)
     one, two = (refitted(net, settings, batches[:4], jobs=jobs) for jobs in (1, 2))

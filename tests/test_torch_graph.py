@@ -15,7 +15,8 @@ from tests.models import KINDS, images, layer_model, network
 pytest.importorskip("torch", reason="the executor needs torch")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from onnxcompress.refinement.torch_graph import TorchGraph, tensor, unsupported
+    from onnxcompress.refinement.torch_graph import TorchGraph, unsupported
+    from onnxcompress.refinement.torch_ops.operator import tensor
 
 METHODS = ("basis", "integer:bits=4", "codebook:vector=4", "hashed:share=2", "binary:stacks=2")
 A = np.array
@@ -122,14 +123,14 @@ CASES = [
 def agree(model, sample, *, optimize=False):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = TorchGraph(model)({name: tensor(value) for name, value in sample.items()})
+        outputs = TorchGraph(model)({name: tensor(value) for name, value in sample.items()})
     expected = Session(model, optimize=optimize).run(sample)
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(outputs, expected, strict=True):
         assert tuple(ours.shape) == theirs.shape
-        wanted = theirs.astype(np.float64)
+        reference = theirs.astype(np.float64)
         half = theirs.dtype.itemsize == 2
-        scale = np.abs(wanted).max() + 1e-9
-        assert np.abs(ours.numpy() - wanted).max() <= (1e-2 if half else 1e-4) * scale
+        scale = np.abs(reference).max() + 1e-9
+        assert np.abs(ours.numpy() - reference).max() <= (1e-2 if half else 1e-4) * scale
 
 
 def built(nodes, inputs, outputs, constants=(), opset=17):
@@ -270,7 +271,7 @@ def test_a_node_that_torch_cannot_compute_is_named():
         TorchGraph(model)({"x": tensor(x["x"])})
 
 
-def test_trained_constants_are_given_with_every_call(rng):
+def test_every_call_takes_the_trained_constants_anew(rng):
     model, sample = layer_model("gemm", rng)
     graph = TorchGraph(model, ["w"])
     inputs = {name: tensor(value) for name, value in sample.items()}

@@ -308,7 +308,42 @@ def read_measures(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     if options["evaluation"] is not None:
         find_metric(options["metric"])
         evaluation = _labelled(model, options["evaluation"], options)
-    return {"evaluation": evaluation, "metric": options["metric"], "providers": providers}
+    return {
+        "evaluation": evaluation,
+        "metric": options["metric"],
+        "providers": providers,
+        "classes": _read_classes(model, options["classes"]),
+        "states": _read_states(options["states"]),
+    }
+
+
+def _read_classes(model: Model, words: Sequence[str]) -> dict[str, int | None] | None:
+    """The outputs that hold class scores, and along which axis; None where nothing is said."""
+    from onnxcompress.data.inputs import output_specs
+
+    if not words or "none" in words:
+        return {} if words else None
+    names = {spec.name for spec in output_specs(model)}
+    axes: dict[str, int | None] = {}
+    for word in words:
+        name, _, axis = word.rpartition(":")
+        if word in names or not name:
+            axes[word] = None
+        elif axis.lstrip("-").isdecimal():
+            axes[name] = int(axis)
+        else:
+            raise click.UsageError(f"--classes {word}: write the name of an output, or NAME:AXIS")
+    return axes
+
+
+def _read_states(words: Sequence[str]) -> dict[str, str] | None:
+    """The outputs that are fed back, and into which inputs; None where nothing is said."""
+    if not words or "none" in words:
+        return {} if words else None
+    pairs = {output: name for output, _, name in (word.rpartition(":") for word in words)}
+    if not all(pairs) or not all(pairs.values()):
+        raise click.UsageError(f"--state {words[0]}: write OUTPUT:INPUT, or none")
+    return pairs
 
 
 def _labelled(model: Model, path: str, options: Mapping[str, Any]) -> Samples:

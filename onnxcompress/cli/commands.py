@@ -209,7 +209,7 @@ def compare(first: Path, second: Path, **options: Any) -> int:
 
     With --min-agreement, --min-snr or --max-drop the exit code is 1 where B is further from A.
     """
-    from onnxcompress.compression.validate.validation import failures
+    from onnxcompress.compression.validate.verdict import failures
     from onnxcompress.report.report import Report
 
     with redirect_stdout(sys.stderr):
@@ -239,6 +239,7 @@ def _compare(
 ) -> tuple[Comparison, arguments.Samples | None]:
     """How far the models are apart, and on which samples of the user's."""
     from onnxcompress.cli import terminal
+    from onnxcompress.compression.measure.at_once import largest_input
     from onnxcompress.compression.measure.shapes import input_shapes
     from onnxcompress.compression.validate.validation import Validation
     from onnxcompress.core.parallel import cores
@@ -261,17 +262,19 @@ def _compare(
     )
     one = next(used.batches(1))
     arguments.check_alike(models[0], models[1], {name: x.shape for name, x in one.items()})
-    macs = [sum(input_shapes(runnable(model), one)[1].values()) for model in models]
+    seen = [input_shapes(runnable(model), one) for model in models]
+    before, after = (sum(macs.values()) for _, macs in seen)
     with terminal.progress(not (options["as_json"] or options["quiet"])) as track:
         validation = Validation(
             models[0],
             used,
             real=samples is not None,
+            largest=largest_input(seen[0][0].values()),
             jobs=options["jobs"] or cores(),
             track=track,
             **arguments.read_measures(models[0], options),
         )
-        return validation.compare(models[1], (macs[0], macs[1])), samples
+        return validation.compare(models[1], (before, after)), samples
 
 
 @cli.command()

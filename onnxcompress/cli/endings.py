@@ -74,7 +74,7 @@ def _end_compression(
         place += " (--dry-run)"
     code = MISSED if report.worse and not names else DONE
     title = f"{source.name} → {output.name}"
-    report, files = _paged(stack, report, options, models, title, place)
+    files = _paged(stack, report, options, title, place)
     if options["as_json"]:
         facts = {"output": str(output) if names else None, "exit_code": code}
         text = outcome.json_text(code, report.to_dict() | facts)
@@ -89,27 +89,16 @@ def _paged(
     stack: ExitStack,
     report: Report,
     options: Mapping[str, Any],
-    models: Mapping[str, Path],
     title: str,
     place: str = "",
-) -> tuple[Report, dict[Path, Path]]:
-    """The report, with the memory that loading takes, and its page, where one is asked for."""
+) -> dict[Path, Path]:
+    """The page, where one is asked for."""
     if options["page"] is None:
-        return report, {}
-    from onnxcompress.execution.latency import load_memory
+        return {}
     from onnxcompress.report import page
 
-    both = report.comparison
-    if both and not both.parted and len(models) > 1:
-        before, after = map(load_memory, [*models.values()][:2])
-        both = replace(
-            both,
-            before=replace(both.before, memory=before),
-            after=replace(both.after, memory=after),
-        )
-        report = replace(report, comparison=both)
     text = page.render(report, title, place, options["metric"])
-    return report, outcome.stage(stack, options["page"], text)
+    return outcome.stage(stack, options["page"], text)
 
 
 def end_sweep(
@@ -126,7 +115,7 @@ def end_sweep(
 
     report = Report(points=tuple(points), provenance=made)
     title = f"{source.name}, {len(points)} sizes"
-    report, files = _paged(stack, report, options, {str(source): source}, title)
+    files = _paged(stack, report, options, title)
     if options["plot"]:
         drawn = plots.sweep(points, options["metric"]).svg(alone=True)
         files |= outcome.stage(stack, options["plot"], drawn)
@@ -146,8 +135,7 @@ def end_comparison(
     from onnxcompress.cli import terminal
 
     title = f"{second.name} against {first.name}"
-    models = {str(path): path for path in (first, second)}
-    report, files = _paged(stack, report, options, models, title)
+    files = _paged(stack, report, options, title)
     assert report.comparison is not None
     code = MISSED if report.worse else DONE
     if options["as_json"]:

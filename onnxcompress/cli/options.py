@@ -18,7 +18,16 @@ from onnxcompress.core.messages import shorten
 SECTIONS = {  # of the help page; what is in none of them comes last
     "Method": ("specs", "energy", "no_correct", "only", "skip", "rules"),
     "Target": ("ratio", "macs", "latency", "min_agreement", "min_snr", "max_drop"),
-    "Data": ("calib", "samples", "select", "preprocess", "evaluation", "metric"),
+    "Data": (
+        "calib",
+        "samples",
+        "select",
+        "preprocess",
+        "evaluation",
+        "metric",
+        "classes",
+        "states",
+    ),
     "Refinement": ("refine", "device", "augment", "train"),
     "Run": ("shapes", "extensions", "providers", "jobs", "engine", "seed"),
 }
@@ -146,7 +155,8 @@ RULES = click.option("--config", "rules", metavar="FILE.yaml", type=FILE, is_eag
 
 FIDELITY = options(
     click.option("--min-agreement", type=Percent(least=0),
-                 help="The same top class on this share of samples."),
+                 help="The same class, or whole number, on this share of samples; 0 for any.  "
+                 "[without a fidelity of one's own: 90%, or 10 dB where nothing is decided]"),
     click.option("--min-snr", type=float, metavar="DB", help="Least SNR of each output, in dB."),
     click.option("--max-drop", type=float, metavar="N",
                  help="Loss of the metric by labels (--eval), in its own unit."),
@@ -172,6 +182,12 @@ DATA = options(
                  "with x and y, a folder of images with labels.csv, or module:function."),
     click.option("--metric", metavar="NAME", default="top1",
                  show_default=True, help="top1, top5, psnr, or module:function."),
+    click.option("--classes", metavar="OUTPUT[:AXIS]", multiple=True,
+                 help="The outputs that hold class scores, and along which axis; repeat.  none "
+                 "where no output does, such as an embedding.  [default: as outputs look]"),
+    click.option("--state", "states", metavar="OUT:IN", multiple=True,
+                 help="An output that is fed back into an input: the samples are one sequence; "
+                 "repeat.  none for no such.  [default: stateN:state and their like]"),
 )  # fmt: skip
 
 REFINE = options(

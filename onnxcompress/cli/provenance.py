@@ -46,6 +46,8 @@ def record(
         "rules": options["rules"] and options["rules"].model_dump(exclude_defaults=True),
         "shapes": dict(options["shapes"]),
         "correct": not options["no_correct"],
+        "classes": options["classes"],
+        "states": options["states"],
     }
     if refinement is not None:
         how = refinement.keywords

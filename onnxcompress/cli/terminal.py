@@ -23,6 +23,7 @@ from onnxcompress.report.words import (
     reasons,
     times,
     training,
+    verdict,
 )
 
 WIDE = 1000  # columns where the output is no terminal: nothing is cut off or broken
@@ -90,8 +91,8 @@ def render_report(report: Report, place: str, quiet: bool) -> str:
                 parts.append(_text(training(report.comparison, report.refined)))
         if notes := _notes(report):
             parts.append(notes)
-    verdict = f"{reached(report)}; {place}"
-    return _render(*parts, _text(verdict, "bold red" if report.worse else "bold green"))
+    style = "bold red" if report.worse else "bold green"
+    return _render(*parts, _text(verdict(report, place), style))
 
 
 def _layers(rows: Sequence[Row]) -> Table:
@@ -135,9 +136,9 @@ def _notes(report: Report) -> Text | None:
 def render_comparison(report: Report, quiet: bool) -> str:
     """Two models side by side, and the verdict where a quality was asked for."""
     assert report.comparison is not None
-    verdict = _text(reached(report), "bold red" if report.worse else "bold green")
+    line = _text(reached(report), "bold red" if report.worse else "bold green")
     table = _comparison(report.comparison, "")
-    return _render(*[table] * (not quiet), *[verdict] * (quiet or bool(report.target)))
+    return _render(*[table] * (not quiet), *[line] * (quiet or bool(report.target)))
 
 
 def _comparison(comparison: Comparison, which: str, refined: Refinement | None = None) -> Table:
@@ -149,7 +150,7 @@ def _comparison(comparison: Comparison, which: str, refined: Refinement | None =
         middle = [] if refined is None else [fact.between]
         table.add_row(_text(fact.what), fact.before, *middle, fact.after, fact.note)
     if not comparison.finite:
-        wrong = Text("the outputs differ in shape, or hold NaN", "bold red")
+        wrong = Text("NaN or infinities where the original has none", "bold red")
         table.add_row("", *("" for _ in columns), wrong)
     return table
 

@@ -48,6 +48,8 @@ class Settings:
     track: Track[Any] = untracked
     cache: Path | None = None
     refinement: Refine | None = None
+    classes: Mapping[str, int | None] | None = None
+    states: Mapping[str, str] | None = None
 
     @contextmanager
     def workers(self) -> Iterator[None]:

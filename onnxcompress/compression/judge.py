@@ -8,7 +8,7 @@ from onnxcompress.compression.build.best import Compressed
 from onnxcompress.compression.job import Job
 from onnxcompress.compression.search.trade_off import Curves
 from onnxcompress.compression.validate.layerwise import Layerwise
-from onnxcompress.compression.validate.validation import failures, warnings
+from onnxcompress.compression.validate.verdict import failures, warnings
 from onnxcompress.core.errors import ModelError
 from onnxcompress.execution.runnable import verify
 from onnxcompress.graph import Model, check, emptied_inputs

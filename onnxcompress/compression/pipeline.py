@@ -40,6 +40,8 @@ def compress(
     samples: Samples | Iterable[Sample] | None = None,
     evaluation: Samples | None = None,
     metric: str = "top1",
+    classes: Mapping[str, int | None] | None = None,
+    states: Mapping[str, str] | None = None,
     only: Callable[[str], bool] | None = None,
     correct: bool = True,
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -59,9 +61,15 @@ def compress(
             nothing helps keeps its weight.  None for those that `auto` finds worth trying for
             the target.
         target: None means what settings that are fixed give, else 98 % agreement where the
-            model has class scores, 25 dB where it has not.
+            model decides something (classes, classes at positions, whole numbers), 25 dB where
+            it does not.  A result with less than 90 % agreement, or 10 dB, is worse in any case
+            unless the target has a fidelity of its own.
         samples: unlabelled inputs; without any, the fits use the weights alone.
         evaluation: labelled inputs for the metric.
+        classes: output name -> axis of the class scores that it holds, or None for the usual one;
+            no other output decides anything then.  None to find out by graph and values.
+        states: output name -> input that it is fed back into, from one sample to the next.  None
+            to find out by names and shapes.
         only: says by name which layers may be changed; None for all.
         correct: fit again in network order and match the statistics of each layer's outputs.
         shapes: input name -> shape, for inputs whose dimensions the model leaves open.
@@ -85,7 +93,7 @@ def compress(
     methods = auto(target) if methods is None else methods
     settings = Settings(
         methods, target, metric, only, correct, shapes or {}, metadata or {}, seed,
-        jobs or cores(), engine, providers, track, cache, refinement,
+        jobs or cores(), engine, providers, track, cache, refinement, classes, states,
     )  # fmt: skip
     with settings.workers():
         job = prepare(model, samples, evaluation, settings)
@@ -104,6 +112,8 @@ def trade_off(
     samples: Samples | Iterable[Sample] | None = None,
     evaluation: Samples | None = None,
     metric: str = "top1",
+    classes: Mapping[str, int | None] | None = None,
+    states: Mapping[str, str] | None = None,
     only: Callable[[str], bool] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     metadata: Callable[[Target], Mapping[str, str]] = lambda target: {},
@@ -131,7 +141,7 @@ def trade_off(
             raise TargetError("sizes and multiplications need methods of their own: give methods")
     settings = Settings(
         methods, targets[0], metric, only, True, shapes or {}, metadata(targets[0]), seed,
-        jobs or cores(), engine, providers, track, cache,
+        jobs or cores(), engine, providers, track, cache, None, classes, states,
     )  # fmt: skip
     with settings.workers():
         first = prepare(model, samples, evaluation, settings)

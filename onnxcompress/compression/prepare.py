@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from onnxcompress.compression.job import Job, Methods, Settings, random_inputs
+from onnxcompress.compression.measure.at_once import largest_input
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
@@ -18,8 +19,8 @@ from onnxcompress.data.samples import Sample, Samples, from_batches
 from onnxcompress.execution.runnable import runnable, unknown_operators
 from onnxcompress.graph import Model, find_constants, find_layers, inline_functions
 
-DEFAULT_AGREEMENT = 0.98  # share of top classes that stay, where nothing else is asked
-DEFAULT_SNR = 25.0  # dB of the outputs, where there are no classes
+DEFAULT_AGREEMENT = 0.98  # share of decisions that stay, where nothing else is asked
+DEFAULT_SNR = 25.0  # dB of the outputs, where there are no decisions
 
 Offer = Callable[[Layer], list[Method]]
 
@@ -49,26 +50,29 @@ def prepare(
     offer = usable(settings.methods, model.opset)
     opened, layers, skipped = _find_layers(model, offer, settings.only)
     leaders = {name: layer for name, layer in layers.items() if layer.shared == name}
+    run, shapes, macs = runnable(opened), dict[str, tuple[int, ...]](), dict[str, int]()
+    if not unknown:
+        first = random_inputs(model, settings) if settings.shapes or not fit else fit
+        shapes, macs = input_shapes(run, next(iter(first.batches(1))))
+    largest = largest_input(shapes.values())
     job = Job(
         settings=replace(settings, methods=offer),
         original=model,
         model=opened,
-        runnable=runnable(opened),
+        runnable=run,
         layers=layers,
         skipped=skipped,
-        shapes={},
-        macs={},
+        shapes=shapes,
+        macs=macs,
         pinned=frozenset(n for n, layer in leaders.items() if all(m.fixed for m in offer(layer))),
         samples=samples,
         fit=fit,
         held_out=held_out,
-        validation=_validation(model, held_out, evaluation, settings, unknown),
+        validation=Layerwise(model, settings.seed)
+        if unknown
+        else _validation(model, held_out, evaluation, settings, largest),
         target=Target(),
     )
-    if not unknown:
-        first = job.random if settings.shapes or not fit else fit
-        shapes, macs = input_shapes(job.runnable, next(iter(first.batches(1))))
-        job = replace(job, shapes=shapes, macs=macs)
     target = _target(job, unknown, evaluation is not None)
     return replace(job, target=target, warnings=tuple(_warnings(job, unknown)))
 
@@ -142,18 +146,19 @@ def _validation(
     held_out: Samples | None,
     evaluation: Samples | None,
     settings: Settings,
-    unknown: Sequence[str],
-) -> Validation | Layerwise:
-    """What compares models with the original."""
-    if unknown:
-        return Layerwise(model, settings.seed)
+    largest: int,
+) -> Validation:
+    """What compares models with the original; ``largest`` as it takes it."""
     return Validation(
         model,
         held_out or random_inputs(model, settings),
         real=held_out is not None,
         evaluation=evaluation,
         metric=settings.metric,
+        classes=settings.classes,
+        states=settings.states,
         providers=settings.providers,
+        largest=largest,
         jobs=settings.jobs,
         track=settings.track,
     )
@@ -193,20 +198,20 @@ def _target(job: Job, unknown: Sequence[str], evaluated: bool) -> Target:
     compared = target.min_snr is not None or target.min_agreement is not None
     if compared and job.held_out is None:
         raise TargetError("a fidelity target needs calibration samples: give --calib")
-    if target.min_agreement is not None and not job.validation.scores:
-        raise TargetError("the model has no class scores to agree on: use --min-snr")
+    if target.min_agreement is not None and not job.validation.decides:
+        raise TargetError("the model has no class scores or ids to agree on: use --min-snr")
     if target.max_drop is not None and not evaluated:
         raise TargetError("--max-drop needs labelled samples: give --eval")
     return target
 
 
 def _default_target(job: Job) -> Target:
-    """As small as keeps nearly all classes, or outputs that are close."""
+    """As small as keeps nearly all decisions, or outputs that are close."""
     if job.held_out is None:
         raise TargetError(
             "without calibration samples no quality can be promised: give --calib, or a "
             "size target (--ratio, --macs)"
         )
-    if job.validation.scores:
+    if job.validation.decides:
         return Target(min_agreement=DEFAULT_AGREEMENT)
     return Target(min_snr=DEFAULT_SNR)

@@ -15,7 +15,8 @@ class Target:
         macs: share of the multiplications kept, 0 to 1.
         latency: share of the time kept, 0 to 1, measured on this machine.
         max_drop: loss of the metric, in its own unit (points, dB); needs labelled samples.
-        min_agreement: share of held-out samples with the same top class, 0 to 1.
+        min_agreement: share of equal decisions (classes, classes at positions, ids) on held-out
+            samples, 0 to 1; 0 accepts any.
         min_snr: of every output on held-out samples, in dB.
     """
 
@@ -38,8 +39,8 @@ class Target:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
         if None not in (self.ratio, self.macs, self.latency):
             raise ValueError("two of ratio, macs and latency go together, not all three")
-        if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
-            raise ValueError(f"agreement must be above 0 and at most 1, got {self.min_agreement}")
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise ValueError(f"agreement must be from 0 to 1, got {self.min_agreement}")
         if self.max_drop is not None and self.max_drop < 0:
             raise ValueError(f"max_drop must not be negative, got {self.max_drop}")
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, prod
+from math import prod
 from typing import Any, Protocol, Self
 
 import numpy as np
+
+from onnxcompress.core.padding import output_size
 
 Array = np.ndarray
 
@@ -147,9 +149,10 @@ class Layer:
             return rows * sum(map(prod, shapes))
         batch, _, *size = input_shape
         total = 0
+        transposed = self.op_type == "ConvTranspose"
         for shape, axes in zip(shapes, self._axes(shapes), strict=True):
-            out = [self._length(n, a, shape[2 + a], a in axes) for a, n in enumerate(size)]
-            places = size if self.op_type == "ConvTranspose" else out
+            out = output_size(self._attributes(axes), size, shape[2:], transposed)
+            places = size if transposed else out
             total += batch * prod(places) * prod(shape)
             size = out
         return total
@@ -206,28 +209,6 @@ class Layer:
                 value = [v if i % rank in axes else neutral[key] for i, v in enumerate(value)]
             result[key] = value
         return result
-
-    def _length(self, length: int, axis: int, kernel: int, spans: bool) -> int:
-        """Output size on one axis."""
-        if not spans:
-            return length
-
-        def of(key: str, default: int, index: int = axis) -> int:
-            return self.attributes.get(key, [default] * 2 * len(self.kernel))[index]
-
-        stride, extent = of("strides", 1), of("dilations", 1) * (kernel - 1) + 1
-        automatic = self.attributes.get("auto_pad", "NOTSET")
-        pads = of("pads", 0) + of("pads", 0, axis + len(self.kernel))
-        if self.op_type == "ConvTranspose":
-            if "output_shape" in self.attributes:
-                return self.attributes["output_shape"][axis]
-            full = stride * (length - 1) + of("output_padding", 0) + extent
-            if automatic.startswith("SAME"):
-                return min(full, length * stride)
-            return full - (0 if automatic == "VALID" else pads)
-        if automatic.startswith("SAME"):
-            return ceil(length / stride)
-        return (length + (0 if automatic == "VALID" else pads) - extent) // stride + 1
 
 
 def _swap(op: Emitter, weight: Array | Value) -> Any:

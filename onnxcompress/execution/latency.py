@@ -1,13 +1,10 @@
-"""How long two models take, in turns, and what loading one takes."""
+"""How long two models take, in turns."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -61,30 +58,3 @@ def latency(
     low, high = np.quantile(ratios, [0.25, 0.75])
     before, after = (1000 * median(column) for column in zip(*times, strict=True))
     return Latency(before, after, float(np.median(ratios)), float(low), float(high))
-
-
-LOADING = """
-import sys
-import onnxruntime
-
-def now(key):
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(key))
-
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
-options.log_severity_level = 4
-before = now("VmRSS")
-onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-print(1024 * (now("VmHWM") - before))
-"""
-
-
-def load_memory(path: Path) -> int | None:
-    """Bytes that loading a file adds at its peak, in a process of its own.
-
-    None where that is not known: the file cannot be loaded, or the system is not Linux.
-    """
-    words = [sys.executable, "-c", LOADING, str(path)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    return None if done.returncode else max(int(done.stdout), 0)

@@ -42,6 +42,8 @@ def available_providers() -> list[str]:
     return ort.get_available_providers()
 
 
+LENT_BYTES = 1 << 22  # of the inputs of a run, from which its memory goes back to the system
+
 PARTS_AT_ONCE = BoundedSemaphore(2)  # of large models, in all threads: each has weights in memory
 
 
@@ -92,7 +94,8 @@ class Session:
             if name in self._floats
         }
         if not self._steps:
-            return _run(self._whole, feeds, seconds)
+            large = sum(x.nbytes for x in feeds.values() if isinstance(x, np.ndarray)) > LENT_BYTES
+            return _run(self._whole, feeds, seconds, large)
         return self._stepped(feeds, seconds)
 
     def _stepped(self, feeds: Mapping[str, Any], seconds: float | None) -> Sequence[Any]:
@@ -135,17 +138,21 @@ def _loaded(
 
 
 def _run(
-    session: ort.InferenceSession, feeds: Mapping[str, Any], seconds: float | None
+    session: ort.InferenceSession,
+    feeds: Mapping[str, Any],
+    seconds: float | None,
+    give_back: bool = False,
 ) -> Sequence[Any]:
-    options = timer = None
+    options, timer = ort.RunOptions(), None
+    if give_back:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     if seconds is not None:
-        options = ort.RunOptions()
         timer = Timer(seconds, setattr, (options, "terminate", True))
         timer.start()
     try:
         return session.run(None, feeds, options)
     except Exception as error:
-        if options is not None and options.terminate:
+        if options.terminate:
             raise ModelError(f"one run of the model takes more than {seconds:g} s") from None
         raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from None
     finally:

@@ -1,6 +1,7 @@
 """The model and graph surgery.  The only files that know onnx and onnx-graphsurgeon."""
 
 from onnxcompress.core.errors import ModelError
+from onnxcompress.graph.changes import changed_outputs
 from onnxcompress.graph.check import check
 from onnxcompress.graph.declared import declared_inputs, declared_outputs, sequences
 from onnxcompress.graph.detach import DETACHED_BYTES, detached, sha256
@@ -27,13 +28,20 @@ from onnxcompress.graph.operations import (
     operations,
 )
 from onnxcompress.graph.passes.annotate import annotate
-from onnxcompress.graph.passes.as_float32 import as_float32, has_bfloat16, needs_float32
-from onnxcompress.graph.passes.drop_dead import drop_dead
-from onnxcompress.graph.passes.fold_batchnorm import fold_batchnorm
-from onnxcompress.graph.passes.fold_constants import fold_constants
+from onnxcompress.graph.passes.as_float32 import (
+    as_float32,
+    has_bfloat16,
+    has_float16,
+    needs_float32,
+)
+from onnxcompress.graph.passes.drop_dead import drop_dead, drop_unread
+from onnxcompress.graph.passes.drop_identities import drop_identities
+from onnxcompress.graph.passes.fold_affine import fold_affine, fold_batchnorm
+from onnxcompress.graph.passes.fold_constants import fold_constants, fold_smaller
 from onnxcompress.graph.passes.fold_pads import fold_pads
 from onnxcompress.graph.passes.inline_functions import inline_functions
 from onnxcompress.graph.passes.name_nodes import name_nodes
+from onnxcompress.graph.passes.strip import strip
 from onnxcompress.graph.passes.with_values import with_values
 from onnxcompress.graph.rewrite import overhead, rewrite
 from onnxcompress.graph.save import digest, save, serialized
@@ -60,6 +68,7 @@ __all__ = [
     "annotate",
     "as_float32",
     "bypass",
+    "changed_outputs",
     "check",
     "custom_operators",
     "declared_inputs",
@@ -68,16 +77,21 @@ __all__ = [
     "digest",
     "drop_constants",
     "drop_dead",
+    "drop_identities",
+    "drop_unread",
     "emptied_inputs",
     "expose",
     "expose_shapes",
     "find_constants",
     "find_layers",
     "first_scaling",
+    "fold_affine",
     "fold_batchnorm",
     "fold_constants",
     "fold_pads",
+    "fold_smaller",
     "has_bfloat16",
+    "has_float16",
     "in_steps",
     "index_ranges",
     "inline_functions",
@@ -103,5 +117,6 @@ __all__ = [
     "sequences",
     "serialized",
     "sha256",
+    "strip",
     "with_values",
 ]

@@ -29,13 +29,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from onnxcompress.core.layer import Array
 from onnxcompress.graph import Model, Operation, operations
 
-SPREAD = 0.9  # of half the distance to the next row, by which latents are off at the start
+SPREAD = 0.9  # half-distances to the next row that latents are off at the start, at most
 
-CHUNK = 1 << 16  # pieces that are compared with a table at a time
+CHUNK = 1 << 16  # pieces that are compared with a table at a time, which bounds the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,27 +54,31 @@ class Lookup:
     table: Array
 
 
-def lookups(model: Model) -> list[Lookup]:
+def find_lookups(model: Model) -> list[Lookup]:
     """Codes of vectors, and bytes of signs.
 
     Not numbers of three and more levels: on ResNet-20 that brought nothing, and of several
     digits one alone cannot carry.  Not selections: they pick rows that are themselves trained.
     """
     readers = _Readers(model)
-    found = []
-    for name in model.constants:
-        cast = readers.only(name)
-        if cast is None or cast.op_type != "Cast":
-            continue
-        codes = model.read(name)
-        if codes.dtype != np.uint8 or codes.ndim != 1:
-            continue
-        rows, table = _looked_up(model, readers, cast)
-        if table is None or codes.max(initial=0) >= len(table) or not readers.floats(rows):
-            continue
-        if (table != table[0]).any() and not _counts(table):
-            found.append(Lookup(name, rows, table.astype(np.float32)))
-    return found
+    lookups = (_lookup(model, readers, name) for name in model.constants)
+    return [lookup for lookup in lookups if lookup is not None]
+
+
+def _lookup(model: Model, readers: _Readers, name: str) -> Lookup | None:
+    """What a constant picks, where it is one of codes."""
+    cast = readers.only(name)
+    if cast is None or cast.op_type != "Cast":
+        return None
+    codes = model.read(name)
+    if codes.dtype != np.uint8 or codes.ndim != 1:
+        return None
+    rows, table = _looked_up(model, readers, cast)
+    if table is None or codes.max(initial=0) >= len(table) or not readers.floats(rows):
+        return None
+    if (table == table[0]).all() or _counts(table):
+        return None
+    return Lookup(name, rows, table.astype(np.float32))
 
 
 class _Readers:
@@ -147,40 +152,55 @@ def _value(model: Model, names: Sequence[str]) -> Any:
     return model.read(names[0]).tolist() if names and names[0] in model.constants else None
 
 
+@dataclass(frozen=True, eq=False)
 class Latents:
     """What stands for the codes of one lookup in training.
 
     Attributes:
-        start: anywhere around the rows that the model came with, but rounded to these.
+        table: of the lookup, float32 ``(k, d)``.
+        start: ``(pieces, d)``; anywhere around the rows that the model came with, but rounded to
+            these.
         reach: half the distance from a row to its nearest neighbour, in the mean.
     """
 
-    def __init__(self, lookup: Lookup, model: Model, rng: np.random.Generator, device: str) -> None:
-        self.lookup = lookup
-        self._table = torch.from_numpy(lookup.table).to(device)
-        self._half = self._table.square().sum(1) / 2
-        self._range = self._table.amin(0), self._table.amax(0)
-        codes = torch.from_numpy(model.read(lookup.codes).astype(np.int64)).to(device)
-        rows = self._table[codes]
-        away = torch.cdist(self._table, self._table)
-        away[away == 0] = torch.inf
-        self.reach = float(away.amin(1)[codes].mean() / 2)
-        spread = torch.from_numpy(rng.uniform(-SPREAD, SPREAD, rows.shape).astype(np.float32))
-        around = self.inside(rows + self.reach * spread.to(device))
-        stays = (self._table[self.nearest(around)] == rows).all(1, keepdim=True)
-        self.start = torch.where(stays, around, rows)
+    lookup: Lookup
+    table: Tensor
+    start: Tensor
+    reach: float
 
-    def nearest(self, z: Any) -> Any:
+    def nearest(self, z: Tensor) -> Tensor:
         """Numbers of the nearest rows."""
-        parts = [(part @ self._table.T - self._half).argmax(1) for part in z.split(CHUNK)]
-        return torch.cat(parts)
+        return _nearest(z, self.table)
 
-    def rounded(self, z: Any) -> Any:
+    def rounded(self, z: Tensor) -> Tensor:
         """The nearest rows; the gradient passes straight through."""
         with torch.no_grad():
-            rows = self._table[self.nearest(z)]
+            rows = self.table[self.nearest(z)]
         return rows + (z - z.detach())
 
-    def inside(self, z: Any) -> Any:
+    def inside(self, z: Tensor) -> Tensor:
         """Within the range of the table's columns."""
-        return torch.clamp(z, *self._range)
+        return _clamp(z, self.table)
+
+
+def start_latents(lookup: Lookup, codes: Array, rng: np.random.Generator, device: str) -> Latents:
+    """Latents at random places that round to the rows of these codes ``(pieces,)``."""
+    table = torch.from_numpy(lookup.table).to(device)
+    index = torch.from_numpy(codes.astype(np.int64)).to(device)
+    rows = table[index]
+    away = torch.cdist(table, table)
+    away[away == 0] = torch.inf
+    reach = float(away.amin(1)[index].mean() / 2)
+    spread = torch.from_numpy(rng.uniform(-SPREAD, SPREAD, rows.shape).astype(np.float32))
+    around = _clamp(rows + reach * spread.to(device), table)
+    stays = (table[_nearest(around, table)] == rows).all(1, keepdim=True)
+    return Latents(lookup, table, torch.where(stays, around, rows), reach)
+
+
+def _nearest(z: Tensor, table: Tensor) -> Tensor:
+    half = table.square().sum(1) / 2
+    return torch.cat([(part @ table.T - half).argmax(1) for part in z.split(CHUNK)])
+
+
+def _clamp(z: Tensor, table: Tensor) -> Tensor:
+    return torch.clamp(z, table.amin(0), table.amax(0))

@@ -82,7 +82,7 @@ def trade_off(found: TradeOff, both: Comparison | None) -> Plot:
         return Mark((x, y), kind, f"{name}: {x:.2f}, {y:.1f} dB")
 
     marks = [mark(found.chosen, "open", "predicted")]
-    if both is not None and both.real:
+    if both is not None and both.real and both.worst_snr is not None:
         before, after = both.before, both.after
         cost = {"bytes": after.nbytes, "macs": after.macs}.get(found.cost) or found.chosen[0]
         whole = {"bytes": before.nbytes, "macs": before.macs}.get(found.cost) or found.whole

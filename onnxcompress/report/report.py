@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from math import sqrt
+from statistics import NormalDist
+from typing import Any, Literal
 
 from onnxcompress.execution.latency import Latency
 
@@ -44,6 +46,7 @@ class Size:
         macs: multiplications at the shape of the first sample; None where it could not run.
         metric: by labels; None without them.
         memory: bytes that loading the file takes at its peak; None where that was not measured.
+        resting: bytes that the loaded model takes afterwards; None where that was not measured.
     """
 
     nbytes: int
@@ -51,6 +54,43 @@ class Size:
     macs: int | None = None
     metric: float | None = None
     memory: int | None = None
+    resting: int | None = None
+
+
+NINETY_FIVE = NormalDist().inv_cdf(0.975)  # standard deviations
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many decisions of an output are those of the original.
+
+    Attributes:
+        kind: "classes" are one a sample, "positions" several, "ids" whole numbers or labels,
+            "detections" boxes of objects.
+        agreed, total: decisions that are the same, and all.
+        draws: how many are independent: those of one sample are not.
+    """
+
+    kind: Literal["classes", "positions", "ids", "detections"]
+    agreed: int
+    total: int
+    draws: int
+
+    @property
+    def value(self) -> float:
+        return self.agreed / max(self.total, 1)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the share (Wilson 1927)."""
+        n, p, z = max(self.draws, 1), self.value, NINETY_FIVE
+        middle, scale = p + z**2 / (2 * n), 1 + z**2 / n
+        reach = z * sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+        return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The share as JSON types."""
+        return asdict(self) | {"value": self.value, "interval": self.interval}
 
 
 @dataclass(frozen=True)
@@ -58,12 +98,20 @@ class Comparison:
     """Two models side by side.
 
     Attributes:
-        samples: how many the outputs were compared on; random where ``real`` is false.
+        samples: how many the outputs were compared on; 0 where no output could be, and the
+            layers were compared one by one.
+        real: whether they are the user's own, and not stand-ins.
         snr: output name -> dB.
-        agreement: share of samples with the same top class; None without class scores.
+        agreement: share of equal decisions, of the output with the least; None where nothing is
+            decided.
         metric: its name; the values are in before and after.
-        finite: whether the outputs are free of NaN and infinities that the original's have not.
+        finite: whether NaN and infinities are where the original has the same.
         parted: whether the models ran in parts, as they are too large to be loaded.
+        shares: output name -> how many decisions are the same.
+        resized: output name -> in how many runs its shape was another one, as of a detector that
+            finds another number of objects, and how many runs there were.
+        pictures: whether the stand-ins are pictures, and not random.
+        detections: output name -> boxes of either model that match one of the other.
     """
 
     before: Size
@@ -76,18 +124,35 @@ class Comparison:
     latency: Latency | None
     finite: bool = True
     parted: bool = False
+    shares: Mapping[str, Share] = field(default_factory=dict)
+    resized: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    pictures: bool = False
+    detections: Mapping[str, Share] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
         return self.before.nbytes / self.after.nbytes
 
     @property
-    def worst_snr(self) -> float:
-        return min(self.snr.values(), default=200.0)
+    def worst_snr(self) -> float | None:
+        """Of the output that is furthest from the original's, in dB; None without any."""
+        return min(self.snr.values(), default=None)
+
+    @property
+    def compared(self) -> bool:
+        """Whether any output was."""
+        return self.samples > 0 and bool(self.snr or self.shares)
+
+    @property
+    def worst_share(self) -> tuple[str, Share] | None:
+        """The output with the least share of equal decisions; None where nothing is decided."""
+        return min(self.shares.items(), key=lambda pair: pair[1].value, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON types."""
         result: dict[str, Any] = asdict(self) | {"ratio": self.ratio}
+        for key in ("shares", "detections"):
+            result[key] = {name: share.to_dict() for name, share in getattr(self, key).items()}
         if self.latency:
             result["latency"]["verdict"] = self.latency.verdict
         return result
@@ -116,7 +181,7 @@ class Refinement:
     Attributes:
         epochs: the training curve; the result is the model of the least held-out loss.
         snr: output name -> dB.
-        agreement: share of samples with the same top class; None without class scores.
+        agreement: share of equal decisions, as of a Comparison.
         metric: by labels; None without them.
     """
 
@@ -130,8 +195,8 @@ class Refinement:
         return min(self.epochs, key=lambda epoch: epoch.held_out)
 
     @property
-    def worst_snr(self) -> float:
-        return min(self.snr.values(), default=200.0)
+    def worst_snr(self) -> float | None:
+        return min(self.snr.values(), default=None)
 
 
 @dataclass(frozen=True)
@@ -143,11 +208,13 @@ class Point:
         ratio: file bytes before / after; None, as all that follows, where there is no such model.
         macs: multiplications of the model.
         snr: of the worst output, in dB.
-        agreement: share of samples with the same top class; None without class scores.
+        agreement: share of equal decisions; None where nothing is decided.
         metric: by labels; None without them.
         baseline: the original's metric.
         samples: how many the outputs were compared on; random where ``real`` is false.
         failures: why `compress` would not write it; empty if it would.
+        share: of the output with the least share of equal decisions; None where nothing is decided.
+        pictures: whether the stand-ins are pictures, and not random.
     """
 
     target: str
@@ -160,6 +227,8 @@ class Point:
     samples: int = 0
     real: bool = True
     failures: tuple[str, ...] = ()
+    share: Share | None = None
+    pictures: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,6 +309,8 @@ class Report:
             both.samples,
             both.real,
             self.failures,
+            both.worst_share[1] if both.worst_share else None,
+            both.pictures,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,13 +6,36 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from onnxcompress.report.report import Comparison, Point, Refinement, Report, Row
+from onnxcompress.report.report import Comparison, Point, Refinement, Report, Row, Share
 
 MEGABYTE = 1e6
 
+ALIKE = 1.1  # times the original's memory: from one loading to the next it varies by less
+
+SAME = {
+    "classes": "same class",
+    "positions": "same class",
+    "ids": "same value",
+    "detections": "same detection",
+}
+
 
 def reached(report: Report) -> str:
-    """What was reached, in one clause."""
+    """What was reached, in a few clauses, the last of which is the quality."""
+    return _joined(_gains(report), _quality_of(report))
+
+
+def verdict(report: Report, place: str) -> str:
+    """The same with where the result is: the line that a run ends with."""
+    return _joined(_gains(report), place, _quality_of(report))
+
+
+def _joined(*clauses: str) -> str:
+    return "; ".join(filter(None, clauses))
+
+
+def _gains(report: Report) -> str:
+    """What was won, and what was measured by labels."""
     both = report.comparison
     if report.points:
         return _range(report.points)
@@ -23,17 +46,67 @@ def reached(report: Report) -> str:
     if before.macs and after.macs is not None and after.macs != before.macs:
         share = after.macs / before.macs
         parts.append(f"{abs(1 - share):.0%} {'fewer' if share < 1 else 'more'} multiplications")
-        if both.latency:
-            parts.append(_speed(both.latency.ratio, both.latency.verdict))
-    elif any(row.method for row in report.rows):
-        parts.append("speed and memory as the original")
+    if both.latency and any(row.method for row in report.rows):
+        parts.append(_speed(both.latency.ratio, both.latency.verdict))
+    parts += _memory(both)
     if before.metric is not None and after.metric is not None:
         parts.append(f"{both.metric} {before.metric:.2f} → {after.metric:.2f}")
-    elif both.agreement is not None:
-        parts.append(f"same top class on {both.agreement:.2%}")
-    elif both.real and both.snr:
-        parts.append(f"SNR {both.worst_snr:.1f} dB")
     return ", ".join(parts)
+
+
+def _memory(both: Comparison) -> Iterator[str]:
+    """What became of the memory, where that was measured."""
+    peaks = both.before.memory, both.after.memory
+    rests = both.before.resting, both.after.resting
+    if not all(peaks) or None in rests:
+        return
+    peak, rest = ((after or 0) / max(before or 0, 1) for before, after in (peaks, rests))
+    if peak > ALIKE:
+        yield f"{peak:.1f} times the memory to load"
+    if rest > ALIKE:
+        yield f"{rest:.1f} times the memory once loaded"
+    elif peak <= ALIKE:
+        yield "memory as the original" if rest > 1 / ALIKE else f"{rest:.0%} of the memory"
+
+
+def _quality_of(report: Report) -> str:
+    both = report.comparison
+    return "" if both is None else quality(both, "held-out" if report.rows else "")
+
+
+def quality(both: Comparison, which: str = "") -> str:
+    """How near the outputs are to the original's, and on what: how a verdict ends.
+
+    Args:
+        which: kind of the samples, as "held-out".
+    """
+    unchecked = "" if both.real else "QUALITY NOT CHECKED ON YOUR DATA (no --calib)"
+    if not both.compared:
+        return unchecked or "QUALITY NOT CHECKED: no output could be compared"
+    if both.worst_share is not None:
+        reached = agreed(both, *both.worst_share, which)
+    else:
+        reached = f"SNR {number(both.worst_snr, '.1f')} dB {seen(both, which)}"
+    return f"{reached}, {unchecked}" if unchecked else reached
+
+
+def agreed(both: Comparison, name: str, share: Share, which: str = "") -> str:
+    """How many decisions of an output are the same."""
+    kind = _kind(both, which)
+    counted = f"{share.agreed:,} of {share.total:,}"
+    if share.total == both.samples:
+        counted = f"on {counted} {kind}samples"
+    else:
+        what = "positions" if share.kind == "positions" else "decisions"
+        counted = f"at {counted} {what} of {both.samples:,} {kind}samples"
+    of = f" of output {name}" if len(both.shares) > 1 else ""
+    return f"{SAME[share.kind]} {counted}{of} ({interval(share)})"
+
+
+def interval(share: Share) -> str:
+    """A share, and where it may lie."""
+    low, high = (100 * end for end in share.interval)
+    return f"{100 * share.value:.1f} %, 95 % interval {low:.0f} to {high:.0f}"
 
 
 def _range(found: Sequence[Point]) -> str:
@@ -45,7 +118,8 @@ def _range(found: Sequence[Point]) -> str:
 
     def told(point: Point) -> str:
         work, size = (point.macs or 0) / 1e6, ratio(point.ratio or 1)
-        snr = f"SNR {number(point.snr, '.1f')} dB{'' if point.real else ' on RANDOM samples'}"
+        snr = f"SNR {number(point.snr, '.1f')} dB"
+        snr += "" if point.real else f" on {_kind(point)}samples"
         quality = snr if point.metric is None else f"{point.metric:.2f} by labels"
         return f"{quality} with {f'{work:,.2f} MMACs' if fewer else f'a file {size}'}"
 
@@ -104,17 +178,27 @@ def facts(both: Comparison, which: str = "", refined: Refinement | None = None) 
         note = f"{spent.verdict}: {spread}"
         yield Fact("latency, ms", f"{spent.before:.2f}", f"{spent.after:.2f}", note)
     if before.memory is not None and after.memory is not None:
-        old, new = (f"{size.memory / MEGABYTE:,.1f}" for size in (before, after) if size.memory)
+        old, new = (f"{(size.memory or 0) / MEGABYTE:,.1f}" for size in (before, after))
         yield Fact("memory to load, MB", old, new, "at its peak, in a process of its own")
+    if before.resting is not None and after.resting is not None:
+        old, new = (f"{(size.resting or 0) / MEGABYTE:,.1f}" for size in (before, after))
+        yield Fact("memory once loaded, MB", old, new, "in the same process, before the first run")
     if before.metric is not None and after.metric is not None:
         change = f"{after.metric - before.metric:+.2f}"
         was = number(refined and refined.metric, ".2f")
         old, new = f"{before.metric:.2f}", f"{after.metric:.2f}"
         yield Fact(f"{both.metric}, by labels", old, new, change, was)
     told = seen(both, which)
-    if both.agreement is not None:
-        was = number(refined and refined.agreement, ".2%")
-        yield Fact("same top class", "", f"{both.agreement:.2%}", told, was)
+    for name, share in both.shares.items():
+        worst = refined and both.worst_share and name == both.worst_share[0]
+        was = number(refined.agreement if refined and worst else None, ".1%")
+        note = f"{interval(share)}, {told}"
+        yield Fact(
+            f"{SAME[share.kind]}, {name}", "", f"{share.agreed:,} of {share.total:,}", note, was
+        )
+    for name, share in both.detections.items():
+        yield Fact(f"same detection, {name}", "", f"{share.agreed:,} of {share.total:,}",
+                   f"{interval(share)}, boxes that overlap by half, {told}")  # fmt: skip
     for name, snr in both.snr.items():
         was = number(refined and refined.snr.get(name), ".2f")
         yield Fact(f"SNR of {name}, dB", "", f"{snr:.2f}", told, was)
@@ -122,9 +206,14 @@ def facts(both: Comparison, which: str = "", refined: Refinement | None = None) 
 
 def seen(both: Comparison | Point, which: str = "") -> str:
     """What outputs were compared on, of samples of this kind."""
-    kind = which if both.real else "RANDOM"
-    told = f"on {both.samples} {kind} samples".replace("  ", " ")
+    told = f"on {both.samples:,} {_kind(both, which)}samples"
     return told if both.samples else "by itself, on RANDOM inputs"
+
+
+def _kind(both: Comparison | Point, which: str = "") -> str:
+    """What samples are, before that word."""
+    kind = which if both.real else "STAND-IN" if both.pictures else "RANDOM"
+    return f"{kind} " if kind else ""
 
 
 def guessed(found: Sequence[Point]) -> str:
@@ -139,9 +228,11 @@ def training(both: Comparison, refined: Refinement) -> str:
     spent = f"refined: {count} {'epoch' if count == 1 else 'epochs'} in {minutes:.1f} minutes"
     if not best.epoch:
         return f"{spent}, none better than the compressed model, which stays as it was"
-    gains = [f"SNR {both.worst_snr - refined.worst_snr:+.2f} dB"]
+    gains = []
+    if both.worst_snr is not None and refined.worst_snr is not None:
+        gains.append(f"SNR {both.worst_snr - refined.worst_snr:+.2f} dB")
     if both.agreement is not None and refined.agreement is not None:
-        gains.append(f"same top class {100 * (both.agreement - refined.agreement):+.2f} points")
+        gains.append(f"same class {100 * (both.agreement - refined.agreement):+.2f} points")
     if both.after.metric is not None and refined.metric is not None:
         gains.append(f"{both.metric} {both.after.metric - refined.metric:+.2f}")
     return f"{spent}, the best is number {best.epoch}: {', '.join(gains)}"
@@ -155,14 +246,14 @@ def points(found: Sequence[Point], metric: str) -> list[tuple[str, ...]]:
             number(point.ratio, ".2f"),
             number(point.macs and point.macs / 1e6, ",.2f"),
             number(point.snr, ".2f"),
-            number(point.agreement, ".2%"),
+            "" if point.share is None else f"{point.share.agreed:,} of {point.share.total:,}",
             number(point.metric, ".2f"),
             refusal(point),
         )
         for point in found
     ]
     snr = f"SNR dB{guessed(found)}"
-    table = [("target", "ratio", "MMACs", snr, "agreement", metric, ""), *rows]
+    table = [("target", "ratio", "MMACs", snr, "same class", metric, ""), *rows]
     return table if any(point.failures for point in found) else [row[:-1] for row in table]
 
 
@@ -207,3 +298,8 @@ def change(values: tuple[int, int], unit: int, digits: int) -> str:
     """Before and after."""
     before, after = (f"{value / unit:,.{digits}f}" for value in values)
     return before if values[0] == values[1] else f"{before} → {after}"
+
+
+def megabytes(nbytes: int) -> str:
+    """Memory."""
+    return f"{nbytes / MEGABYTE:,.0f} MB"

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
 from onnxcompress.compression.build.fitted import Fitted
 from onnxcompress.compression.build.refit import refit
 from onnxcompress.compression.job import Job
+from onnxcompress.compression.measure.at_once import kept, largest_input, threads
 from onnxcompress.compression.measure.calibrate import batching, quota
 from onnxcompress.compression.measure.observed import Observed
 from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.graph import Model, annotate, rewrite
-
-REFIT_BYTES = 1 << 30  # activations that refit keeps in memory
 
 CORRECTION_TRIALS = 8  # real runs that decide where corrections stay,
 
@@ -127,8 +125,8 @@ class Builder:
         job = self.job
         assert job.fit is not None
         size, _ = batching(job.fit, job.shapes)
-        largest = max(4 * prod(job.shapes[name]) for name in job.calibrated)
-        fitting = max(1, REFIT_BYTES // (6 * largest))
+        largest = largest_input(job.shapes[name] for name in job.calibrated)
+        fitting = kept(largest)
         samples = job.fit if fitting >= len(job.fit) else job.fit.spread(fitting)
         batches = list(samples.batches(size))
 
@@ -140,7 +138,7 @@ class Builder:
             job.layers,
             settings,
             batches,
-            jobs=job.settings.jobs,
+            jobs=threads(largest, size, job.settings.jobs),
             limit=lambda layer: quota(layer, len(batches)),
             fixed={name: f.weight for name, f in fixed.items()},
             track=track,

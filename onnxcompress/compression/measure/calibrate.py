@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcompress.compression.measure.at_once import batch_size, largest_input, threads
 from onnxcompress.compression.measure.patches import GATHERED_BYTES, patches
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.core.layer import Array, Layer
@@ -25,7 +26,7 @@ PATCH_WORK = 2**36  # and no more multiplications for a second moment than this,
 
 PATCHES_PER_INPUT = 2  # but at least so many per input of a patch
 
-EXPOSED_BYTES = 128 << 20  # activations read out of the model at a time, per batch
+EXPOSED_BYTES = 64 << 20  # activations read out of the model at a time, per batch
 
 
 def calibrate(
@@ -68,7 +69,8 @@ def calibrate(
             result[name] = result[name] + seen if name in result else seen
             waiting[name].clear()
 
-        for parts in (apart if elsewhere() else each)(look, batches, jobs):
+        some = threads(largest_input(shapes.values()), batch, jobs)
+        for parts in apart(look, batches, jobs) if elsewhere() else each(look, batches, some):
             for name, part in parts.items():
                 waiting[name].append(part)
                 if sum(p.nbytes for p in waiting[name]) >= GATHERED_BYTES:
@@ -135,8 +137,7 @@ def quota(layer: Layer, batches: int) -> int:
 
 def batching(samples: Samples, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     """Samples per batch so that one layer's input stays small, and how many batches that makes."""
-    largest = max((4 * prod(shape) for shape in shapes.values()), default=1)
-    size = min(int(np.clip(EXPOSED_BYTES // 2 // largest, 1, 64)), samples.even)
+    size = batch_size(largest_input(shapes.values()), samples.even)
     size = samples.batch if samples.exact else size
     return size, -(-len(samples) // size)
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from onnxcompress.core.layer import Array, Layer
+from onnxcompress.core.padding import cropping, extents, padding
 
 T = TypeVar("T", bound=Any)
 
@@ -66,57 +67,21 @@ def _drawn(count: int, limit: int | None, seed: int) -> slice | Array:
 
 def _windows(layer: Layer, x: Array) -> Array:
     """A view ``(batch, in, *output size, *kernel)`` of everything that each output sees."""
-    rank = len(layer.kernel)
+    rank, axes = len(layer.kernel), tuple(range(2, x.ndim))
     strides = layer.attributes.get("strides", [1] * rank)
     dilations = layer.attributes.get("dilations", [1] * rank)
-    extent = [d * (k - 1) + 1 for k, d in zip(layer.kernel, dilations, strict=True)]
-    pads = _pads(layer, x.shape[2:], strides, extent)
-    axes = tuple(range(2, 2 + rank))
+    extent = extents(layer.attributes, layer.kernel)
     if layer.op_type == "ConvTranspose":
-        x = _stretched(x, strides)
-        pads = [(e - 1 - a, e - 1 - b) for (a, b), e in zip(pads, extent, strict=True)]
-        strides = [1] * rank
+        cut = cropping(layer.attributes, x.shape[2:], layer.kernel)
+        pads = [(e - 1 - a, e - 1 - b) for (a, b), e in zip(cut, extent, strict=True)]
+        x, strides = _stretched(x, strides), [1] * rank
+    else:
+        pads = padding(layer.attributes, x.shape[2:], layer.kernel)
     x = _padded(x, pads)
     windows = sliding_window_view(x, extent, axis=axes)
     windows = windows[:, :, *(slice(None, None, s) for s in strides)]
     windows = windows[..., *(slice(None, None, d) for d in dilations)]
     return np.flip(windows, tuple(range(-rank, 0))) if layer.op_type == "ConvTranspose" else windows
-
-
-def _pads(
-    layer: Layer, size: Sequence[int], strides: Sequence[int], extent: Sequence[int]
-) -> list[tuple[int, int]]:
-    """Padding before and after each axis; for a transposed convolution, what it cuts off."""
-    rank = len(size)
-    automatic = layer.attributes.get("auto_pad", "NOTSET")
-    given = layer.attributes.get("pads", [0] * 2 * rank)
-    explicit = list(zip(given[:rank], given[rank:], strict=True))
-    extra = layer.attributes.get("output_padding", [0] * rank)
-    wanted = layer.attributes.get("output_shape")
-    if automatic == "VALID":
-        explicit = [(0, 0)] * rank
-    result = []
-    for axis, n in enumerate(size):
-        if layer.op_type == "ConvTranspose":
-            full = strides[axis] * (n - 1) + extra[axis] + extent[axis]
-            target = wanted[axis] if wanted else n * strides[axis]
-            if wanted or automatic.startswith("SAME"):
-                total = max(0, full - target)
-                half = (total - total // 2, total // 2)
-                before, after = half[::-1] if automatic == "SAME_UPPER" else half
-                if wanted:
-                    after += min(0, full - target)  # zeros at the end fill what is missing
-            else:
-                before, after = explicit[axis]
-            result.append((before, after - extra[axis]))
-            continue
-        if automatic.startswith("SAME"):
-            total = max(0, (-(-n // strides[axis]) - 1) * strides[axis] + extent[axis] - n)
-            half = (total // 2, total - total // 2)
-            result.append(half if automatic == "SAME_UPPER" else half[::-1])
-        else:
-            result.append(explicit[axis])
-    return result
 
 
 def _padded(x: Array, pads: Sequence[tuple[int, int]]) -> Array:

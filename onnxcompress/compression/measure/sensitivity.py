@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxcompress.compression.job import Job
+from onnxcompress.compression.measure.at_once import batch_size, largest_input, threads
 from onnxcompress.compression.validate.fidelity import Fidelity
 from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Candidate, CompressedWeight, Plain
@@ -19,6 +20,8 @@ from onnxcompress.graph import rewrite
 WEIGH_WORK = 10**12  # multiplications spent on measuring sensitivities
 
 WEIGH_SAMPLES = 64
+
+WEIGH_BATCH = 16
 
 WEIGH_WHOLE = 2**18  # weights of a layer above which only some of its filters are changed,
 
@@ -43,7 +46,9 @@ def weigh(
         return dict.fromkeys(candidates, 1.0)
     work = sum(job.macs.values()) * (len(names) + 1)
     count = int(np.clip(WEIGH_WORK // max(work, 1), 1, WEIGH_SAMPLES))
-    batches = list(job.fit.spread(min(count, len(job.fit))).batches(16))
+    largest = largest_input(job.shapes.values())
+    size = batch_size(largest, WEIGH_BATCH)
+    batches = list(job.fit.spread(min(count, len(job.fit))).batches(size))
     reference = list(map(Session(job.runnable).run, batches))
 
     def sensitivity(name: str) -> float:
@@ -63,9 +68,8 @@ def weigh(
             fidelity.add(alone.outputs, expected, alone.run(batch))
         return float(np.sqrt(fidelity.loss / max(error, 1e-9)))
 
-    measured = job.settings.track(
-        each(sensitivity, names, job.settings.jobs, len(names)), "measuring sensitivity", len(names)
-    )
+    at_once = each(sensitivity, names, threads(largest, size, job.settings.jobs), len(names))
+    measured = job.settings.track(at_once, "measuring sensitivity", len(names))
     weights = dict(zip(names, measured, strict=True))
     typical = float(np.median(list(weights.values()))) or 1.0
     usable = {name: w if np.isfinite(w) and w > 0 else typical for name, w in weights.items()}

@@ -19,7 +19,7 @@ class Layerwise:
     What computes a layer in the one model runs against what does in the other, on random inputs.
     """
 
-    scores, baseline = False, None
+    decides, baseline = False, None
 
     def __init__(self, original: Model, seed: int = 0) -> None:
         self.original, self._seed = original, seed

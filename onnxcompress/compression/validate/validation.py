@@ -1,37 +1,50 @@
-"""Is the result as good as was asked?  The original against the compressed model, on real runs."""
+"""The original against another model, on real runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from onnxcompress.compression.measure.at_once import batch_size, threads
 from onnxcompress.compression.target import Target
-from onnxcompress.compression.validate.fidelity import Fidelity, has_class_scores
+from onnxcompress.compression.validate import states as sequence
+from onnxcompress.compression.validate.decisions import Decision, find_decisions
+from onnxcompress.compression.validate.fidelity import Fidelity
+from onnxcompress.compression.validate.layerwise import Layerwise
 from onnxcompress.compression.validate.metrics import find_metric
-from onnxcompress.core.errors import MetricError
+from onnxcompress.compression.validate.verdict import reaches
+from onnxcompress.core.errors import MetricError, ModelError
 from onnxcompress.core.layer import Array
 from onnxcompress.core.parallel import each
 from onnxcompress.core.progress import Track, untracked
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.latency import Latency, latency
+from onnxcompress.execution.memory import memory_of
 from onnxcompress.execution.runnable import runnable
 from onnxcompress.execution.session import Session
-from onnxcompress.graph import Model, in_steps
+from onnxcompress.graph import Model, changed_outputs, in_steps
 from onnxcompress.report.report import Comparison, Size
 
 REMEMBERED_BYTES = 256 << 20  # outputs of the original that are kept instead of computed again
+
+AS_A_RUN = " as a run"  # after an output's name: its state was fed back
 
 
 class Validation:
     """Compares models with one original, on the same samples.
 
     Args:
-        samples: held-out samples, or random ones if ``real`` is false.
+        samples: held-out samples, or stand-ins if ``real`` is false.
+        pictures: whether the stand-ins are pictures, and not random.
         evaluation: labelled samples for the metric, or None.
-        macs: multiplications of the original's linear nodes.
+        classes: as `find_decisions` takes them.
+        states: output -> input that it is fed back into; None to find out by `find_states`.
+        largest: bytes of the largest input of a layer for one sample, which limits the samples
+            that are run at the same time.
     """
 
     def __init__(
@@ -40,20 +53,41 @@ class Validation:
         samples: Samples,
         *,
         real: bool = True,
+        pictures: bool = False,
         evaluation: Samples | None = None,
         metric: str = "top1",
+        classes: Mapping[str, int | None] | None = None,
+        states: Mapping[str, str] | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        largest: int = 0,
         jobs: int = 1,
         track: Track[Any] = untracked,
     ) -> None:
-        self.original, self.samples, self.real = original, samples, real
+        self.original, self.samples, self.real, self.pictures = original, samples, real, pictures
         self._evaluation, self._metric = evaluation, metric
-        self._providers, self._jobs, self._track = providers, jobs, track
-        self._remembered: dict[int, list[Sequence[Array]]] = {}  # by how many samples
+        self._providers, self._track = providers, track
+        self._largest, self._jobs = largest, jobs
+        self._classes = classes
+        self.states = dict(states) if states is not None else sequence.find_states(original)
+        sequence.check_states(original, self.states)
+        self._stated = states is not None
+        self._remembered: dict[Any, list[Sequence[Any]]] = {}
 
     @cached_property
     def _reference(self) -> Session:
         return Session(runnable(self.original), self._providers)
+
+    @cached_property
+    def decisions(self) -> dict[str, Decision | None]:
+        """What each output decides, on the first samples; None where its SNR counts alone."""
+        outputs = self._reference.run(next(self.samples.batches(self._size(self.samples))))
+        named = dict(zip(self._reference.outputs, outputs, strict=True))
+        return find_decisions(self.original, named, self._classes)
+
+    @property
+    def decides(self) -> bool:
+        """Whether any output decides something."""
+        return any(self.decisions.values()) or self.fidelity(self.original, 1).agreement is not None
 
     @cached_property
     def baseline(self) -> float | None:
@@ -62,25 +96,49 @@ class Validation:
         Raises:
             MetricError: it is not finite.
         """
-        found = self.metric_of(self.original)
-        if found is not None and not np.isfinite(found):
-            raise MetricError(f"the metric {self._metric!r} gives the original {found}, no number")
-        return found
+        value = self.metric_of(self.original)
+        if value is not None and not np.isfinite(value):
+            raise MetricError(f"the metric {self._metric!r} gives the original {value}, no number")
+        return value
 
     def fidelity(self, model: Model, limit: int | None = None) -> Fidelity:
-        """How far the model's outputs are from the original's, on at most ``limit`` samples."""
+        """How far the model's outputs are from the original's.
+
+        Args:
+            limit: samples to run at most; None for all, and for a run with the state fed back.
+        """
         samples = self.samples
         if limit is not None and limit < len(samples):
             samples = samples[: max(limit, samples.batch if samples.exact else 1)]
-        session = Session(runnable(model), self._providers)
-        result, batches = Fidelity(), samples.batches(samples.even)
+        session, size = Session(runnable(model), self._providers), self._size(samples)
+        batches = samples.batches(size)
         if limit is None:  # else it is a short step of a longer one
-            batches = self._track(batches, "comparing outputs", -(-len(samples) // samples.even))
+            batches = self._track(batches, "comparing outputs", -(-len(samples) // size))
+        result = Fidelity(dict(self.decisions), changed_outputs(self.original, model))
         # The original's outputs come first: only when these are asked for one more are they kept.
-        pairs = zip(self._expected(samples), each(session.run, batches, self._jobs), strict=True)
-        for expected, outputs in pairs:
+        found = each(session.run, batches, self._threads(size))
+        for expected, outputs in zip(self._expected(samples), found, strict=True):
             result.add(session.outputs, expected, outputs)
+        if limit is None and self.states:
+            result.merge(self._run(session, result), AS_A_RUN)
         return result
+
+    def _run(self, session: Session, steps: Fidelity) -> Fidelity:
+        """The same with the state fed back, which itself is compared step by step alone."""
+        counted = (steps.counted or {*session.outputs}) - self.states.keys()
+        result = Fidelity(dict(self.decisions), counted)
+        expected = self._remember("run", lambda: self._sequence(self._reference))
+        for before, after in zip(expected, self._sequence(session), strict=False):
+            result.add(session.outputs, before, after)
+        return result
+
+    def _sequence(self, session: Session) -> Iterator[Sequence[Any]]:
+        """The outputs of a run; none where the state does not fit that was not stated."""
+        try:
+            yield from sequence.run(session, self.samples, self.states)
+        except ModelError:
+            if self._stated or session is not self._reference:
+                raise
 
     def metric_of(self, model: Model) -> float | None:
         """The model's metric on the labelled samples, None without them."""
@@ -90,55 +148,81 @@ class Validation:
 
     def holds(self, model: Model, target: Target) -> bool:
         """Whether the model reaches the fidelity that the target asks for."""
-        fidelity = self.fidelity(model)
         drop = None
         if target.max_drop is not None:
             drop = (self.baseline or 0) - (self.metric_of(model) or 0)
-        return not _missed(target, fidelity.worst_snr, fidelity.agreement, drop, fidelity.finite)
+        return reaches(self.fidelity(model), drop, target)
 
     def compare(self, model: Model, macs: tuple[int | None, int | None]) -> Comparison:
         """Everything that the report says about the two models; macs before and after."""
-        fidelity = self.fidelity(model)
-        baseline, after = self.baseline, self.metric_of(model)
+        fidelity, samples = self.fidelity(model), len(self.samples)
+        if not fidelity.compared:  # its layers are, one by one
+            samples = 0
+            with suppress(ModelError):
+                fidelity = Layerwise(self.original).fidelity(model)
+        metrics = self.baseline, self.metric_of(model)
         self.__dict__.pop("_reference", None)  # the clock loads both models, which may be large
         parted = any(map(in_steps, (self.original, model)))
         timed: Latency | None = None
         if not parted:
             one = next(iter(self.samples.batches(1)))
             timed = latency(runnable(self.original), runnable(model), one, self._providers)
+        models = self.original, model
+        before, after = (
+            Size(one.nbytes, one.weight_bytes, work, metric, *memory)
+            for one, work, metric, memory in zip(
+                models, macs, metrics, memory_of(*models), strict=True
+            )
+        )
         return Comparison(
-            before=Size(self.original.nbytes, self.original.weight_bytes, macs[0], baseline),
-            after=Size(model.nbytes, model.weight_bytes, macs[1], after),
-            samples=len(self.samples),
+            before=before,
+            after=after,
+            samples=samples,
             real=self.real,
+            pictures=self.pictures,
             snr=fidelity.snr,
-            agreement=fidelity.agreement if self.real else None,
+            agreement=fidelity.agreement if self.real or self.pictures else None,
+            shares=fidelity.shares(samples) if self.real or self.pictures else {},
+            detections=fidelity.detections(samples) if self.real else {},
+            resized={name: (times, fidelity.runs) for name, times in fidelity.resized.items()},
             metric=self._metric if self._evaluation is not None else None,
             latency=timed,
             finite=fidelity.finite,
             parted=parted,
         )
 
-    @property
-    def scores(self) -> bool:
-        """Whether the model's outputs are class scores."""
-        outputs = self._reference.run(next(iter(self.samples.batches(1))))
-        return any(isinstance(y, np.ndarray) and has_class_scores(y) for y in outputs)
+    def _size(self, samples: Samples) -> int:
+        """Samples per batch."""
+        return batch_size(self._largest, samples.even)
 
-    def _expected(self, samples: Samples) -> Iterator[Sequence[Array]]:
+    def _threads(self, size: int) -> int:
+        return threads(self._largest, size, self._jobs)
+
+    def _expected(self, samples: Samples) -> Iterator[Sequence[Any]]:
         """The original's outputs, from memory where they are small enough to be kept."""
-        if len(samples) in self._remembered:
-            yield from self._remembered[len(samples)]
+        size = self._size(samples)
+
+        def compute() -> Iterator[Sequence[Any]]:
+            return each(self._reference.run, samples.batches(size), self._threads(size))
+
+        return self._remember(len(samples), compute)
+
+    def _remember(
+        self, key: Any, compute: Callable[[], Iterator[Sequence[Any]]]
+    ) -> Iterator[Sequence[Any]]:
+        """What was computed before, or else what is computed now, kept where it is small."""
+        if key in self._remembered:
+            yield from self._remembered[key]
             return
-        kept: list[Sequence[Array]] = []
+        kept: list[Sequence[Any]] = []
         filled = 0
-        for outputs in each(self._reference.run, samples.batches(samples.even), self._jobs):
+        for outputs in compute():
             filled += sum(y.nbytes for y in outputs if isinstance(y, np.ndarray))
             if filled < REMEMBERED_BYTES:
                 kept.append(outputs)
             yield outputs
         if filled < REMEMBERED_BYTES:
-            self._remembered[len(samples)] = kept
+            self._remembered[key] = kept
 
     def _measure(self, session: Session) -> float:
         samples = self._evaluation
@@ -147,66 +231,11 @@ class Validation:
         if labels is None:
             raise MetricError("the evaluation samples have no labels")
         metric: Callable[[Array, Array], Array] = find_metric(self._metric)
+        size = batch_size(self._largest, samples.batch)
         total, seen = 0.0, 0
-        batches = self._track(samples, "evaluating", -(-len(samples) // samples.batch))
-        for outputs in each(session.run, batches, self._jobs):
+        batches = self._track(samples.batches(size), "evaluating", -(-len(samples) // size))
+        for outputs in each(session.run, batches, self._threads(size)):
             count = len(outputs[0])
             total += float(np.sum(metric(outputs[0], labels[seen : seen + count])))
             seen += count
         return total / seen
-
-
-def failures(comparison: Comparison, target: Target) -> Iterator[str]:
-    """Why a result is worse than the original, or misses what was asked; in sentences."""
-    before, after = comparison.before, comparison.after
-    drop = None
-    if before.metric is not None and after.metric is not None:
-        drop = before.metric - after.metric
-    if not comparison.finite:
-        yield "its outputs hold NaN or infinities where the original's do not"
-    if after.nbytes > before.nbytes:
-        yield f"the file grew from {before.nbytes:,} to {after.nbytes:,} bytes"
-    if target.ratio is not None and comparison.ratio < target.ratio:
-        yield f"the file is {comparison.ratio:.3f} times smaller instead of {target.ratio:g}"
-    if target.macs is not None and before.macs and after.macs is not None:
-        share = after.macs / before.macs
-        if share > target.macs * (1 + 1e-9):
-            yield f"{share:.4f} of the multiplications are left instead of {target.macs:g}"
-    spent = comparison.latency
-    if spent and target.latency is not None and spent.low > target.latency:
-        yield f"it takes {spent.ratio:.2f} of the time instead of {target.latency:g}"
-    slower = comparison.latency is not None and comparison.latency.verdict == "slower"
-    if slower and comparison.latency and target.faster and target.macs != 1:
-        yield f"it is slower: {comparison.latency.ratio:.2f} of the original's time"
-    yield from _missed(target, comparison.worst_snr, comparison.agreement, drop, True)
-
-
-def _missed(
-    target: Target, snr: float, agreement: float | None, drop: float | None, finite: bool
-) -> list[str]:
-    found = [] if finite else ["its outputs are not finite"]
-    if target.min_snr is not None and snr < target.min_snr:
-        found.append(f"the output SNR is {snr:.2f} dB instead of {target.min_snr:g}")
-    if target.min_agreement is not None and (agreement or 0) < target.min_agreement:
-        reached = "unknown" if agreement is None else f"{agreement:.4f}"
-        found.append(f"the agreement is {reached} instead of {target.min_agreement:g}")
-    if drop is not None and not np.isfinite(drop):
-        found.append("its metric is not finite, and the original's is")
-    elif target.max_drop is not None and drop is not None and drop > target.max_drop:
-        found.append(f"the metric fell by {drop:.3f} instead of at most {target.max_drop:g}")
-    return found
-
-
-def warnings(comparison: Comparison) -> Iterator[str]:
-    """What is no failure but should be known."""
-    if not comparison.samples:
-        yield "nothing was compared but the layers, each by itself, on random inputs"
-    elif not comparison.real:
-        yield "no calibration data: the outputs were compared on random inputs, which say little"
-    if comparison.parted:
-        yield (
-            "the model is too large to be loaded as a whole: it was run in parts, one after the "
-            "other, and no latency was measured"
-        )
-    if comparison.latency and comparison.latency.verdict == "slower":
-        yield f"it takes {comparison.latency.ratio:.2f} of the original's time"

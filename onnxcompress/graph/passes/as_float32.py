@@ -25,6 +25,11 @@ def has_bfloat16(model: Model) -> bool:
     return any(t.data_type == TensorProto.BFLOAT16 for t in model.constants.values())
 
 
+def has_float16(model: Model) -> bool:
+    """Whether some constant is a float16."""
+    return any(t.data_type == TensorProto.FLOAT16 for t in model.constants.values())
+
+
 def as_float32(model: Model) -> Model:
     """A twin that computes in float32 where the model computes in bfloat16 or float64."""
     result = model.copy()

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import onnx.inliner
+import onnx
+import onnx.shape_inference
 from onnx import NodeProto, TensorProto
 
 from onnxcompress.core.layer import Array
@@ -16,6 +17,11 @@ from onnxcompress.graph.model import FLOATS, Model, ancestors, read_while_runnin
 from onnxcompress.graph.nodes import unique_name
 from onnxcompress.graph.spill import spilled
 from onnxcompress.graph.subgraphs import in_steps, segment
+from onnxcompress.graph.tensors import tensor_bytes
+
+HEADER = 16  # bytes of a tensor besides its name and its values, about
+
+UNKNOWN = 1 << 62  # bytes, of what is not folded
 
 WEIGHTS = (*FLOATS, TensorProto.INT8, TensorProto.UINT8)  # what is wider are shapes and indices
 
@@ -55,6 +61,65 @@ def fold_constants(
         del values
     _remove_chains(result, folded, used)
     return result
+
+
+def fold_smaller(model: Model, run: Callable[[Model], Sequence[Any]]) -> Model:
+    """Store what nodes compute from constants, of any type, where that takes no more bytes.
+
+    Args:
+        run: the outputs of a model that takes no inputs; called for one tensor at a time.
+    """
+    result, nodes = model.copy(), model.graph.node
+    makers = _undequantized(model, dict(model.makers))
+    needed = read_while_running(model, makers)
+    folded, used = set[int](), set[int]()
+    for index in sorted({makers[name] for name in needed if name in makers}):
+        if nodes[index].op_type == "Constant":
+            continue
+        chain = ancestors(nodes, index, makers)
+        names = [name for name in nodes[index].output if model.consumers[name]]
+        part, freed = segment(model, [nodes[i] for i in chain], {}, names), _freed(model, chain)
+        if _least_bytes(part) > freed:
+            continue
+        values = dict(zip(names, run(part), strict=True))
+        if any(not isinstance(v, np.ndarray) or v.dtype == object for v in values.values()):
+            continue
+        if sum(v.nbytes + len(name) + HEADER for name, v in values.items()) <= freed:
+            for name, value in values.items():
+                add_constant(result, name, value)
+            folded.add(index)
+            used.update(chain)
+    _remove_chains(result, folded, used)
+    return result
+
+
+def _freed(model: Model, chain: Sequence[int]) -> int:
+    """Bytes of the nodes of a chain, and of what they read, that nothing else needs."""
+    left, total = model.consumers.copy(), 0
+    for index in reversed(chain):
+        node = model.graph.node[index]
+        if index != chain[-1] and any(left[name] for name in node.output):
+            continue
+        total += node.ByteSize() + 3
+        left.subtract(node.input)
+        for name in {*node.input}:
+            if not left[name] and name in model.initializers:
+                tensor = model.initializers[name]
+                total += tensor_bytes(tensor) + len(name) + HEADER
+    return total
+
+
+def _least_bytes(part: Model) -> int:
+    """Bytes of the outputs as far as onnx can tell; infinite for types that arrays do not have."""
+    total = 0
+    for output in onnx.shape_inference.infer_shapes(detached(part)[0]).graph.output:
+        kind = output.type.tensor_type
+        if kind.elem_type in (TensorProto.UNDEFINED, TensorProto.BFLOAT16):
+            return UNKNOWN
+        total += tensor_bytes(
+            TensorProto(data_type=kind.elem_type, dims=[d.dim_value for d in kind.shape.dim])
+        )
+    return total
 
 
 def _makers(model: Model, chosen: Callable[[NodeProto], bool]) -> dict[str, int]:

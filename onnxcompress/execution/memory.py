@@ -1,0 +1,76 @@
+"""What a model takes of the memory: at its peak while it is loaded, and afterwards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from onnxcompress.graph import Model, save
+
+LEAST = 3 << 20  # bytes of a file from which its memory is more than that of the runtime itself
+
+MOST = 1 << 30  # bytes of a file that is worth loading once more for this
+
+SECONDS = 300.0  # that loading may take
+
+LOADING = """
+import sys
+import onnxruntime
+
+def now(key):
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith(key))
+
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+options.log_severity_level = 4
+for library in sys.argv[2:]:
+    options.register_custom_ops_library(library)
+with open("/proc/self/clear_refs", "w") as reset:
+    reset.write("5")  # the peak starts here
+before = now("VmRSS")
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+print(now("VmHWM") - before, now("VmRSS") - before)
+"""
+
+
+class Memory(NamedTuple):
+    """Bytes that a loaded model adds to its process; None where that is not known."""
+
+    peak: int | None = None
+    resting: int | None = None
+
+
+def load_memory(path: Path, libraries: tuple[str, ...] = ()) -> Memory:
+    """What loading a file takes, in a process of its own.
+
+    It is not known where the file cannot be loaded, or the system is not Linux.
+    """
+    words = [sys.executable, "-c", LOADING, str(path), *libraries]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return Memory()
+    peak, resting = (max(int(word), 0) for word in done.stdout.split())
+    return Memory(peak, resting)
+
+
+def memory_of(*models: Model) -> list[Memory]:
+    """The same of models as their files would be, one after the other.
+
+    It is not known either where a file is so small that it says nothing, or where one is so large
+    that it is not loaded as a whole.
+    """
+    sizes = [model.nbytes for model in models]
+    if max(sizes) < LEAST or max(sizes) > MOST:
+        return [Memory() for _ in models]
+    measured = []
+    for model in models:
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            save(model, path)
+            measured.append(load_memory(path, model.extensions))
+    return measured

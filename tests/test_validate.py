@@ -1,0 +1,242 @@
+"""Validation of whole models: what is compared, what is worse, what is said."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import onnxcompress as oc
+from onnxcompress.compression.measure.at_once import (
+    ACTIVATION_BYTES,
+    batch_size,
+    largest_input,
+    threads,
+)
+from onnxcompress.compression.validate.states import find_states
+from onnxcompress.compression.validate.validation import AS_A_RUN, Validation
+from onnxcompress.compression.validate.verdict import failures, reaches
+from onnxcompress.data.samples import from_batches
+from onnxcompress.execution.memory import load_memory
+from onnxcompress.graph import changed_outputs
+from onnxcompress.report.report import Comparison, Share, Size
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def model_of(nodes, inputs, outputs, **weights):
+    infos = [
+        [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in values]
+        for values in (inputs, outputs)
+    ]
+    tensors = [numpy_helper.from_array(w, name) for name, w in weights.items()]
+    graph = helper.make_graph(nodes, "g", *infos, tensors)
+    opsets = [helper.make_opsetid("", 17)]
+    return oc.Model(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
+def with_weight(model, name, change):
+    """A copy with another weight under the same name."""
+    result = model.copy()
+    [tensor] = [t for t in result.graph.initializer if t.name == name]
+    changed = change(numpy_helper.to_array(tensor)).astype(np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(changed, name))
+    return replace(result)
+
+
+def recurrent(rng, gain=0.9):
+    """y = out(state'), state' = gain * state + x."""
+    nodes = [
+        helper.make_node("MatMul", ["state", "u"], ["kept"], "keep"),
+        helper.make_node("Add", ["kept", "x"], ["stateN"], "add"),
+        helper.make_node("MatMul", ["stateN", "w"], ["y"], "out"),
+    ]
+    inputs = [("x", FLOAT, [1, 4]), ("state", FLOAT, [1, 4])]
+    outputs = [("y", FLOAT, [1, 3]), ("stateN", FLOAT, [1, 4])]
+    u, w = (gain * np.eye(4)).astype(np.float32), rng.normal(size=(4, 3)).astype(np.float32)
+    return model_of(nodes, inputs, outputs, u=u, w=w)
+
+
+def frames(rng, count):
+    def draw():
+        return rng.normal(size=(1, 4)).astype(np.float32)
+
+    return from_batches([{"x": draw(), "state": draw()} for _ in range(count)])
+
+
+# ------------------------------------------------------------------------------- what is compared
+
+
+def test_outputs_that_no_change_reaches_count_in_no_snr_and_no_share(rng):
+    net = model_of(
+        [
+            helper.make_node("MatMul", ["x", "a"], ["y"], "first"),
+            helper.make_node("MatMul", ["x", "b"], ["z"], "second"),
+        ],
+        [("x", FLOAT, ["n", 4])],
+        [("y", FLOAT, ["n", 3]), ("z", FLOAT, ["n", 5])],
+        a=rng.normal(size=(4, 3)).astype(np.float32),
+        b=rng.normal(size=(4, 5)).astype(np.float32),
+    )
+    other = with_weight(net, "b", lambda b: 1.1 * b)
+    assert changed_outputs(net, other) == {"z"}
+    samples = from_batches([{"x": rng.normal(size=(8, 4)).astype(np.float32)}])
+    fidelity = Validation(net, samples).fidelity(other)
+    assert fidelity.snr == {"z": pytest.approx(20, abs=1e-3)} and fidelity.shares(8).keys() == {"z"}
+    assert changed_outputs(net, net) == {"y", "z"}
+    assert Validation(net, samples).fidelity(net).snr == {"y": 200, "z": 200}
+
+
+def test_a_body_that_reads_what_changed_has_changed(rng):
+    def branch(name, factor):
+        made = [helper.make_node("Mul", ["h", factor], [name], name)]
+        return helper.make_graph(made, name, [], [helper.make_tensor_value_info(name, FLOAT, None)])
+
+    bodies = {"then_branch": branch("p", "two"), "else_branch": branch("q", "one")}
+    net = model_of(
+        [
+            helper.make_node("MatMul", ["x", "a"], ["h"], "first"),
+            helper.make_node("If", ["c"], ["y"], "if", **bodies),
+            helper.make_node("Relu", ["x"], ["z"], "other"),
+        ],
+        [("x", FLOAT, ["n", 4]), ("c", TensorProto.BOOL, [])],
+        [("y", FLOAT, None), ("z", FLOAT, None)],
+        a=rng.normal(size=(4, 3)).astype(np.float32),
+        one=np.float32(1),
+        two=np.float32(2),
+    )
+    assert changed_outputs(net, with_weight(net, "two", lambda two: two + 1)) == {"y"}
+    assert changed_outputs(net, with_weight(net, "a", lambda a: a + 1)) == {"y"}
+
+
+def test_a_state_is_found_by_its_name_type_and_shape(rng):
+    assert find_states(recurrent(rng)) == {"stateN": "state"}
+    copied = model_of(
+        [helper.make_node("Relu", ["x"], ["x_out"], "copy")],
+        [("x", FLOAT, [1, 4])],
+        [("x_out", FLOAT, [1, 4])],
+    )
+    assert find_states(copied) == {}  # nothing else would move it on
+    other = recurrent(rng)
+    other.graph.output[1].type.tensor_type.shape.dim[1].dim_value = 5
+    assert find_states(replace(other)) == {}
+
+
+def test_errors_of_a_state_add_up_in_a_run_and_targets_hold_for_it(rng):
+    net = recurrent(rng)
+    other = with_weight(net, "u", lambda u: 0.97 * u)
+    samples = frames(rng, 24)
+    fidelity = Validation(net, samples).fidelity(other)
+    assert fidelity.snr.keys() == {"y", "stateN", f"y{AS_A_RUN}"}
+
+    def fed_back(gain):
+        state, outputs = samples.read([0])["state"], []
+        for batch in samples.batches(1):
+            state = np.float32(gain) * state + batch["x"]
+            outputs.append(state @ numpy_helper.to_array(net.initializers["w"]))
+        return np.concatenate(outputs)
+
+    a, b = fed_back(0.9), fed_back(0.97 * 0.9)
+    expected = 10 * np.log10(np.square(a).sum() / np.square(a - b).sum())
+    assert fidelity.snr[f"y{AS_A_RUN}"] == pytest.approx(expected, abs=0.01)
+    assert fidelity.snr[f"y{AS_A_RUN}"] < fidelity.snr["y"] - 3
+    between = oc.Target(min_snr=(fidelity.snr[f"y{AS_A_RUN}"] + fidelity.snr["y"]) / 2)
+    assert not reaches(fidelity, None, between)
+    stated = Validation(net, samples, states={}).fidelity(other)
+    assert stated.snr.keys() == {"y", "stateN"} and reaches(stated, None, between)
+
+
+def test_a_state_of_no_such_name_is_refused_with_the_nearest(rng):
+    with pytest.raises(oc.TargetError, match="no input 'stat'; did you mean 'state'"):
+        Validation(recurrent(rng), frames(rng, 2), states={"stateN": "stat"})
+
+
+def test_where_no_output_can_be_compared_the_layers_are_and_a_target_fails(rng):
+    net = model_of(
+        [
+            helper.make_node("MatMul", ["x", "a"], ["h"], "fc"),
+            helper.make_node("ReduceMax", ["h"], ["m"], "max", axes=[1], keepdims=0),
+            helper.make_node("Greater", ["m", "never"], ["k"], "greater"),
+            helper.make_node("Compress", ["h", "k"], ["y"], "found", axis=0),
+        ],
+        [("x", FLOAT, ["n", 4])],
+        [("y", FLOAT, ["found", 3])],
+        a=rng.normal(size=(4, 3)).astype(np.float32),
+        never=np.float32(1e9),
+    )
+    other = with_weight(net, "a", lambda a: 1.01 * a)
+    other.graph.initializer[0].name = other.graph.node[0].input[1] = "b"
+    samples = from_batches([{"x": rng.normal(size=(8, 4)).astype(np.float32)}])
+    comparison = Validation(net, samples).compare(replace(other), (12, 12))
+    assert comparison.snr == {"fc": pytest.approx(40, abs=0.01)} and not comparison.compared
+    assert not [*failures(comparison, oc.Target())]
+    for target in (oc.Target(min_snr=1), oc.Target(min_agreement=0)):
+        [reason] = failures(comparison, target)
+        assert "no output could be compared" in reason
+
+
+# ------------------------------------------------------------------------------------ the floor
+
+SAME = Comparison(Size(100, 90), Size(50, 45), 128, True, {"y": 30.0}, None, None, None)
+
+
+def share(agreed, kind="classes"):
+    return {"agreement": agreed / 128, "shares": {"y": Share(kind, agreed, 128, 128)}}
+
+
+@pytest.mark.parametrize(
+    ("reached", "word"),
+    [
+        ({}, None),
+        ({"snr": {"y": 9.9}}, "--min-snr"),
+        ({"snr": {"y": 10.0}}, None),
+        (share(116), None),  # 90.6 %
+        (share(115), "same class on 115 of 128 samples (89.8 %, 95 % interval 83 to 94)"),
+        (share(115, "ids"), "same value on 115 of 128 samples"),
+        (share(116) | {"snr": {"y": 2.0}}, None),  # the classes decide
+        (share(115) | {"real": False, "pictures": True}, "--min-agreement 0"),
+        (share(64) | {"real": False}, None),  # random inputs: the SNR decides
+        (share(128) | {"real": False, "snr": {"y": 9.9}}, "--min-snr"),
+        ({"samples": 0, "snr": {"layer": 1.0}}, None),  # nothing was compared
+    ],
+)
+def test_a_result_that_no_longer_does_the_job_is_worse(reached, word):
+    found = [*failures(replace(SAME, **reached), oc.Target())]
+    assert len(found) == (word is not None)
+    if word is not None:
+        assert "no longer does the job" in found[0] and word in found[0]
+
+
+def test_a_fidelity_target_of_ones_own_replaces_the_floor():
+    low = replace(SAME, snr={"y": 3.0}, **share(64))
+    for target in ({"min_snr": 2}, {"min_agreement": 0.4}, {"min_agreement": 0}):
+        assert not [*failures(low, oc.Target(**target))]
+    assert [*failures(low, oc.Target(ratio=2))]
+
+
+# ------------------------------------------------------------------------------------- memory
+
+
+def test_fewer_samples_run_at_once_the_larger_they_are():
+    assert largest_input([(1, 16, 32, 32), (1, 16, 1024, 1024)]) == 64 << 20
+    assert batch_size(largest_input([(1, 16, 32, 32)]), 64) == 64
+    for largest in (1, 10**4, 10**6, 64 << 20, ACTIVATION_BYTES, 10**15):
+        size = batch_size(largest, 64)
+        for jobs in (1, 4, 64):
+            samples = size * threads(largest, size, jobs)
+            assert samples == 1 or samples * 4 * largest <= ACTIVATION_BYTES
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_peak_and_rest_of_the_memory_are_those_of_the_weights(tmp_path, rng):
+    weight = rng.normal(size=(1024, 8192)).astype(np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], "fc")
+    inputs, outputs = [("x", FLOAT, ["n", 1024])], [("y", FLOAT, ["n", 8192])]
+    model = model_of([node], inputs, outputs, w=weight)
+    onnx.save(model.proto, tmp_path / "m.onnx")
+    memory = load_memory(tmp_path / "m.onnx")
+    assert memory.resting is not None and memory.peak is not None
+    assert 0.9 * weight.nbytes < memory.resting <= memory.peak < 5 * weight.nbytes
+    assert load_memory(tmp_path / "none.onnx") == (None, None)
