@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hostile import outside, small, value, written
+from hostile import outside, value, written
+from hostile import small as small_model
 
+from onnxcompress.cli import terminal
 from onnxcompress.cli.commands import main
 from onnxcompress.cli.json_schema import FILE, json_schema
 from onnxcompress.core.errors import OnnxCompressError
 from onnxcompress.core.foreign import contain_errors
+from onnxcompress.report.report import Report, Row
+from onnxcompress.report.words import small
 
 LINE = "model.onnx out.onnx --method half --jobs 1"
 OPEN = [value("x", [None, 32])]  # an input of any number of rows
@@ -25,7 +30,7 @@ OPEN = [value("x", [None, 32])]  # an input of any number of rows
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A model of one layer and samples, in the current folder."""
-    written(tmp_path, small(inputs=OPEN))
+    written(tmp_path, small_model(inputs=OPEN))
     x = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x, y=np.arange(40) % 32)
     monkeypatch.chdir(tmp_path)
@@ -306,7 +311,7 @@ def batch_one(folder):
     ]
     shape = onnx.numpy_helper.from_array(np.array([1, 4, 32]), "shape")
     inputs, outputs = [value("x", ["batch", 4, 32])], [value("y", [1, 4, 32])]
-    written(folder, small(nodes, [shape], inputs, outputs))
+    written(folder, small_model(nodes, [shape], inputs, outputs))
 
 
 @pytest.mark.parametrize("axes", [(40, 4, 32), (40, 1, 4, 32)])
@@ -331,7 +336,7 @@ ESCAPES = "y\x1b]0;owned\x07\x1b[2J\x1b[31mERROR"
 
 @pytest.mark.parametrize("line", ["inspect model.onnx", LINE, "compare model.onnx model.onnx"])
 def test_no_name_of_a_model_reaches_the_terminal_as_it_is(run, folder, line):
-    proto = small(outputs=[value(ESCAPES, [None, "\x1b[8m"])])
+    proto = small_model(outputs=[value(ESCAPES, [None, "\x1b[8m"])])
     proto.graph.node[0].output[0] = ESCAPES
     proto.graph.node[0].name = ESCAPES
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "\x1b[8m"
@@ -342,7 +347,7 @@ def test_no_name_of_a_model_reaches_the_terminal_as_it_is(run, folder, line):
 
 
 def test_a_name_of_any_length_makes_a_short_line(run, folder):
-    proto = small()
+    proto = small_model()
     proto.graph.node[0].name = "n" * 200_000
     written(folder, proto)
     code, _, err = run(f"{LINE} --skip nothing")
@@ -351,3 +356,41 @@ def test_a_name_of_any_length_makes_a_short_line(run, folder):
     written(folder, proto)
     code, _, err = run(LINE)
     assert code == 2 and len(err) == 1 and len(err[0]) < 3000
+
+
+# ------------------------------------------------------------------------------------ terminals
+
+
+def layers_on_a_terminal(monkeypatch, columns):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    name = "model/encoder/layers.11/self_attention/output/dense/MatMul"
+    rows = (
+        Row(name, "MatMul", (768, 768), "basis:unfolding=filter,rank=16+integer:bits=8",
+            (2_359_296, 280_000), (75_497_472, 12_582_912), 0.00001, 31.25),
+        Row("head", "Gemm", (10, 768), "", (30_720, 30_720), (7680, 7680)),
+    )  # fmt: skip
+    text = terminal.render_report(Report(rows=rows), "nothing was written", quiet=False)
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 140])
+def test_a_table_fits_the_terminal_and_shortens_names_in_the_middle(monkeypatch, columns):
+    head, first, second, *_ = layers_on_a_terminal(monkeypatch, columns)
+    assert max(map(len, (head, first, second))) <= columns
+    assert first.startswith("model") and "…" in first and second.startswith("head")
+    assert "SNR dB" in head and "KB" in head and "31.2" in first
+    assert ("weight" in head) == (columns > 100)
+
+
+def test_a_wide_terminal_has_every_column_and_small_errors_are_not_zero(monkeypatch):
+    head, first, *_ = layers_on_a_terminal(monkeypatch, 400)
+    assert "error" in head and "<0.0001" in first
+    assert "model/encoder/layers.11/self_attention/output/dense/MatMul" in first
+    assert [small(x) for x in (0, 0.00004, 0.00006, 0.5)] == [
+        "0.0000",
+        "<0.0001",
+        "0.0001",
+        "0.5000",
+    ]

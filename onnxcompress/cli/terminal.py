@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from onnxcompress.core.messages import printable
+from onnxcompress.core.messages import printable, shorten
 from onnxcompress.report.report import Comparison, Point, Refinement, Report, Row
 from onnxcompress.report.words import (
     change,
@@ -21,6 +23,7 @@ from onnxcompress.report.words import (
     points,
     reached,
     reasons,
+    small,
     times,
     training,
     verdict,
@@ -31,6 +34,12 @@ WIDE = 1000  # columns where the output is no terminal: nothing is cut off or br
 CURVE = (0.95, 0.9, 0.75, 0.5, 0.25)  # shares of a layer's cost at which its error is shown
 
 BAR = 8  # columns of the longest bar
+
+GAP = 2  # columns between two columns of a table
+WRAPPED = 24  # letters of a text that goes on in the next line
+METHOD_LETTERS = 32  # of a method with its settings, on a terminal
+READABLE_NAME = 24  # letters of a layer's name for which columns leave,
+SHORTEST_NAME = 12  # and that it has at least
 
 NAMED = 4  # layers that are listed where many were skipped for one reason
 
@@ -96,21 +105,18 @@ def render_report(report: Report, place: str, quiet: bool) -> str:
 
 
 def _layers(rows: Sequence[Row]) -> Table:
-    table = _table("layer", "type", "weight", "method", KB=True, MMACs=True, error=True)
-    table.add_column("SNR dB", justify="right")
-    for row in rows:
-        table.add_row(
-            _text(row.layer),
-            _text(row.op_type),
-            times(row.shape),
-            Text(row.method or "kept"),
-            change(row.nbytes, 1000, 1),
-            change(row.macs, 1_000_000, 2),
-            f"{row.error:.4f}" if row.method else "",
-            "" if row.snr is None else f"{row.snr:.1f}",
-            style="" if row.method else "dim",
-        )
-    return table
+    columns = [
+        _Column("layer", [row.layer for row in rows]),
+        _Column("type", [row.op_type for row in rows], leaves=3),
+        _Column("weight", [times(row.shape) for row in rows], leaves=2),
+        _Column("method", [row.method or "kept" for row in rows], longest=METHOD_LETTERS),
+        _Column("KB", [change(row.nbytes, 1000, 1) for row in rows], number=True),
+        _Column("MMACs", [change(row.macs, 1e6, 2) for row in rows], number=True, leaves=4),
+        _Column("error", [small(row.error) if row.method else "" for row in rows], number=True,
+                leaves=1),
+        _Column("SNR dB", [number(row.snr, ".1f") for row in rows], number=True),
+    ]  # fmt: skip
+    return _fitted(columns, ["" if row.method else "dim" for row in rows])
 
 
 def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Table:
@@ -120,7 +126,7 @@ def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Table:
         table.add_column(f"{share:.0%}", justify="right")
     for name, curve in curves.items():
         least = [min((e for cost, e in curve if cost <= share), default=None) for share in CURVE]
-        table.add_row(_text(name), *("-" if e is None else f"{e:.4f}" for e in least))
+        table.add_row(_text(name), *("-" if e is None else small(e) for e in least))
     return table
 
 
@@ -168,33 +174,33 @@ def render_points(found: Sequence[Point], metric: str) -> str:
 
 def render_inspection(facts: Mapping[str, Any]) -> str:
     """What a model is made of."""
-    table = _table("layer", "type", "weight", KB=True)
-    table.add_column("of file", justify="right")
-    table.add_column("")
-    for name in ("MMACs", "of all"):
-        table.add_column(name, justify="right")
-    table.add_column("compressible by", overflow="fold")
-    work, most = facts["macs"], max((row["bytes"] or 0 for row in facts["layers"]), default=0)
-    for row in facts["layers"]:
-        size, macs = row["bytes"], row["macs"]
-        able = ", ".join(row["methods"])
-        reason = row["reason"] and (f"{able} ({row['reason']})" if able else f"no: {row['reason']}")
-        table.add_row(
-            _text(row["layer"]),
-            _text(row["type"]),
-            times(row["shape"]),
-            "" if size is None else f"{size / 1000:,.1f}",
-            "" if size is None else f"{size / facts['file']:.1%}",
-            "█" * round(BAR * (size or 0) / (most or 1)),
-            "" if macs is None else f"{macs / 1e6:,.2f}",
-            "" if macs is None else f"{macs / (work or 1):.1%}",
-            _text(reason or able),
-            style="" if able else "dim",
-        )
+    rows, work = facts["layers"], facts["macs"] or 1
+    most = max((row["bytes"] or 0 for row in rows), default=0) or 1
+    sizes, macs = ([row[key] for row in rows] for key in ("bytes", "macs"))
+    columns = [
+        _Column("layer", [row["layer"] for row in rows]),
+        _Column("type", [row["type"] for row in rows], leaves=3),
+        _Column("weight", [times(row["shape"]) for row in rows], leaves=4),
+        _Column("KB", [number(size, ",.1f", 1000) for size in sizes], number=True),
+        _Column("of file", [number(s, ".1%", facts["file"]) for s in sizes], number=True, leaves=5),
+        _Column("", ["█" * round(BAR * (size or 0) / most) for size in sizes], leaves=1),
+        _Column("MMACs", [number(count, ",.2f", 1e6) for count in macs], number=True),
+        _Column("of all", [number(count, ".1%", work) for count in macs], number=True, leaves=2),
+        _Column("compressible by", [_able(row) for row in rows], wraps=True),
+    ]
+    table = _fitted(columns, ["" if row["methods"] else "dim" for row in rows])
     parts: list[RenderableType] = [table]
     if facts["estimates"]:
         parts.append(_estimates(facts["estimates"]))
     return _render(*parts, Text("\n".join(map(printable, _facts(facts)))))
+
+
+def _able(row: Mapping[str, Any]) -> str:
+    """The methods that can compress a layer, and why others cannot."""
+    able = ", ".join(row["methods"])
+    if not row["reason"]:
+        return able
+    return f"{able} ({row['reason']})" if able else f"no: {row['reason']}"
 
 
 def _estimates(found: Sequence[Mapping[str, Any]]) -> Table:
@@ -262,9 +268,59 @@ def render_method(
     return _render(*parts, Text(hint))
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A column of a table that has to fit a terminal.
+
+    Attributes:
+        leaves: the columns with the least number go first where there is no room; 0 stays.
+        longest: letters of a cell on a terminal, whose middle is left out where it has more.
+        wraps: at spaces, so that it needs no more than WRAPPED letters.
+    """
+
+    title: str
+    cells: Sequence[str]
+    number: bool = False
+    leaves: int = 0
+    longest: int = WIDE
+    wraps: bool = False
+
+    @property
+    def width(self) -> int:
+        longest = max((cell_len(shorten(c, self.longest)) for c in self.cells), default=0)
+        return max(len(self.title), min(longest, WRAPPED) if self.wraps else longest)
+
+
+def _fitted(columns: Sequence[_Column], styles: Sequence[str]) -> Table:
+    """A table whose first column has names: where it is too wide they are shortened, last."""
+    columns = [replace(c, cells=[*map(printable, c.cells)]) for c in columns]
+    console, table = Console(), _table()
+    if console.is_terminal:
+        least = min(columns[0].width, READABLE_NAME) + GAP
+        while least + _width(columns[1:]) > console.width and any(c.leaves for c in columns):
+            columns.remove(min((c for c in columns if c.leaves), key=lambda c: c.leaves))
+        room = console.width - _width(columns[1:]) - GAP
+        columns[0] = replace(columns[0], longest=max(room, SHORTEST_NAME))
+        columns = [replace(c, cells=[shorten(x, c.longest) for x in c.cells]) for c in columns]
+    for column in columns:
+        table.add_column(
+            column.title,
+            justify="right" if column.number else "left",
+            no_wrap=column.number,
+            overflow="fold",
+        )
+    for row, style in zip(zip(*(c.cells for c in columns), strict=True), styles, strict=True):
+        table.add_row(*map(Text, row), style=style)
+    return table
+
+
+def _width(columns: Sequence[_Column]) -> int:
+    return sum(column.width + GAP for column in columns) - GAP
+
+
 def _table(*words: str, **numbers: bool) -> Table:
     """A plain table with columns of words, then of numbers."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     for word in words:
         table.add_column(word, overflow="fold")
     for name in numbers:

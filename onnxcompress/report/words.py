@@ -280,13 +280,18 @@ def layer(row: Row) -> str:
     if any(row.macs):
         parts.append(f"{change(row.macs, 1_000_000, 2)} MMACs")
     if row.method:
-        parts.append(f"error {row.error:.4f}")
+        parts.append(f"error {small(row.error)}")
     return " · ".join(parts)
 
 
-def number(value: float | None, form: str) -> str:
-    """A number, or an empty cell."""
-    return "" if value is None else format(value, form)
+def number(value: float | None, form: str, unit: float = 1) -> str:
+    """A number in this unit, or an empty cell."""
+    return "" if value is None else format(value / unit, form)
+
+
+def small(value: float) -> str:
+    """A relative error; one that is not 0 is not shown as 0."""
+    return f"{value:.4f}" if value == 0 or value >= 0.00005 else "<0.0001"
 
 
 def times(shape: Sequence[int]) -> str:
@@ -294,7 +299,7 @@ def times(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def change(values: tuple[int, int], unit: int, digits: int) -> str:
+def change(values: tuple[int, int], unit: float, digits: int) -> str:
     """Before and after."""
     before, after = (f"{value / unit:,.{digits}f}" for value in values)
     return before if values[0] == values[1] else f"{before} → {after}"
