@@ -16,6 +16,7 @@ from PIL import Image
 import onnxcompress as oc
 from onnxcompress.cli.commands import cli
 from onnxcompress.cli.config_file import Rules
+from onnxcompress.cli.json_schema import FILE as REPORT_SCHEMA
 from onnxcompress.compression.measure.calibrate import calibrate
 from onnxcompress.compression.method_spec import parse
 
@@ -47,6 +48,9 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
     files.append(File.generated(config, "figures/curves.svg", content=_plot(curves)))
     schema = json.dumps(_schema(), indent=2)
     files.append(File.generated(config, "schema.json", content=schema))
+    files.append(
+        File.generated(config, "report.schema.json", content=REPORT_SCHEMA.read_text("utf-8"))
+    )
     return files
 
 

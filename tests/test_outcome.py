@@ -375,7 +375,7 @@ def layers_on_a_terminal(monkeypatch, columns):
     return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
 
 
-@pytest.mark.parametrize("columns", [60, 80, 100, 140])
+@pytest.mark.parametrize("columns", [80, 100, 140])
 def test_a_table_fits_the_terminal_and_shortens_names_in_the_middle(monkeypatch, columns):
     head, first, second, *_ = layers_on_a_terminal(monkeypatch, columns)
     assert max(map(len, (head, first, second))) <= columns
