@@ -65,7 +65,8 @@ class Trainer:
     Attributes:
         scores: loss of the outputs, which judges held-out samples.
         loss: of outputs and hints, which is trained on.
-        labelled: samples with class numbers, and their loss, which is added.
+        weight: of class scores in that loss, and of labels beside it.
+        labelled: samples with class numbers, and their loss.
         seed: of the order of samples, and of augmentations.
     """
 
@@ -73,6 +74,7 @@ class Trainer:
     lessons: Lessons
     scores: Loss
     loss: Loss
+    weight: float
     labelled: tuple[Labelled, LabelLoss] | None
     seed: int
     jobs: int
@@ -94,23 +96,22 @@ def prepare_trainer(
     """
     reference = [outputs for _, outputs in lessons.held_out.batches()]
     scores, relative = output_loss(reference), relative_loss(lessons.example)
+    size = lessons.training.size
+    marked = None if labelled is None else _prepare_labels(labelled, reference, size)
     student = prepare_student(model, lessons, scores, seed)
     weight = _weight_of_scores(student, lessons, relative, seed)
     loss = training_loss(scores, relative, weight, lessons.outputs)
-    marked = None
-    if labelled is not None:
-        marked = _prepare_labels(labelled, reference, lessons.training.size, weight)
-    return Trainer(student, lessons, scores, loss, marked, seed, jobs)
+    return Trainer(student, lessons, scores, loss, weight, marked, seed, jobs)
 
 
 def _prepare_labels(
-    samples: Samples, reference: Sequence[Sequence[Array]], size: int, weight: float
+    samples: Samples, reference: Sequence[Sequence[Array]], size: int
 ) -> tuple[Labelled, LabelLoss]:
-    """The samples in batches of this size, and so many times the cross-entropy."""
+    """The samples in batches of this size, and their cross-entropy."""
     loss, classes = label_loss(reference)
     labelled = Labelled(in_memory(samples), size)
     labelled.check(classes)
-    return labelled, lambda outputs, labels: weight * loss(outputs, labels)
+    return labelled, loss
 
 
 def _weight_of_scores(student: Student, lessons: Lessons, relative: Loss, seed: int) -> float:
@@ -241,7 +242,7 @@ def train_epoch(
         if trainer.labelled and marked:
             sample, labels = next(marked)
             outputs = student.outputs(augment(sample, lessons.augmentations, order), free)
-            loss = trainer.labelled[1](outputs, tensor(labels, lessons.device))
+            loss = trainer.weight * trainer.labelled[1](outputs, tensor(labels, lessons.device))
             loss.backward()
             total += float(loss.detach())
         for optimizer in optimizers:
