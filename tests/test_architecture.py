@@ -38,6 +38,7 @@ OWNERS = {  # library -> the folders or files that know it; numpy is everywhere
     "dask": {"execution/dask.py"},
     "distributed": {"execution/dask.py"},
     "einops": {"methods"},
+    "scipy": {"methods"},
     "torch": {"refinement"},
     "lazy_loader": {"__init__.py"},
 }

@@ -11,8 +11,8 @@ import numpy as np
 
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.statistics import Statistics
-from onnxcompress.methods.lookup.cholesky import cholesky, inverse
 from onnxcompress.methods.lookup.conjugate_gradients import conjugate_gradients
+from onnxcompress.methods.lookup.gram import gram_root, triangular_inverse
 
 if TYPE_CHECKING:
     from onnxcompress.methods.basis import Basis
@@ -59,7 +59,7 @@ class Unfolding:
         if fan_in < out:  # the same components from the smaller side of the same matrix
             identity = np.broadcast_to(np.eye(fan_in, dtype=weight.dtype), (groups, fan_in, fan_in))
             metric = self._statistics.times(identity).astype(np.float64)
-            roots = np.stack([cholesky(h, 1e-9) for h in metric])
+            roots = np.stack([gram_root(h, 1e-9) for h in metric])
             weight = roots.swapaxes(1, 2) @ (weight.swapaxes(1, 2) @ weight)
             moment = weight @ roots
         else:
@@ -73,10 +73,10 @@ class Unfolding:
         """Spatial, tucker: what of the kept axes the weight uses, in their own metric."""
         result = []
         for w, metric in zip(self._weight, metrics, strict=True):
-            root = cholesky(metric.copy(), 1e-9)
+            root = gram_root(metric.copy(), 1e-9)
             seen = root.T @ w[:, self._places].swapaxes(0, 1).reshape(len(metric), -1)
             _, vectors = np.linalg.eigh(seen @ seen.T)
-            result.append((vectors.T @ inverse(root))[::-1])
+            result.append((vectors.T @ triangular_inverse(root))[::-1])
         return np.stack(result).astype(self._weight.dtype)
 
     def _solve(self, seeds: Array) -> None:
@@ -86,7 +86,7 @@ class Unfolding:
         self.seeds, self.whitening, self.z = seeds, [], []
         for h, gram, w in zip(images, grams, self._weight, strict=True):
             noise = 1e-13 if h.dtype == np.float64 else 1e-7
-            whitening = inverse(cholesky(gram.astype(np.float64), noise))
+            whitening = triangular_inverse(gram_root(gram.astype(np.float64), noise))
             self.whitening.append(whitening)
             self.z.append(whitening @ (h @ w.T).astype(np.float64))
         self._spectra: dict[int, list[tuple[Array, Array]]] = {}
@@ -129,7 +129,10 @@ class Unfolding:
                 return self._gathered(gram @ self._images(seeds))
 
             right = self._gathered(self._statistics.times(wanted))
-            self._solve(conjugate_gradients(image, right, self.seeds, steps))
+            rounding = (4 * np.finfo(right.dtype).eps) ** 2 * np.square(right, dtype=np.float64)
+            least = rounding.sum((1, 2), keepdims=True)  # what rounding leaves of a residual
+            residual = right - image(self.seeds)
+            self._solve(conjugate_gradients(image, residual, self.seeds, steps, least=least))
 
     def explained(self, setting: Basis) -> float:
         """Output variance that the chain of this rank reproduces."""

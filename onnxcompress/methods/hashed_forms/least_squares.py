@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.methods.hashed_forms.tile import Tile, split_bands
+from onnxcompress.methods.lookup.conjugate_gradients import conjugate_gradients
 
 DENSE = 8192  # inputs of a filter above which the preconditioner is flat
 STEPS = 60  # of conjugate gradients; half as many to compare allocations,
@@ -49,72 +49,55 @@ class Problem:
         return [np.bincount(bands, found) / np.bincount(bands) for found in (power * known, power)]
 
     def solve(self, buckets: Sequence[int], steps: int) -> tuple[tuple[Array, Array], float]:
-        """Values ``(blocks, n)`` and exact coefficients ``(out * in, n)``, and their error."""
+        """Values ``(blocks, n)`` and exact coefficients ``(blocks, filters, n)``, and their error.
+
+        Both are one array ``(blocks, ...)`` for the conjugate gradients, values first.
+        """
         exact, hashed, counts = split_bands(self.tile, buckets)
         place, sign = self._places(counts)
         count = max(1, int(np.maximum(buckets, 0).sum()))
         shape = (self._blocks, self.tile.filters, len(self.tile.bands))
+        times = self._statistics.times
 
-        def gathered(rows: Array) -> Array:
-            return np.stack([np.bincount(place, row, count) for row in rows]).astype(self._dtype)
+        def gathered(coefficients: Array) -> Array:
+            """Sums of what shares a value, and the exact coefficients as they are."""
+            rows = coefficients[:, :, hashed].reshape(self._blocks, -1) * sign
+            sums = np.stack([np.bincount(place, row, count) for row in rows])
+            kept = coefficients[:, :, exact].reshape(self._blocks, -1)
+            return np.concatenate([sums, kept], axis=1).astype(self._dtype)
 
-        def decode(x: tuple[Array, Array]) -> Array:
+        def decode(x: Array) -> Array:
             full = np.zeros(shape, self._dtype)
             if len(hashed):
-                spread = x[0].take(place, axis=1, mode="clip") * sign  # "clip" checks nothing
+                spread = x[:, :count].take(place, axis=1, mode="clip") * sign  # checks nothing
                 full[:, :, hashed] = spread.reshape(*shape[:2], -1)
-            full[:, :, exact] = x[1]
+            full[:, :, exact] = x[:, count:].reshape(*shape[:2], -1)
             return (full @ self._transform).reshape(self._weight.shape)
 
-        def adjoint(y: Array) -> tuple[Array, Array]:
-            full = self._forward(y).reshape(shape)
-            flat = full[:, :, hashed].reshape(self._blocks, -1)
-            return gathered(flat * sign), full[:, :, exact]
+        def seen(weight: Array) -> Array:
+            return gathered(self._forward(times(weight)).reshape(shape))
 
-        size = self._diagonal()  # of the metric, for each coefficient
-        size = np.repeat(size, self._weight.shape[1], axis=1).reshape(shape)
-        flat = gathered(size[:, :, hashed].reshape(self._blocks, -1))
-        sizes = np.maximum(flat, 1e-30), np.maximum(size[:, :, exact], 1e-30)
-        coefficients = self._forward(self._weight).reshape(shape)
-        weighted = (size * coefficients)[:, :, hashed].reshape(self._blocks, -1)
-        start = gathered(weighted * sign) / sizes[0], coefficients[:, :, exact]
-        if not self._statistics.count:
-            steps = 0  # bucket means are the least squares
-        found = self._descend(start, sizes, decode, adjoint, steps)
-        return min((self._descend(start, sizes, decode, adjoint, 0), found), key=lambda f: f[1])
+        def error(x: Array) -> float:
+            off = self._weight - decode(x)
+            return float(np.vdot(off, times(off)))
 
-    def _descend(
-        self, x: Any, sizes: Any, decode: Any, adjoint: Any, steps: int
-    ) -> tuple[Any, float]:
-        """Preconditioned conjugate gradients from the start, and the error where they end."""
-        off = self._weight - decode(x)
-        image = self._statistics.times(off)
-        residual = adjoint(image)
-        direction, square = None, 0.0
-        for _ in range(steps):
-            ready = tuple(r / s for r, s in zip(residual, sizes, strict=True))
-            previous, square = square, _dot(residual, ready)
-            if square <= 0:
-                break
-            if direction is None:
-                direction = ready
-            else:
-                turn = square / previous
-                direction = tuple(r + turn * d for r, d in zip(ready, direction, strict=True))
-            moved = decode(direction)
-            product_ = self._statistics.times(moved)
-            curve = float(np.vdot(moved, product_))
-            if curve <= 0:
-                break
-            length = self._dtype(square / curve)
-            x = tuple(a + length * d for a, d in zip(x, direction, strict=True))
-            off -= length * moved
-            image -= length * product_
-            residual = adjoint(image)
-            if length * square < ENOUGH * float(np.vdot(off, image)):
-                break
-        off = self._weight - decode(x)  # anew: what the steps kept up to date has rounding in it
-        return x, float(np.vdot(off, self._statistics.times(off)))
+        size = np.repeat(self._diagonal(), self._weight.shape[1], axis=1).reshape(shape)
+        signs = np.ones(shape, self._dtype)
+        signs[:, :, hashed] = sign.reshape(self.tile.filters, -1)
+        diagonal = np.maximum(gathered(size * signs), 1e-30)  # of the metric, for each coefficient
+        start = gathered(size * self._forward(self._weight).reshape(shape)) / diagonal
+        least = error(start)
+        steps = steps if self._statistics.count else 0  # bucket means are the least squares
+        x = conjugate_gradients(
+            lambda direction: seen(decode(direction)),
+            seen(self._weight - decode(start)),
+            start,
+            steps,
+            diagonal=diagonal,
+            enough=(least, ENOUGH),
+        )
+        best, least = min((start, least), (x, error(x)), key=lambda pair: pair[1])
+        return (best[:, :count], best[:, count:].reshape(*shape[:2], -1)), least
 
     def _forward(self, weight: Array) -> Array:
         positions = len(self.tile.bands)
@@ -140,7 +123,3 @@ class Problem:
         both = energy[:, :, None] * frequencies[:, None]
         total = np.maximum(frequencies.sum(1), 1e-30)[:, None, None]
         return (both / total).astype(np.float32)
-
-
-def _dot(a: Sequence[Array], b: Sequence[Array]) -> float:
-    return sum(float(np.vdot(x, y)) for x, y in zip(a, b, strict=True))

@@ -10,6 +10,7 @@ from math import prod
 from typing import Self
 
 import numpy as np
+from scipy.fft import dct
 
 from onnxcompress.core.layer import Array, Layer, Shape
 
@@ -54,7 +55,7 @@ class Tile:
     @property
     def transform(self) -> Array:
         """D, ``(frequencies, kernel positions)``."""
-        axes = [_dct(k) for k in self.shape[2:]]
+        axes = [dct(np.eye(k), axis=0, norm="ortho") for k in self.shape[2:]]
         return reduce(lambda a, b: np.kron(a, b), axes, np.eye(1)).astype(np.float32)
 
     def indices(self, counts: Array) -> Array:
@@ -70,14 +71,6 @@ class Tile:
             x = x * (x * np.uint32(2) + np.uint32(multiplier))
         numbers = (x >> np.uint32(8)).reshape(self.filters, -1).astype(np.int64)
         return numbers % (2 * counts[0]) + 2 * counts[1]
-
-
-def _dct(length: int) -> Array:
-    """The orthonormal DCT-II, ``(frequencies, positions)``."""
-    frequency, position = np.ogrid[:length, :length]
-    matrix = np.cos(np.pi * frequency * (2 * position + 1) / (2 * length))
-    matrix[0] /= np.sqrt(2)
-    return matrix * np.sqrt(2 / length)
 
 
 def split_bands(tile: Tile, buckets: Sequence[int]) -> tuple[Array, Array, Array]:

@@ -27,7 +27,7 @@ import numpy as np
 
 from onnxcompress.core.layer import Array
 from onnxcompress.core.statistics import Statistics
-from onnxcompress.methods.lookup.cholesky import cholesky, inverse
+from onnxcompress.methods.lookup.gram import gram_root, triangular_inverse
 
 BLOCK = 64  # columns between two updates of all the others
 
@@ -111,8 +111,8 @@ def _sorted(statistics: Statistics, start: int, stop: int, granule: int, dtype: 
 
 def feedback_factor(metric: Array) -> Array:
     """The upper triangular U with ``metric⁻¹ = Uᵀ U``."""
-    lower = cholesky(metric[::-1, ::-1].copy(), NOISE)  # of the metric from its other end
-    return np.ascontiguousarray(inverse(lower)[::-1, ::-1])
+    lower = gram_root(metric[::-1, ::-1].copy(), NOISE)  # of the metric from its other end
+    return np.ascontiguousarray(triangular_inverse(lower)[::-1, ::-1])
 
 
 def feedback(weight: Array, pick: Pick, factor: Array, width: int = 1) -> tuple[Array, Array]:

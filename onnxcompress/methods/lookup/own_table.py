@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcompress.core.layer import Array
+from onnxcompress.methods.lookup.conjugate_gradients import conjugate_gradients
 from onnxcompress.methods.lookup.kmeans import largest
 from onnxcompress.methods.lookup.row_fit import RowFit, State
 from onnxcompress.methods.lookup.tables import in_bytes
@@ -45,25 +46,15 @@ def _least_squares(
                 total[:, i] += np.bincount(c, y[:, i], len(table))
         return total
 
-    residual = gathered([-g for g in state.gradients])
-    direction, square = None, 0.0
-    for _ in range(STEPS):
-        ready, previous = residual / weights, square
-        square = float(np.vdot(residual, ready))
-        if square <= 0:
-            break
-        direction = ready if direction is None else ready + square / previous * direction
+    def image(direction: Array) -> Array:
         moved = [
-            (direction.astype(table.dtype)[c] * s).reshape(v.shape)
+            (direction[0].astype(table.dtype)[c] * s).reshape(v.shape)
             for c, s, v in zip(codes, sizes, state.values, strict=True)
         ]
-        images = [m @ b.metric.values for m, b in zip(moved, fit.blocks, strict=True)]
-        curve = sum(float(np.vdot(m, i)) for m, i in zip(moved, images, strict=True))
-        if curve <= 0:
-            break
-        table = table + (square / curve * direction).astype(table.dtype)
-        residual = residual - square / curve * gathered(images)
-    return table
+        return gathered([m @ b.metric.values for m, b in zip(moved, fit.blocks, strict=True)])[None]
+
+    residual = gathered([-g for g in state.gradients])[None]
+    return conjugate_gradients(image, residual, table[None], STEPS, diagonal=weights)[0]
 
 
 def _worst_pieces(fit: RowFit, state: State, sizes: list[Array], count: int, most: float) -> Array:

@@ -1,24 +1,22 @@
-"""Cholesky factors of Gram matrices, and their inverses.
+"""Cholesky factors of Gram matrices.
 
 A Gram matrix of samples, or one that was rounded, may be slightly indefinite.  It is scaled to a
 diagonal of 1, and as much is added to that as the factorisation needs::
 
     S⁻¹ G S⁻¹ + noise I = L Lᵀ        S = diag(G)^½
-
-The inverse is found block row by block row: that of ``[A 0; B C]`` is ``[A⁻¹ 0; -C⁻¹ B A⁻¹ C⁻¹]``.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import LinAlgError, cholesky
+from scipy.linalg.lapack import dtrtri
 
 from onnxcompress.core.layer import Array
 
-BLOCK = 64  # rows of an inverse that are found at a time
 
-
-def cholesky(gram: Array, noise: float) -> Array:
-    """The lower triangular L with ``L Lᵀ`` about the Gram matrix ``(n, n)``, in its dtype.
+def gram_root(gram: Array, noise: float) -> Array:
+    """The lower triangular L with ``L Lᵀ`` about the Gram matrix ``(n, n)``, float64.
 
     The matrix itself is overwritten.
 
@@ -33,20 +31,14 @@ def cholesky(gram: Array, noise: float) -> Array:
     while True:
         gram[np.diag_indices_from(gram)] = 1 + noise
         try:
-            root = np.linalg.cholesky(gram)
-        except np.linalg.LinAlgError:
+            root = cholesky(gram, lower=True, check_finite=False)
+        except LinAlgError:
             noise *= 10
         else:
             root *= size[:, None]
             return root
 
 
-def inverse(root: Array) -> Array:
-    """The inverse of a lower triangular matrix ``(n, n)``."""
-    result = np.zeros_like(root)
-    for start in range(0, len(root), BLOCK):
-        rows = slice(start, start + BLOCK)
-        own = np.linalg.inv(root[rows, rows])
-        result[rows, :start] = -own @ (root[rows, :start] @ result[:start, :start])
-        result[rows, rows] = np.tril(own)
-    return result
+def triangular_inverse(root: Array) -> Array:
+    """The inverse of a lower triangular matrix ``(n, n)``, float64."""
+    return dtrtri(root, lower=1)[0]
