@@ -122,3 +122,16 @@ def test_every_channel_keeps_its_precision_however_small_or_large(factor, spec, 
     decoded = setting.fit(layer, Statistics.white(layer)).decode()
     off = np.square(decoded - layer.weight).sum(1) / np.square(layer.weight).sum(1)
     assert off[5] < 2 * np.delete(off, 5).max()
+
+
+@pytest.mark.parametrize("factor", [1e-20, 1e-8, 1e8])
+def test_a_layer_of_tiny_or_huge_weights_is_rounded_as_well_as_any(factor, rng):
+    weight = rng.normal(size=(OUT, INPUTS)).astype(np.float32)
+    for spec in (Integer(bits=8), Integer(bits=3), Codebook(vector=2), Binary(stacks=2)):
+        errors = []
+        for scale in (1, factor):
+            layer = Layer("layer", "Gemm", weight * np.float32(scale))
+            [setting] = spec.settings(layer)
+            white = Statistics.white(layer)
+            errors.append(white.error(layer.weight, setting.fit(layer, white).decode()))
+        assert errors[1] < 1.05 * errors[0]

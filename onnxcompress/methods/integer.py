@@ -36,7 +36,7 @@ from onnxcompress.methods.lookup.coded import Coded, Grid, Rows, grouped_for_fit
 from onnxcompress.methods.lookup.fit import encode
 from onnxcompress.methods.lookup.kmeans import sizes
 from onnxcompress.methods.lookup.tables import DIGITS, LEVELS, fits_half, some_codes
-from onnxcompress.methods.lookup.uniform import MANY, Kind, Uniform, best_kinds, search
+from onnxcompress.methods.lookup.uniform import MANY, SAMPLE, Kind, Uniform, best_kinds, search
 from onnxcompress.methods.lookup.weight import CodedWeight
 
 OPEN = (4, 8, 16, 32, 64, 128, 256)  # levels that are tried
@@ -49,6 +49,7 @@ EXACT = 1e-6  # of the energy, an error below which shows what float16 rounds of
 ROOM = 2.0  # factor by which fits and corrections may change a scale, either way
 GROUP = 64  # input channels that share a scale, tried where the group is open
 GROUPED = (8, 16, 32)  # levels that it is tried with
+PLAIN: tuple[Kind, ...] = ("odd", "signed")  # grids without zero points
 BIT = 20 * log10(2)  # dB that a bit for each weight is worth
 
 
@@ -152,7 +153,7 @@ class Integer(Method):
         if self.zero_point == "channel":
             return Uniform(levels, "shifted")
         both = levels % 2 == 0 and 2 < levels < 256
-        kinds: tuple[Kind, ...] = ("odd", "signed") if both else ("odd",)
+        kinds: tuple[Kind, ...] = PLAIN if both else ("odd",)
         kinds = ("signed",) if levels == 256 else kinds  # which are bytes as they are
         error, grid = min(best_kinds(flat, levels, kinds), key=lambda pair: pair[0])
         if self.zero_point is None:
@@ -170,7 +171,10 @@ class Integer(Method):
         """Errors from some of the filters, where there are many."""
         weight = grouped_for_fit(layer)
         for setting in self.settings(layer):
-            for tried in setting._variants(layer, weight):
+            variants = [*setting._variants(layer, weight)]
+            if self.count is None and setting.count in GROUPED:
+                variants += setting._grouped(layer, weight)
+            for tried in variants:
                 grid, rows = tried._start(weight, tried._parts(layer))
                 if grid.kind == "shifted":
                     tried = replace(tried, zero_point="channel")
@@ -180,6 +184,21 @@ class Integer(Method):
                 nbytes, shape = tried._nbytes(layer), (layer.weight.shape,)
                 if nbytes < layer.weight.nbytes:
                     yield Candidate(tried, nbytes, shape, fitted.error)
+
+    def _grouped(self, layer: Layer, weight: Array) -> Iterator[Integer]:
+        """The same with more scales, where these lower the error by more than their bits would."""
+        grouped = replace(self, group=self.group or GROUP)
+        parts = grouped._parts(layer)
+        if self.group or parts == 1:
+            return
+        some = weight[:, :: max(1, weight.size // SAMPLE)]
+        errors = [
+            min(error for error, _ in best_kinds(some.reshape(-1, n), self.count or 256, PLAIN))
+            for n in (layer.fan_in, layer.fan_in // parts)
+        ]
+        more = 16 * (parts - 1) / layer.fan_in  # bits for each weight
+        if errors[0] > errors[1] * 10 ** (more * BIT / 10):
+            yield grouped
 
     def _variants(self, layer: Layer, weight: Array) -> Iterator[Integer]:
         """The setting, and what it leaves open where that may be the better choice."""

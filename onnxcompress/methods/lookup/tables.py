@@ -40,17 +40,24 @@ def in_bytes(table: Array) -> Array:
 
 
 @cache
-def counting(levels: int, odd: bool, first: bool = True) -> Array:
-    """The table of a digit with so many levels: row k holds the digits of k.
+def counting(levels: int, odd: bool) -> tuple[Array, ...]:
+    """A table for each digit of numbers with so many levels: what the digits of a byte stand for.
+
+    The numbers are the sums of their digits' entries.
 
     Args:
-        odd: in steps of two around zero, for grids without one.
-        first: or else, if not odd, from 0 upwards; the first digit of a number says its sign.
+        odd: in steps of two around zero, for grids without one; or else from ``-levels / 2``.
     """
-    rows = np.array(list(product(range(levels), repeat=DIGITS[levels])), np.int8)
-    if odd:
-        return shared(2 * rows - np.int8(levels - 1))
-    return shared(rows - np.int8(levels // 2) if first else rows)
+    tables, left = [], levels
+    for radix in LEVELS[levels]:
+        left //= radix  # what a digit counts for
+        rows = np.array(list(product(range(radix), repeat=DIGITS[radix])), np.int16)
+        if odd:
+            rows = 2 * rows - (radix - 1)
+        elif not tables:  # the first digit says the sign
+            rows -= radix // 2
+        tables.append(shared((rows * left).astype(np.int8)))
+    return tuple(tables)
 
 
 def packed(numbers: Array, levels: int) -> list[Array]:

@@ -12,7 +12,7 @@ import numpy as np
 from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
 from onnxcompress.core.method import DecodedWeight
 from onnxcompress.methods.lookup.coded import Coded
-from onnxcompress.methods.lookup.tables import LEVELS, counting, fits_half, is_shared, packed
+from onnxcompress.methods.lookup.tables import counting, fits_half, is_shared, packed
 from onnxcompress.methods.lookup.uniform import Uniform
 
 
@@ -22,7 +22,7 @@ class CodedWeight(DecodedWeight):
 
     Attributes:
         codes: uint8 for every digit; int8 numbers where there is no table.
-        tables: int8 ``(k, d)`` for every digit.
+        tables: int8 ``(k, d)`` for every digit; a weight is the sum of what its digits pick.
         scale: ``(out, parts)``, float16 where it fits.
         zero: zero points ``(out, parts)`` in units of the scale, int8; or None.
         shape: of the weight.
@@ -61,8 +61,7 @@ class CodedWeight(DecodedWeight):
             codes, tables = ((fitted.codes.astype(np.int16) - 128).astype(np.int8).ravel(),), ()
         else:
             codes = tuple(packed(fitted.codes, grid.levels))
-            digits = enumerate(LEVELS[grid.levels])
-            tables = tuple(counting(radix, grid.odd, place == 0) for place, radix in digits)
+            tables = counting(grid.levels, grid.odd)
         return cls(
             codes,
             tables,
@@ -97,20 +96,14 @@ class CodedWeight(DecodedWeight):
         return replace(self, scale=both.astype(np.float16 if half else np.float32))
 
     @property
-    def _radices(self) -> list[int]:
-        """What each digit counts for."""
-        sizes = [int(table.max()) + 1 for table in self.tables[1:]]
-        return [prod(sizes[i:]) for i in range(len(self.tables))]
-
-    @property
     def units(self) -> Array:
         """The weight in units of the scale, without its zero points: ``(out, columns)``, int16."""
         count = self.shape[0] * self.columns
         units = np.zeros(count, np.int16)
         if not self.tables:
             units += self.codes[0]
-        for codes, table, radix in zip(self.codes, self.tables, self._radices, strict=False):
-            units += table[codes].ravel()[:count].astype(np.int16) * np.int16(radix)
+        for codes, table in zip(self.codes, self.tables, strict=False):
+            units += table[codes].ravel()[:count]
         return units.reshape(self.shape[0], self.columns)
 
     def decode(self) -> Array:
@@ -152,14 +145,12 @@ class CodedWeight(DecodedWeight):
         if not self.tables:
             return op.Cast(self.codes[0].reshape(shape), to=np.float32)
         total, count = None, prod(shape)
-        for codes, table, radix in zip(self.codes, self.tables, self._radices, strict=True):
+        for codes, table in zip(self.codes, self.tables, strict=True):
             digit = op.Gather(table, op.Cast(codes, to=np.int32), axis=0)
             digit = op.Cast(digit, to=np.float32)
             if len(codes) * table.shape[1] != count:
                 digit = op.Reshape(digit, np.array([-1]))
                 digit = op.Slice(digit, np.array([0]), np.array([count]))
             digit = op.Reshape(digit, np.array(shape))
-            if radix > 1:
-                digit = op.Mul(digit, np.array(radix, np.float32))
             total = digit if total is None else op.Add(total, digit)
         return total
