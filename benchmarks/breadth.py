@@ -31,6 +31,7 @@ def row(kind: str, spec: str, plain: tuple[int, float] | None) -> tuple[list[str
     result, report = oc.compress(model, methods=parse(spec), shapes=kinds.shapes(model))
     assert report.comparison is not None
     snr = report.comparison.worst_snr
+    assert snr is not None  # Every kind has a floating-point output.
     nbytes, expected = plain or (result.nbytes, snr)
     size = result.nbytes / nbytes / (STORED.get(kind, 1) if spec.startswith("basis") else 1)
     good = size <= 1.05 and snr > expected - 6 and all(row.method for row in report.rows)
