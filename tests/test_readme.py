@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = re.findall(  # and what they are shown to print
-    r"^    (?:.* \.venv/bin/)?onnxcompress (.*)\n(?:\n```\n([^`]*)```)?", README, re.MULTILINE
+    r"^    (?:.*\.venv/bin/)?onnxcompress (.*)\n(?:\n```\n([^`]*)```)?", README, re.MULTILINE
 )
 FIGURE = r"[-+]?\d[\d.,]*"
 EXAMPLES = dict.fromkeys(
