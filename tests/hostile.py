@@ -405,6 +405,39 @@ def image_bomb(side, cut=False):
     return write
 
 
+def narrow_picture(folder):
+    """A PNG of 1 x 12,000 pixels, of which a resize makes 256 x 3 million."""
+    from PIL import Image
+
+    (folder / "images").mkdir()
+    Image.new("L", (1, 12_000)).save(folder / "images" / "a.png")
+    return calibrated(folder, "images", "--preprocess imagenet", shape=(1, 3, 224, 224))
+
+
+def npz_of_plain_bytes(folder):
+    with zipfile.ZipFile(folder / "data.npz", "w") as archive:
+        archive.writestr("x", b"hello")
+    return calibrated(folder, "data.npz")
+
+
+def npz_that_is_a_pipe(folder):
+    os.mkfifo(folder / "data.npz")
+    return calibrated(folder, "data.npz")
+
+
+def endless_batches(rows):
+    """A function that never ends, of batches with no rows or with many."""
+
+    def write(folder):
+        name = f"endless_{rows}"
+        (folder / f"{name}.py").write_text(
+            f"import numpy as np\ndef f():\n    while True: yield {{'x': np.ones(({rows}, 32))}}\n"
+        )
+        return calibrated(folder, f"{name}:f", shape=("n", 32))
+
+    return write
+
+
 def yaml_of(text):
     def write(folder):
         (folder / "p.yaml").write_text(text)
@@ -521,6 +554,11 @@ HOSTILE = {  # what it is -> what writes it, and a word of the error; None where
     "an npz of strings": (npz_that_claims((32, 32), "<U4"), ""),
     "an image of 10^10 pixels": (image_bomb(10**5), "pixels"),
     "an image that ends early": (image_bomb(8000, cut=True), ""),
+    "a picture that resizing blows up": (narrow_picture, "resizing makes"),
+    "an npz of plain bytes": (npz_of_plain_bytes, "no array"),
+    "an npz that is a pipe": (npz_that_is_a_pipe, "no regular file"),
+    "batches without rows for ever": (endless_batches(0), "is empty"),
+    "batches for ever": (endless_batches(2), None),
     "YAML that runs code": (yaml_of("!!python/object/apply:os.system ['touch harm']"), "YAML"),
     "YAML that grows to a billion words": (yaml_of(LAUGHS), ""),
     "YAML that grows in a value": (yaml_of(LAUGHS.replace("a11:", "mean:")), ""),
