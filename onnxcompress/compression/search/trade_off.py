@@ -18,8 +18,6 @@ from onnxcompress.core.method import Candidate
 from onnxcompress.graph import overhead
 from onnxcompress.report.report import TradeOff
 
-GRID = "integer:bits=4"  # what a trade-off is compared with
-
 
 class Limits(NamedTuple):
     """The most that the layers may cost, in the unit of the curves, and of the second unit."""
@@ -90,11 +88,8 @@ class Curves:
         def pair(choice: Mapping[str, Option]) -> tuple[float, float]:
             return outside + spent(choice), self.snr({n: o.candidate for n, o in choice.items()})
 
-        fours = {
-            name: next((o for o in own if str(o.candidate.setting) == GRID), own[-1])
-            for name, own in self.options.items()
-        }
-        known = any(str(option.candidate.setting) == GRID for option in fours.values())
+        fours = {name: next(filter(_is_grid, own), own[-1]) for name, own in self.options.items()}
+        known = any(map(_is_grid, fours.values()))
         points: list[tuple[float, float]] = []
         for cost, snr in sorted(map(pair, hull(self.options))):
             if not points or snr > points[-1][1]:
@@ -153,6 +148,13 @@ class Curves:
         """The same with one weight left as it is."""
         kept = [o for o in self.options[name] if o.candidate.setting is None]
         return replace(self, options={**self.options, name: kept})
+
+
+def _is_grid(option: Option) -> bool:
+    """Whether it is the grid of 4 bits, which trade-offs are compared with."""
+    setting = option.candidate.setting
+    known = {name: getattr(setting, name, None) for name in ("name", "bits", "group")}
+    return known == {"name": "integer", "bits": 4, "group": None}
 
 
 def price(job: Job, measured: Measured, units: tuple[str, str]) -> Curves:
