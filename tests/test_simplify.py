@@ -5,6 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
+from onnxcompress.cli.commands import main
 from onnxcompress.compression import simplify as simplifying
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, check, fold_smaller
@@ -233,3 +234,36 @@ def test_simplifying_says_what_it_did_and_leaves_out_what_changes_the_outputs(rn
 
     monkeypatch.setitem(simplifying.STEPS, "spoiled", spoil)
     assert operators(oc.simplify(again)[0]) == ["Gemm"]
+
+
+def small_network(rng):
+    values = {"w": rng.normal(size=(64, 32)), "c": rng.uniform(1, 2, 64)}
+    values = {name: value.astype(np.float32) for name, value in values.items()}
+    nodes = [node("Gemm", ["x", "w"], "a", transB=1), node("Mul", ["a", "c"], "y")]
+    nodes[0].doc_string = "where it is from" * 9
+    return build(nodes, values, ["n", 32])
+
+
+def test_compress_simplifies_on_request_and_says_so(rng):
+    model = small_network(rng)
+    methods = [oc.Half()]
+    result, report = oc.compress(model, methods=methods, strip=True, simplify=True)
+    assert operators(result)[-1] == "Gemm" and not result.graph.node[-1].doc_string
+    assert [change.nodes for change in report.changes] == [0, 1]
+    assert [row.layer for row in report.rows] == ["Gemm_0"]
+    assert report.comparison is not None
+    assert report.comparison.before.nbytes == model.nbytes
+    assert report.comparison.worst_snr > 50
+    plain, report = oc.compress(model, methods=methods)
+    assert operators(plain)[-2:] == ["Gemm", "Mul"] and not report.changes
+
+
+def test_the_command_line_lists_what_was_simplified(rng, tmp_path, capsys):
+    oc.save(small_network(rng), tmp_path / "in.onnx")
+    options = ["--method", "half", "--strip", "--simplify", "--force"]
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), *options])
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert "notes of the exporter" in shown and "scales and shifts" in shown
+    assert operators(oc.load(tmp_path / "out.onnx"))[-1] == "Gemm"

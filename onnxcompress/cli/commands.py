@@ -16,6 +16,7 @@ import click
 
 from onnxcompress.cli import arguments, endings, outcome, provenance, supervisor
 from onnxcompress.cli.options import (
+    BALLAST,
     CACHE,
     DATA,
     DRY_RUN,
@@ -77,6 +78,7 @@ def cli() -> None:
 @RUN
 @ENGINE
 @CACHE
+@BALLAST
 @DRY_RUN
 @click.option("--force", is_flag=True, help="Write a result that misses its target, marked as "
               "such in its metadata; allow OUTPUT to be INPUT.")  # fmt: skip
@@ -117,6 +119,8 @@ def compress(source: Path, output: Path, **options: Any) -> int:
                 metadata=metadata,
                 track=track,
                 refinement=refinement and partial(refinement, track=track),
+                strip=options["strip"],
+                simplify=options["simplify"],
                 **task.keywords,
             )
     return endings.deliver_result(result, report, metadata, source, output, options)

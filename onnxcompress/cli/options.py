@@ -29,6 +29,7 @@ SECTIONS = {  # of the help page; what is in none of them comes last
         "states",
     ),
     "Refinement": ("refine", "device", "augment", "train"),
+    "Without loss": ("strip", "simplify"),
     "Run": ("shapes", "extensions", "providers", "jobs", "engine", "seed"),
 }
 
@@ -232,6 +233,14 @@ CACHE = click.option("--cache", metavar="DIR", type=click.Path(file_okay=False, 
                      help="Keep what the candidates gave, "
                      "for another target or sweep of the same model and data, and how far a "
                      "refinement came.")  # fmt: skip
+
+BALLAST = options(
+    click.option("--strip", is_flag=True, help="Drop what no runtime reads: notes of the exporter, "
+                 "types that can be inferred."),
+    click.option("--simplify/--no-simplify", default=None, help="First fold what costs time and "
+                 "does nothing: scales and paddings beside layers, identities, dead nodes.  "
+                 "[default: with --latency]"),
+)  # fmt: skip
 
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Do everything but write OUTPUT.")
 

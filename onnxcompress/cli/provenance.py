@@ -48,6 +48,8 @@ def record(
         "correct": not options["no_correct"],
         "classes": options["classes"],
         "states": options["states"],
+        "strip": options.get("strip") or None,
+        "simplify": options.get("simplify"),
     }
     if refinement is not None:
         how = refinement.keywords

@@ -23,6 +23,7 @@ from onnxcompress.report.words import (
     points,
     reached,
     reasons,
+    saved,
     small,
     times,
     training,
@@ -132,7 +133,8 @@ def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Table:
 
 def _notes(report: Report) -> Text | None:
     """Warnings, and why layers are as they were: those with the same reason in one line."""
-    lines = [_text(f"warning: {warning}", "yellow") for warning in report.warnings]
+    lines = [_text(saved(change)) for change in report.changes]
+    lines += [_text(f"warning: {warning}", "yellow") for warning in report.warnings]
     for (what, reason), names in reasons(report).items():
         more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
         lines.append(_text(f"{what}: {', '.join(names[:NAMED])}{more}: {reason}", "dim"))

@@ -24,7 +24,7 @@ from onnxcompress.data.random import random_samples
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.dask import engine as connect
 from onnxcompress.graph import Model, layer_inputs
-from onnxcompress.report.report import Epoch
+from onnxcompress.report.report import Change, Epoch
 
 Methods = Sequence[Method] | Callable[[Layer], Sequence[Method]]
 Refine = Callable[[Model, Model, Samples], tuple[Model, Sequence[Epoch]]]
@@ -50,6 +50,14 @@ class Settings:
     refinement: Refine | None = None
     classes: Mapping[str, int | None] | None = None
     states: Mapping[str, str] | None = None
+    strip: bool = False
+    simplify: bool | None = None
+
+    @property
+    def simplifies(self) -> bool:
+        """Whether lossless passes come first: where time counts, unless it was said."""
+        timed = self.target is not None and self.target.latency is not None
+        return timed if self.simplify is None else self.simplify
 
     @contextmanager
     def workers(self) -> Iterator[None]:
@@ -69,8 +77,8 @@ class Job:
 
     Attributes:
         original: the model that was given.
-        model: the same, its local functions written out where layers are found in them;
-            `runnable` is that where onnxruntime has all kernels, else its float32 twin.
+        model: the same after `changes`, its local functions written out where layers are found in
+            them; `runnable` is that where onnxruntime has all kernels, else its float32 twin.
         layers: those to compress, in network order.
         skipped: layer -> reason that completes "layer X was skipped: ...".
         shapes: layer -> shape of its input for the first sample, where it is known.
@@ -81,6 +89,7 @@ class Job:
         validation: compares models with the original.
         target: what to reach, in the end.
         warnings: what the user should know already.
+        changes: what was done to the model that leaves its outputs as they are.
     """
 
     settings: Settings
@@ -98,6 +107,7 @@ class Job:
     validation: Validation | Layerwise
     target: Target
     warnings: Sequence[str] = ()
+    changes: Sequence[Change] = ()
 
     @cached_property
     def random(self) -> Samples:

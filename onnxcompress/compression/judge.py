@@ -53,6 +53,7 @@ def judge(job: Job, curves: Curves, compressed: Compressed) -> tuple[Model, Repo
         target=str(job.target),
         rows=rows,
         skipped=skipped,
+        changes=tuple(job.changes),
         comparison=comparison,
         refined=refined,
         predicted=predicted,

@@ -53,6 +53,8 @@ def compress(
     track: Track[Any] = untracked,
     cache: Path | None = None,
     refinement: Refine | None = None,
+    strip: bool = False,
+    simplify: bool | None = None,
 ) -> tuple[Model, Report]:
     """Replace layers by smaller subgraphs until the target is met.
 
@@ -80,6 +82,9 @@ def compress(
         cache: a folder that keeps what the candidates gave, for another target.
         refinement: trains the compressed model, given that, the original and all samples:
             `refine.refine` with its settings.  The report is about what it returns.
+        strip: drop what no runtime reads first: notes of the exporter, types that can be inferred.
+        simplify: apply lossless passes first, see `onnxcompress.simplify`; None where the target
+            is one of time.
 
     Returns:
         The compressed model, and the report.  It is for the caller to look at ``report.worse``
@@ -94,6 +99,7 @@ def compress(
     settings = Settings(
         methods, target, metric, only, correct, shapes or {}, metadata or {}, seed,
         jobs or cores(), engine, providers, track, cache, refinement, classes, states,
+        strip, simplify,
     )  # fmt: skip
     with settings.workers():
         job = prepare(model, samples, evaluation, settings)

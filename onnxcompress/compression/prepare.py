@@ -8,6 +8,7 @@ from dataclasses import replace
 from onnxcompress.compression.job import Job, Methods, Settings, random_inputs
 from onnxcompress.compression.measure.at_once import largest_input
 from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.compression.simplify import without_ballast
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
 from onnxcompress.compression.validate.validation import Validation
@@ -18,6 +19,7 @@ from onnxcompress.core.parallel import elsewhere
 from onnxcompress.data.samples import Sample, Samples, from_batches
 from onnxcompress.execution.runnable import runnable, unknown_operators
 from onnxcompress.graph import Model, find_constants, find_layers, inline_functions
+from onnxcompress.report.report import Change
 
 DEFAULT_AGREEMENT = 0.98  # share of decisions that stay, where nothing else is asked
 DEFAULT_SNR = 25.0  # dB of the outputs, where there are no decisions
@@ -48,7 +50,12 @@ def prepare(
         samples = from_batches([*samples])
     fit, held_out = (None, None) if samples is None else samples.split()
     offer = usable(settings.methods, model.opset)
-    opened, layers, skipped = _find_layers(model, offer, settings.only)
+    changed, changes = model, list[Change]()
+    if not unknown:
+        changed, changes = without_ballast(
+            model, settings.strip, settings.simplifies, fit or random_inputs(model, settings)
+        )
+    opened, layers, skipped = _find_layers(changed, offer, settings.only)
     leaders = {name: layer for name, layer in layers.items() if layer.shared == name}
     run, shapes, macs = runnable(opened), dict[str, tuple[int, ...]](), dict[str, int]()
     if not unknown:
@@ -72,6 +79,7 @@ def prepare(
         if unknown
         else _validation(model, held_out, evaluation, settings, largest),
         target=Target(),
+        changes=changes,
     )
     target = _target(job, unknown, evaluation is not None)
     return replace(job, target=target, warnings=tuple(_warnings(job, unknown)))

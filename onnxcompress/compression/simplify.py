@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from onnxcompress.compression.expand import run_alone
-from onnxcompress.compression.validate.deviation import deviation
+from onnxcompress.compression.validate.deviation import distance, outputs_of
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import random_samples
 from onnxcompress.data.samples import Samples
@@ -20,7 +19,10 @@ from onnxcompress.graph import (
     fold_smaller,
     has_bfloat16,
     has_float16,
+    name_nodes,
+    strip,
 )
+from onnxcompress.report.report import Change
 
 PROVED_ON = 2  # random samples, where none are given: what is exact on two is so on all
 
@@ -41,15 +43,6 @@ STEPS: dict[str, Pass] = {
 }
 
 
-@dataclass(frozen=True)
-class Change:
-    """What one step has done: how many nodes and bytes it saved."""
-
-    what: str
-    nodes: int
-    nbytes: int
-
-
 def simplify(model: Model, samples: Samples | None = None) -> tuple[Model, list[Change]]:
     """A model that computes the same with fewer nodes, and what was done.
 
@@ -63,16 +56,37 @@ def simplify(model: Model, samples: Samples | None = None) -> tuple[Model, list[
         ModelError: the model itself does not run.
     """
     samples = samples or random_samples(input_specs(model), PROVED_ON, 0)
+    samples = samples.spread(PROVED_ON) if len(samples) > PROVED_ON else samples
     result, changes = model, list[Change]()
+    expected, most = outputs_of(model, samples), _rounding(model)
     for what, step in STEPS.items():
         try:
             other = step(result)
-            same = _is_same(result, other) or deviation(result, other, samples) <= _rounding(model)
+            if other.proto == result.proto or distance(expected, outputs_of(other, samples)) > most:
+                continue
         except ModelError:
-            same, other = False, result
-        if same and not _is_same(result, other):
-            changes.append(change(what, result, other))
-            result = other
+            continue
+        changes.append(change(what, result, other))
+        result = other
+    return result, changes
+
+
+def without_ballast(
+    model: Model, stripped: bool, simplified: bool, samples: Samples | None
+) -> tuple[Model, list[Change]]:
+    """The model that is compressed, and what was done to it.
+
+    Layers keep the names that they had, also those that are unnamed: these are made from the number
+    of the node, which simplifying changes.
+    """
+    result, changes = model, list[Change]()
+    if stripped:
+        result = strip(model)
+        what = "notes of the exporter, and types that can be inferred"
+        changes.append(change(what, model, result))
+    if simplified:
+        other, steps = simplify(name_nodes(result), samples)
+        result, changes = (other, changes + steps) if steps else (result, changes)
     return result, changes
 
 
@@ -80,10 +94,6 @@ def change(what: str, before: Model, after: Model) -> Change:
     """What a pass has saved."""
     nodes = len(before.graph.node) - len(after.graph.node)
     return Change(what, nodes, before.nbytes - after.nbytes)
-
-
-def _is_same(a: Model, b: Model) -> bool:
-    return a is b or a.proto == b.proto
 
 
 def _rounding(model: Model) -> float:

@@ -37,6 +37,20 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What one lossless step has done to the model before its layers were compressed.
+
+    Attributes:
+        what: in words.
+        nodes, nbytes: how many it saved.
+    """
+
+    what: str
+    nodes: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Size:
     """Of one model.
 
@@ -258,6 +272,7 @@ class Report:
         target: what was asked for, in words.
         rows: the layers, in network order.
         skipped: layer -> reason that completes "layer X was skipped: ...".
+        changes: what `strip` and `simplify` did before.
         comparison: the original against the result; None if there is no result.
         refined: what a refinement did; None where nobody asked for one.
         predicted: output SNR in dB from the errors of single layers, known before the layers
@@ -276,6 +291,7 @@ class Report:
     target: str = ""
     rows: tuple[Row, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
+    changes: tuple[Change, ...] = ()
     comparison: Comparison | None = None
     refined: Refinement | None = None
     predicted: float | None = None

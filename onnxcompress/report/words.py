@@ -6,7 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from onnxcompress.report.report import Comparison, Point, Refinement, Report, Row, Share
+from onnxcompress.report.report import (
+    Change,
+    Comparison,
+    Point,
+    Refinement,
+    Report,
+    Row,
+    Share,
+)
 
 MEGABYTE = 1e6
 
@@ -272,6 +280,14 @@ def reasons(report: Report) -> dict[tuple[str, str], list[str]]:
     for name, reason in report.skipped.items():
         result["skipped", reason].append(name)
     return dict(result)
+
+
+def saved(change: Change) -> str:
+    """What a lossless step has done."""
+    count = (
+        f"{change.nodes} {'node' if change.nodes == 1 else 'nodes'} and " if change.nodes else ""
+    )
+    return f"simplified: {change.what}: {count}{change.nbytes:,} bytes less"
 
 
 def layer(row: Row) -> str:

@@ -103,7 +103,7 @@ def _key(job: Job) -> list[Any]:
     offer = job.settings.methods
     assert callable(offer)
     key: list[Any] = [*map(version, ("onnxcompress", "numpy", "onnxruntime"))]
-    key += [digest(job.original), str(job.shapes)]
+    key += [digest(job.model), str(job.shapes)]
     key += [(name, *map(str, offer(layer))) for name, layer in job.layers.items()]
     if job.fit and job.held_out:
         key += [job.fit.content, job.held_out.content]

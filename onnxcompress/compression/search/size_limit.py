@@ -18,6 +18,7 @@ from onnxcompress.core.errors import BudgetError
 from onnxcompress.core.method import Candidate, CompressedWeight
 from onnxcompress.core.parallel import each
 from onnxcompress.execution.latency import Latency, latency
+from onnxcompress.execution.runnable import runnable
 from onnxcompress.graph import annotate, rewrite
 
 LATENCY_TRIALS = 5  # of a limit for the layers, until the whole model keeps the target
@@ -114,7 +115,8 @@ def _attempt(job: Job, curves: Curves, time: float, work: float) -> tuple[Limits
         limits = Limits(_byte_limit(job, curves, job.target.ratio or 1.0, time), time)
     rough = rewrite(job.runnable, _blanks(job, curves.at(*limits)), {}, {})
     one = next(iter((job.held_out or job.random).batches(1)))
-    return limits, latency(job.runnable, rough, one, PROVIDERS)
+    before = runnable(job.original) if job.changes else job.runnable
+    return limits, latency(before, rough, one, PROVIDERS)
 
 
 def _step(measured: Latency, share: float, saved: float) -> float:

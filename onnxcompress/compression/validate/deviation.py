@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,16 @@ def deviation(original: Model, model: Model, samples: Samples) -> float:
     It is infinite where shapes differ, or NaN and infinities lie elsewhere.  One model is loaded
     at a time.
     """
-    first, second = (_outputs(which, samples) for which in (original, model))
+    return distance(*(outputs_of(which, samples) for which in (original, model)))
+
+
+def distance(first: Sequence[Any], second: Sequence[Any]) -> float:
+    """The same of their outputs, as `outputs_of` gives them."""
     return max((_distance(a, b) for a, b in zip(first, second, strict=True)), default=0.0)
 
 
-def _outputs(model: Model, samples: Samples) -> list[Any]:
+def outputs_of(model: Model, samples: Samples) -> list[Any]:
+    """All outputs for all samples, one after the other."""
     session = Session(runnable(model))
     return [y for batch in samples.batches(samples.even) for y in session.run(batch)]
 
