@@ -399,6 +399,8 @@ def bad_inputs(folder):
         with_data + "data.npz --train {data}/labelled.npz": "--refine",
         "{data}/net.onnx out.onnx --ratio 0.5": "ratio",
         "{data}/net.onnx out.onnx --min-agreement 98%": "--calib",
+        with_data + "data.npz --ratio 1.3 --classes scores:x": "--classes",
+        with_data + "data.npz --ratio 1.3 --classes none --state y": "--state",
         "{data}/net.onnx out.onnx --max-drop 1 --calib {data}/data.npz": "--eval",
         "{data}/net.onnx out.onnx": "--calib",
         "{data}/net.onnx {data} --macs 0.5": "folder",

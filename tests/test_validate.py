@@ -22,6 +22,7 @@ from onnxcompress.data.samples import from_batches
 from onnxcompress.execution.memory import load_memory
 from onnxcompress.graph import changed_outputs
 from onnxcompress.report.report import Comparison, Share, Size
+from onnxcompress.report.words import quality
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -214,6 +215,28 @@ def test_a_fidelity_target_of_ones_own_replaces_the_floor():
     for target in ({"min_snr": 2}, {"min_agreement": 0.4}, {"min_agreement": 0}):
         assert not [*failures(low, oc.Target(**target))]
     assert [*failures(low, oc.Target(ratio=2))]
+
+
+def test_the_quality_is_told_as_counts_or_as_the_worst_snr_and_never_unchecked():
+    for reached, said in (
+        ({}, "SNR 30.0 dB on 128 held-out samples"),
+        ({"snr": {"y": 30.0, "z": 20.0}}, "SNR 20.0 dB on 128 held-out samples of output z"),
+        (share(125), "same class on 125 of 128 held-out samples (97.7 %, 95 % interval 93 to 99)"),
+        (
+            {"shares": {"y": Share("positions", 500, 640, 128)}},
+            "same class at 500 of 640 positions of 128 held-out samples "
+            "(78.1 %, 95 % interval 70 to 84)",
+        ),
+        (
+            {"real": False, "samples": 2},
+            "SNR 30.0 dB on 2 RANDOM samples, QUALITY NOT CHECKED ON YOUR DATA (no --calib)",
+        ),
+        ({"samples": 0}, "QUALITY NOT CHECKED: no output could be compared"),
+        ({"snr": {}}, "QUALITY NOT CHECKED: no output could be compared"),
+    ):
+        assert quality(replace(SAME, **reached), "held-out") == said
+    [missed] = failures(replace(SAME, **share(125)), oc.Target(min_agreement=0.98))
+    assert missed.startswith("same class on 125 of 128 samples") and missed.endswith("of 0.98")
 
 
 # ------------------------------------------------------------------------------------- memory

@@ -88,13 +88,15 @@ def quality(both: Comparison, which: str = "") -> str:
     Args:
         which: kind of the samples, as "held-out".
     """
-    unchecked = "" if both.real else "QUALITY NOT CHECKED ON YOUR DATA (no --calib)"
     if not both.compared:
-        return unchecked or "QUALITY NOT CHECKED: no output could be compared"
+        return "QUALITY NOT CHECKED: no output could be compared"
+    unchecked = "" if both.real else "QUALITY NOT CHECKED ON YOUR DATA (no --calib)"
     if both.worst_share is not None:
         reached = agreed(both, *both.worst_share, which)
     else:
-        reached = f"SNR {number(both.worst_snr, '.1f')} dB {seen(both, which)}"
+        worst = min(both.snr, key=lambda name: both.snr[name], default="")
+        of = f" of output {worst}" if len(both.snr) > 1 else ""
+        reached = f"SNR {number(both.worst_snr, '.1f')} dB {seen(both, which)}{of}"
     return f"{reached}, {unchecked}" if unchecked else reached
 
 

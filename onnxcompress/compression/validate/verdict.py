@@ -68,11 +68,18 @@ def _missed(target: Target, reached: Fidelity | Comparison, drop: float | None) 
     if target.min_agreement is not None and agreement is None:
         yield "no output decides anything that could agree: ask for --min-snr"
     elif target.min_agreement and agreement is not None and agreement < target.min_agreement:
-        yield f"the agreement is {agreement:.4f} instead of {target.min_agreement:g}"
+        yield f"{_share(reached)} instead of {target.min_agreement:.4g}"
     if drop is not None and not isfinite(drop):
         yield "its metric is not finite, and the original's is"
     elif target.max_drop is not None and drop is not None and drop > target.max_drop:
         yield f"the metric fell by {drop:.3f} instead of at most {target.max_drop:g}"
+
+
+def _share(reached: Fidelity | Comparison) -> str:
+    """The share of equal decisions, as counts where the samples are known."""
+    if isinstance(reached, Comparison) and reached.worst_share is not None:
+        return agreed(reached, *reached.worst_share)
+    return f"the agreement is {reached.agreement:.4f}"
 
 
 def _under_the_floor(both: Comparison) -> Iterator[str]:
