@@ -16,6 +16,7 @@ from onnxcompress.core.statistics import Statistics
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, ModelError, find_layers, inline_functions, load, rewrite, save
 from onnxcompress.methods.basis import Basis
+from onnxcompress.methods.half import Half
 
 FLOAT = TensorProto.FLOAT
 
@@ -1136,6 +1137,40 @@ def test_long_chains_are_bypassed_at_once():
     result = model.copy()
     assert len(graph.bypass(result, result.keys[:-1])) == 20_000
     assert [(*node.input, *node.output) for node in result.graph.node] == [("x", "y")]
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_weights_in_the_bodies_of_unnamed_nodes_are_replaced(inner, rng):
+    """What decodes them stands before the node, whose number it changes."""
+    names = ("then_branch", "else_branch")
+    tensors = [
+        numpy_helper.from_array(rng.standard_normal((64, 64), np.float32), f"w_{name}")
+        for name in names
+    ]
+    nodes, x = [], "x"
+    for index in range(2):  # the same inner names again: two bodies do not see each other
+        branches = {}
+        for name, weight in zip(names, tensors, strict=True):
+            node = helper.make_node("MatMul", [x, weight.name], [f"out_{name}"])
+            branches[name] = helper.make_graph(
+                [node], name, [], [value(f"out_{name}", None)], [weight] if inner else []
+            )
+        nodes.append(helper.make_node("If", ["yes"], [f"y{index}"], **branches))
+        x = f"y{index}"
+    yes = numpy_helper.from_array(np.array([True]), "yes")
+    weights = {t.name: t for t in tensors} if not inner else {}
+    model = build(nodes, {"x": ["N", 64]}, {"y1": ["N", 64]}, {"yes": yes, **weights})
+    model.graph.input[0].type.tensor_type.elem_type = FLOAT
+    model.graph.output[0].type.tensor_type.elem_type = FLOAT
+    layers, _ = find_layers(model)
+    assert len(layers) == 4
+    half = {name: Half().fit(layer, Statistics.white(layer)) for name, layer in layers.items()}
+    result = rewrite(model, half)
+    graph.check(result)
+    assert result.nbytes < 0.7 * model.nbytes
+    x = rng.standard_normal((3, 64), np.float32)
+    [expected], [outputs] = run(model, x=x), run(result, x=x)
+    assert np.linalg.norm(outputs - expected) < 2**-10 * np.linalg.norm(expected)
 
 
 def test_onnxruntime_is_not_given_constants_that_nothing_reads(rng):

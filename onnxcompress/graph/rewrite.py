@@ -71,9 +71,22 @@ def rewrite(
         fragments[key] = made
         freed.update(map(scope.key, node.input))
     store.commit([*decoders, *(node for made in fragments.values() for node in made)])
+    before = result.scopes
     _insert(result, fragments, decoders)
-    drop_constants(result, freed, store.replaced)
+    keys = _renewed(before, result.scopes)
+    drop_constants(
+        result, [keys.get(key, key) for key in freed], {keys[key] for key in store.replaced}
+    )
     return result
+
+
+def _renewed(before: Sequence[Scope], after: Sequence[Scope]) -> dict[str, str]:
+    """Keys of tensors as they were -> as they are: those in unnamed nodes have their number."""
+    return {
+        old.path + name: new.path + name
+        for old, new in zip(before, after, strict=True)
+        for name in old.names
+    }
 
 
 def _insert(
