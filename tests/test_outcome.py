@@ -66,7 +66,7 @@ def start(line, **options):
 
 def ended(child):
     """Exit code, stdout, and the lines of stderr but the note on missing data."""
-    out, err = child.communicate(timeout=120)
+    out, err = child.communicate(timeout=600)
     lines = [line for line in (err or "").splitlines() if not line.startswith("NO CALIBRATION")]
     return child.returncode, out, lines
 
