@@ -208,16 +208,27 @@ def test_only_and_skip_choose_layers(run):
     assert set(report["skipped"]) == {"conv2", "head"}
 
 
-def test_without_data_it_says_so_loudly_and_size_targets_work(run):
+def test_without_data_photographs_stand_in_and_every_word_on_quality_says_so(run):
     code, _, err = run("--ratio 130% {data}/net.onnx out.onnx")
     assert code == 2 and "--ratio" in err
-    line = "--ratio 1.3 {data}/net.onnx out.onnx --method basis"
-    code, out, err = run(line)  # random weights have no small rank
-    assert code == 1 and "no longer does the job" in err and "--min-snr" in err
-    assert not Path("out.onnx").exists()
-    code, out, err = run(f"{line} --force")
-    assert code == 0 and err.startswith("NO CALIBRATION DATA") and "RANDOM samples" in out
+    line = "--ratio 1.3 {data}/net.onnx out.onnx --method basis --force"
+    code, out, err = run(line)
+    assert code == 0 and err.startswith("NO CALIBRATION DATA") and "STAND-IN samples" in out
+    assert "photographs that ship with onnxcompress" in out + err
     assert out.rstrip().endswith("QUALITY NOT CHECKED ON YOUR DATA (no --calib)")
+
+
+@pytest.mark.parametrize("method", ["basis", "hashed", "binary", "auto"])
+def test_a_method_and_nothing_else_ends_with_a_file_or_with_the_reason(run, method):
+    code, out, err = run(f"{{data}}/net.onnx out.onnx --method {method}")
+    assert code in (0, 1) and Path("out.onnx").exists() == (code == 0)
+    assert code == 0 or "Error: " in err
+    assert "NOT CHECKED ON YOUR DATA" in out or code == 1
+
+
+def test_a_fidelity_target_without_data_is_refused_with_the_command_to_paste(run):
+    code, _, err = run("{data}/net.onnx out.onnx --min-snr 30")
+    assert code == 2 and err.rstrip().endswith("out.onnx --min-snr 30 --calib SAMPLES.npz")
 
 
 def test_the_rule_of_the_paper_needs_no_target(run):
@@ -657,11 +668,11 @@ def test_a_sweep_marks_the_points_that_compress_would_refuse(run, monkeypatch):
     assert code == 1 and err == f"Error: {reason}\n"
 
 
-def test_a_sweep_without_samples_says_that_its_inputs_are_random(run):
+def test_a_sweep_without_samples_says_that_others_stand_in(run):
     line = "sweep {data}/net.onnx --method integer --ratio 4 --cache kept"
     code, out, _ = run(f"{line} --plot curve.svg --report page.html")
-    assert code == 0 and "SNR dB on 2 RANDOM samples" in out and "%" not in out
-    assert "SNR of the outputs on 2 RANDOM samples" in Path("curve.svg").read_text("utf-8")
+    assert code == 0 and "STAND-IN samples" in out
+    assert "STAND-IN samples" in Path("curve.svg").read_text("utf-8")
     page = Path("page.html").read_text("utf-8")
     assert "random inputs, which say little" in page and "held-out" not in page
     [point] = json.loads(run(f"{line} --json")[1])["points"]

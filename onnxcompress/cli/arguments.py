@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxcompress.cli.endings import command_line
 from onnxcompress.core.errors import DataError
 from onnxcompress.core.messages import printable, shorten
 
@@ -67,7 +69,8 @@ def check_gate(target: Target | None, options: Mapping[str, Any]) -> None:
     if target.max_drop is not None and options["evaluation"] is None:
         raise click.UsageError("--max-drop needs labelled samples: give --eval")
     if (target.min_snr, target.min_agreement) != (None, None) and options["calib"] is None:
-        raise click.UsageError("--min-agreement and --min-snr need samples: give --calib")
+        command = shlex.join(["onnxcompress", *command_line(), "--calib", "SAMPLES.npz"])
+        raise click.UsageError(f"--min-agreement and --min-snr need samples: {command}")
 
 
 def check_cache(folder: Path | None) -> None:
@@ -260,7 +263,7 @@ def prepare(model: Model, options: Mapping[str, Any]) -> Task:
     """Choose layers and open samples."""
     only = choose_layers(model, options["only"], options["skip"])
     measures = read_measures(model, options)
-    samples = open_samples(model, options, "the fits use the weights alone")
+    samples = open_samples(model, options, "photographs or random inputs stand in")
     common = {name: options[name] for name in ("seed", "jobs", "engine", "cache")}
     shapes = dict(options["shapes"])
     keywords = {"only": only, "samples": samples, "shapes": shapes, **common, **measures}

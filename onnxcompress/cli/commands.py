@@ -100,6 +100,7 @@ def compress(source: Path, output: Path, **options: Any) -> int:
         raise click.UsageError(f"a command comes first: onnxcompress {source} ...")
     with redirect_stdout(sys.stderr):  # whatever a module:function prints
         target = arguments.read_target(options)
+        arguments.check_gate(target, options)
         methods = arguments.read_methods(options["specs"], options["energy"], target)
         model = arguments.load_model(source, options, output, options["force"])
         if any(entry.key == provenance.VERSION for entry in model.proto.metadata_props):

@@ -85,7 +85,8 @@ class Job:
         macs: multiplications of every linear node for the first sample.
         pinned: weights whose settings fix their size.
         samples: all calibration samples; ``fit`` and ``held_out`` are parts of these to fit with
-            and to validate with.  None without data.
+            and to validate with, or pictures that stand in for them.  None without any.
+        stand_ins: what these pictures are, in words; empty where there are none.
         validation: compares models with the original.
         target: what to reach, in the end.
         warnings: what the user should know already.
@@ -106,6 +107,7 @@ class Job:
     held_out: Samples | None
     validation: Validation | Layerwise
     target: Target
+    stand_ins: str = ""
     warnings: Sequence[str] = ()
     changes: Sequence[Change] = ()
 

@@ -66,7 +66,8 @@ def compress(
             model decides something (classes, classes at positions, whole numbers), 25 dB where
             it does not.  A result with less than 90 % agreement, or 10 dB, is worse in any case
             unless the target has a fidelity of its own.
-        samples: unlabelled inputs; without any, the fits use the weights alone.
+        samples: unlabelled inputs; without any, photographs that ship with the package stand in
+            where the model reads pictures, else the fits use the weights alone.
         evaluation: labelled inputs for the metric.
         classes: output name -> axis of the class scores that it holds, or None for the usual one;
             no other output decides anything then.  None to find out by graph and values.

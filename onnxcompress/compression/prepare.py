@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from onnxcompress.compression.job import Job, Methods, Settings, random_inputs
 from onnxcompress.compression.measure.at_once import largest_input
+from onnxcompress.compression.measure.no_data import find_stand_ins
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.simplify import without_ballast
 from onnxcompress.compression.target import Target
@@ -17,6 +18,7 @@ from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Method
 from onnxcompress.core.parallel import elsewhere
 from onnxcompress.data.samples import Sample, Samples, from_batches
+from onnxcompress.data.stand_ins import StandIns
 from onnxcompress.execution.runnable import runnable, unknown_operators
 from onnxcompress.graph import Model, find_constants, find_layers, inline_functions
 from onnxcompress.report.report import Change
@@ -48,7 +50,6 @@ def prepare(
         samples = evaluation = None
     if samples is not None and not isinstance(samples, Samples):
         samples = from_batches([*samples])
-    fit, held_out = (None, None) if samples is None else samples.split()
     offer = usable(settings.methods, model.opset)
     changed, changes = model, list[Change]()
     if not unknown:
@@ -57,6 +58,10 @@ def prepare(
         )
     opened, layers, skipped = _find_layers(changed, offer, settings.only)
     leaders = {name: layer for name, layer in layers.items() if layer.shared == name}
+    instead = None
+    if samples is None and not unknown and not model.large and layers:
+        instead = find_stand_ins(model, settings.seed, settings.shapes)
+    fit, held_out = _parts(samples, instead)
     run, shapes, macs = runnable(opened), dict[str, tuple[int, ...]](), dict[str, int]()
     if not unknown:
         first = random_inputs(model, settings) if settings.shapes or not fit else fit
@@ -75,14 +80,24 @@ def prepare(
         samples=samples,
         fit=fit,
         held_out=held_out,
+        stand_ins="" if instead is None else instead.words,
         validation=Layerwise(model, settings.seed)
         if unknown
-        else _validation(model, held_out, evaluation, settings, largest),
+        else _validation(model, samples, held_out, evaluation, settings, largest),
         target=Target(),
         changes=changes,
     )
     target = _target(job, unknown, evaluation is not None)
     return replace(job, target=target, warnings=tuple(_warnings(job, unknown)))
+
+
+def _parts(
+    samples: Samples | None, instead: StandIns | None
+) -> tuple[Samples | None, Samples | None]:
+    """Samples to fit with and to validate with, or what stands in for them."""
+    if samples is not None:
+        return samples.split()
+    return (None, None) if instead is None else (instead.fit, instead.held_out)
 
 
 def usable(methods: Methods, opset: int) -> Offer:
@@ -151,6 +166,7 @@ def _find_layers(
 
 def _validation(
     model: Model,
+    samples: Samples | None,
     held_out: Samples | None,
     evaluation: Samples | None,
     settings: Settings,
@@ -160,7 +176,8 @@ def _validation(
     return Validation(
         model,
         held_out or random_inputs(model, settings),
-        real=held_out is not None,
+        real=samples is not None,
+        pictures=samples is None and held_out is not None,
         evaluation=evaluation,
         metric=settings.metric,
         classes=settings.classes,
@@ -181,6 +198,8 @@ def _warnings(job: Job, unknown: Sequence[str]) -> Iterator[str]:
         )
     if job.fit is not None and job.held_out is not None:
         yield from dict.fromkeys((*job.fit.notes, *job.held_out.notes))
+    if job.stand_ins:
+        yield f"no samples were given (--calib): in their place are {job.stand_ins}"
     if job.original.large and job.fit is not None and not job.all_pinned:
         yield "the model is too large to measure how much each layer matters: all count alike"
 
@@ -203,8 +222,8 @@ def _target(job: Job, unknown: Sequence[str], evaluated: bool) -> Target:
         raise TargetError(
             "the model is too large to be loaded as a whole, which --latency and --refine need"
         )
-    compared = target.min_snr is not None or target.min_agreement is not None
-    if compared and job.held_out is None:
+    named = job.settings.target or Target()
+    if (named.min_snr, named.min_agreement) != (None, None) and job.samples is None:
         raise TargetError("a fidelity target needs calibration samples: give --calib")
     if target.min_agreement is not None and not job.validation.decides:
         raise TargetError("the model has no class scores or ids to agree on: use --min-snr")
@@ -214,12 +233,10 @@ def _target(job: Job, unknown: Sequence[str], evaluated: bool) -> Target:
 
 
 def _default_target(job: Job) -> Target:
-    """As small as keeps nearly all decisions, or outputs that are close."""
-    if job.held_out is None:
-        raise TargetError(
-            "without calibration samples no quality can be promised: give --calib, or a "
-            "size target (--ratio, --macs)"
-        )
-    if job.validation.decides:
+    """As small as keeps nearly all decisions, or outputs that are close.
+
+    Decisions on random inputs say little.
+    """
+    if job.held_out is not None and job.validation.decides:
         return Target(min_agreement=DEFAULT_AGREEMENT)
     return Target(min_snr=DEFAULT_SNR)

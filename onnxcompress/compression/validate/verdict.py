@@ -94,9 +94,10 @@ def _under_the_floor(both: Comparison) -> Iterator[str]:
     if worst is not None and (both.real or both.pictures):
         name, share = worst
         if share.value < FLOOR_AGREEMENT:
+            accepting = "--min-agreement 0" if both.real else "--force"
             yield (
                 f"it no longer does the job: {agreed(both, name, share)}, less than "
-                f"{FLOOR_AGREEMENT:.0%}; --min-agreement 0 accepts that"
+                f"{FLOOR_AGREEMENT:.0%}; {accepting} accepts that"
             )
     elif snr is not None and snr < FLOOR_SNR:
         yield (

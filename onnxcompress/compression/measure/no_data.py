@@ -1,0 +1,34 @@
+"""What takes the place of samples where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from onnxcompress.compression.validate.fidelity import has_class_scores, scores
+from onnxcompress.core.layer import Array
+from onnxcompress.core.sample import Sample
+from onnxcompress.data.stand_ins import StandIns, stand_ins
+from onnxcompress.execution.runnable import runnable
+from onnxcompress.execution.session import Session
+from onnxcompress.graph import Model
+
+
+def find_stand_ins(model: Model, seed: int, shapes: Mapping[str, Sequence[int]]) -> StandIns | None:
+    """Pictures in the range that the model answers to; None for one that reads no pictures.
+
+    Args:
+        shapes: input name -> shape, for inputs whose dimensions the model leaves open.
+    """
+    sessions: list[Session] = []
+
+    def answer(batch: Sample) -> Array | None:
+        if not sessions:  # most models read no pictures
+            sessions.append(Session(runnable(model)))
+        outputs = sessions[0].run(batch)
+        return next((scores(y)[0] for y in outputs if _is_scores(y)), None)
+
+    return stand_ins(model, answer, seed, shapes)
+
+
+def _is_scores(output: object) -> bool:
+    return isinstance(output, Array) and has_class_scores(output)
