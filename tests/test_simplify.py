@@ -267,3 +267,14 @@ def test_the_command_line_lists_what_was_simplified(rng, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "notes of the exporter" in shown and "scales and shifts" in shown
     assert operators(oc.load(tmp_path / "out.onnx"))[-1] == "Gemm"
+
+
+def test_inspect_says_what_stripping_and_simplifying_would_give(rng, tmp_path, capsys):
+    model = small_network(rng)
+    stripped = oc.strip(model)
+    oc.save(model, tmp_path / "in.onnx")
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path / "in.onnx")])
+    shown = capsys.readouterr().out
+    assert f"--strip drops {model.nbytes - stripped.nbytes:,} bytes" in shown
+    assert "--simplify saves 1 node and" in shown

@@ -235,6 +235,11 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
         + ", compressed before"
         * facts["compressed_before"]
     )
+    if facts["strip"]:
+        yield f"--strip drops {facts['strip']:,} bytes that no runtime reads"
+    if (saving := facts["simplify"]) and saving["nodes"]:
+        count = "1 node" if saving["nodes"] == 1 else f"{saving['nodes']:,} nodes"
+        yield f"--simplify saves {count} and {saving['bytes']:,} bytes"
     for way in ("inputs", "outputs"):
         yield from (f"{way[:-1]} {_tensor(tensor)}" for tensor in facts[way])
     if able:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.compression.simplify import PROVED_ON, simplify
 from onnxcompress.compression.validate.fidelity import decibel
 from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Method
@@ -25,6 +26,7 @@ from onnxcompress.graph import (
     find_layers,
     inline_functions,
     linear_nodes,
+    strip,
 )
 from onnxcompress.methods import METHODS
 
@@ -69,7 +71,19 @@ def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         "compressed_before": "onnxcompress.version" in properties,
         "layers": list(_rows(model, macs)),
         "estimates": _estimates(model),
+        "strip": original.nbytes - strip(original).nbytes,
+        "simplify": None if note or original.large else _simplified(original, shapes),
         "note": note,
+    }
+
+
+def _simplified(model: Model, shapes: Mapping[str, Sequence[int]] | None) -> dict[str, int]:
+    """The nodes and bytes that lossless passes would save."""
+    samples = random_samples(input_specs(model), PROVED_ON, 0, shapes)
+    _, changes = simplify(model, samples)
+    return {
+        "nodes": sum(change.nodes for change in changes),
+        "bytes": sum(change.nbytes for change in changes),
     }
 
 
