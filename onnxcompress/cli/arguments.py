@@ -89,13 +89,26 @@ def check_page(page: Path | None, models: Collection[Path]) -> None:
             raise click.UsageError(f"--report {page} would replace a model; give another name")
 
 
-def read_methods(specs: Sequence[str], energy: float | None, target: Target | None) -> list[Method]:
+def read_methods(
+    specs: Sequence[str], energy: float | None, target: Target | None, compute: str = "float"
+) -> list[Method]:
+    """The methods for all layers.
+
+    Args:
+        compute: float or int8: what layers are to compute in.
+    """
+    from onnxcompress.compression.auto import auto
     from onnxcompress.compression.method_spec import parse
     from onnxcompress.methods.basis import Basis
 
+    if compute == "int8" and not specs and energy is None:
+        return auto(target, compute)
     default = ("auto",) if energy is None else ("basis",)
     with as_usage_errors():
         chosen = [method for spec in specs or default for method in parse(spec, target)]
+        for method in chosen if compute == "int8" else ():
+            if method.name in ("half", "hashed"):
+                raise click.UsageError(f"{method.name} gives no whole numbers for --compute int8")
         if energy is None:
             return chosen
         ruled = [replace(m, energy=energy) for m in chosen if isinstance(m, Basis)]

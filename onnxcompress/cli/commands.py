@@ -95,13 +95,15 @@ def compress(source: Path, output: Path, **options: Any) -> int:
     """
     from onnxcompress.cli import terminal
     from onnxcompress.compression import pipeline
+    from onnxcompress.compression.auto import arithmetic
 
     if str(source) in cli.commands and not source.exists():
         raise click.UsageError(f"a command comes first: onnxcompress {source} ...")
     with redirect_stdout(sys.stderr):  # whatever a module:function prints
         target = arguments.read_target(options)
         arguments.check_gate(target, options)
-        methods = arguments.read_methods(options["specs"], options["energy"], target)
+        compute = arithmetic(options["compute"], target)
+        methods = arguments.read_methods(options["specs"], options["energy"], target, compute)
         model = arguments.load_model(source, options, output, options["force"])
         if any(entry.key == provenance.VERSION for entry in model.proto.metadata_props):
             say("note: this model has been compressed before")
@@ -122,6 +124,7 @@ def compress(source: Path, output: Path, **options: Any) -> int:
                 refinement=refinement and partial(refinement, track=track),
                 strip=options["strip"],
                 simplify=options["simplify"],
+                compute=compute,
                 **task.keywords,
             )
     return endings.deliver_result(result, report, metadata, source, output, options)

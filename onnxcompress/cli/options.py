@@ -16,7 +16,7 @@ from onnxcompress.cli import arguments
 from onnxcompress.core.messages import shorten
 
 SECTIONS = {  # of the help page; what is in none of them comes last
-    "Method": ("specs", "energy", "no_correct", "only", "skip", "rules"),
+    "Method": ("specs", "energy", "compute", "no_correct", "only", "skip", "rules"),
     "Target": ("ratio", "macs", "latency", "min_agreement", "min_snr", "max_drop"),
     "Data": (
         "calib",
@@ -143,6 +143,9 @@ METHOD = options(
     click.option("--energy", type=Percent(), help="The rule of the basis paper instead of a "
                  "target: filter unfolding, the smallest rank that keeps this share of the "
                  "squared singular values."),
+    click.option("--compute", type=click.Choice(["float", "int8", "auto"]), default="float",
+                 show_default=True, help="What layers compute in: int8 where that is measured to "
+                 "be faster; auto, int8 where --latency is given."),
     click.option("--only", metavar="GLOB", multiple=True, help="Change only these layers; repeat."),
     click.option("--skip", metavar="GLOB", multiple=True, help="Leave these layers alone; repeat."),
     click.option("--no-correct", is_flag=True, help="Fit every layer by itself, without matching "

@@ -50,6 +50,7 @@ def record(
         "states": options["states"],
         "strip": options.get("strip") or None,
         "simplify": options.get("simplify"),
+        "compute": None if options.get("compute", "float") == "float" else options["compute"],
     }
     if refinement is not None:
         how = refinement.keywords

@@ -117,6 +117,8 @@ def _layers(rows: Sequence[Row]) -> Table:
                 leaves=1),
         _Column("SNR dB", [number(row.snr, ".1f") for row in rows], number=True),
     ]  # fmt: skip
+    if any(row.arithmetic != "float" for row in rows):
+        columns.append(_Column("computes in", [row.arithmetic for row in rows]))
     return _fitted(columns, ["" if row.method else "dim" for row in rows])
 
 

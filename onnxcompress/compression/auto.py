@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onnxcompress.compression.target import Target
 from onnxcompress.core.method import Method
 from onnxcompress.methods import METHODS
+from onnxcompress.methods.codebook import Codebook
 from onnxcompress.methods.composed import Packed
 from onnxcompress.methods.integer import Integer
 
+WHOLE = 1 << 20  # more input channels than a layer has: all of them share a scale
 
-def auto(target: Target | None) -> list[Method]:
+
+def auto(target: Target | None, compute: str = "float") -> list[Method]:
     """The methods that are worth trying for a target.
 
     Fewer multiplications need chains of smaller layers, smaller files need fewer bits, and both
     together need chains of few bits.  On no layer that we measured did a chain make the better
-    small file.
+    small file.  In int8, where no size is asked for, numbers of 8 bits serve.
     """
+    if compute == "int8":  # where a layer multiplies whole numbers by one scale for each channel
+        whole = Integer(zero_point="none", group=WHOLE)
+        if target is None or target.ratio is None:
+            return [replace(whole, bits=8)]
+        return [whole, Codebook()]
     methods = [method() for method in METHODS.values() if method.auto]
     faster = [method for method in methods if method.faster]
     smaller = [method for method in methods if not method.faster]
@@ -25,3 +35,12 @@ def auto(target: Target | None) -> list[Method]:
         return faster
     packed = [Packed(f, outer) for f in faster for outer in (Integer(bits=8), Integer(bits=4))]
     return [*packed, *smaller]
+
+
+def arithmetic(compute: str, target: Target | None) -> str:
+    """float or int8; where it is left open, int8 if time is asked for."""
+    if compute not in ("float", "int8", "auto"):
+        raise ValueError(f"compute must be float, int8 or auto, got {compute!r}")
+    if compute == "auto":
+        return "int8" if target is not None and target.latency else "float"
+    return compute

@@ -11,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from onnxcompress.compression.search.plan_int8 import Int8Plan
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
 from onnxcompress.compression.validate.validation import Validation
@@ -52,11 +53,13 @@ class Settings:
     states: Mapping[str, str] | None = None
     strip: bool = False
     simplify: bool | None = None
+    compute: str = "float"
 
     @property
     def simplifies(self) -> bool:
         """Whether lossless passes come first: where time counts, unless it was said."""
         timed = self.target is not None and self.target.latency is not None
+        timed = timed or self.compute == "int8"
         return timed if self.simplify is None else self.simplify
 
     @contextmanager
@@ -91,6 +94,7 @@ class Job:
         target: what to reach, in the end.
         warnings: what the user should know already.
         changes: what was done to the model that leaves its outputs as they are.
+        int8: the layers that compute in int8; None where all compute as they did.
     """
 
     settings: Settings
@@ -110,6 +114,7 @@ class Job:
     stand_ins: str = ""
     warnings: Sequence[str] = ()
     changes: Sequence[Change] = ()
+    int8: Int8Plan | None = None
 
     @cached_property
     def random(self) -> Samples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from onnxcompress.compression.build.best import Compressed
 from onnxcompress.compression.job import Job
@@ -30,7 +31,7 @@ def judge(job: Job, curves: Curves, compressed: Compressed) -> tuple[Model, Repo
     predicted = curves.snr(built.chosen) if job.has_choice else None
     skipped = {**job.skipped, **_without_candidates(job, curves), **built.failed}
     skipped |= compressed.left_out
-    rows = tuple(_rows(job, compressed, skipped))
+    rows = tuple(_in_their_arithmetic(job, _rows(job, compressed, skipped)))
     macs = sum(job.macs.values())
     saved = sum(row.macs[0] - row.macs[1] for row in rows)
     comparison = refined = None
@@ -47,6 +48,7 @@ def judge(job: Job, curves: Curves, compressed: Compressed) -> tuple[Model, Repo
         failed = [f"the result is no valid model: {error}"]
     else:
         failed = [*failures(comparison, job.target), *_too_little(job, curves, comparison)]
+        failed += _slower(job, comparison)
         noted += warnings(comparison)
     noted += _notes(job, compressed, result)
     report = Report(
@@ -103,6 +105,27 @@ def _notes(job: Job, compressed: Compressed, result: Model) -> Iterator[str]:
     if emptied := emptied_inputs(job.original, result):
         some = ", ".join(emptied[:3]) + ", ..." * (len(emptied) > 3)
         yield f"inputs that give weights ({some}) are still there, but nothing reads them"
+
+
+def _slower(job: Job, comparison: Comparison) -> Iterator[str]:
+    """A model that was to be faster in int8, and is slower."""
+    spent = comparison.latency
+    if job.int8 is None or not job.int8.layers or job.target.faster:
+        return
+    if spent and spent.verdict == "slower":
+        yield f"it is slower: {spent.ratio:.2f} of the original's time"
+
+
+def _in_their_arithmetic(job: Job, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows with what their layers compute in, and why where that is float."""
+    plan = job.int8
+    for row in rows:
+        chosen = None if plan is None else plan.arithmetic.get(row.layer)
+        if chosen is None:
+            yield row
+            continue
+        notes = [note for note in (row.note, chosen.reason) if note]
+        yield replace(row, arithmetic=str(chosen), note="; ".join(notes))
 
 
 def _too_little(job: Job, curves: Curves, comparison: Comparison) -> Iterable[str]:

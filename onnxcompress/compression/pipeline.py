@@ -14,7 +14,7 @@ from functools import cache as remember
 from pathlib import Path
 from typing import Any
 
-from onnxcompress.compression.auto import auto
+from onnxcompress.compression.auto import arithmetic, auto
 from onnxcompress.compression.build.best import build
 from onnxcompress.compression.build.builder import Builder
 from onnxcompress.compression.job import Methods, Refine, Settings
@@ -55,6 +55,7 @@ def compress(
     refinement: Refine | None = None,
     strip: bool = False,
     simplify: bool | None = None,
+    compute: str = "float",
 ) -> tuple[Model, Report]:
     """Replace layers by smaller subgraphs until the target is met.
 
@@ -86,6 +87,8 @@ def compress(
         strip: drop what no runtime reads first: notes of the exporter, types that can be inferred.
         simplify: apply lossless passes first, see `onnxcompress.simplify`; None where the target
             is one of time.
+        compute: what layers compute in: ``float``, as they did; ``int8``, those that are measured
+            to be faster in it; ``auto``, int8 where ``latency`` is asked for.
 
     Returns:
         The compressed model, and the report.  It is for the caller to look at ``report.worse``
@@ -96,11 +99,12 @@ def compress(
         TargetError: what is needed to judge the target is missing, such as samples.
         WorkerError: a process or a cluster that was to do some of the work did not.
     """
-    methods = auto(target) if methods is None else methods
+    compute = arithmetic(compute, target)
+    methods = auto(target, compute) if methods is None else methods
     settings = Settings(
         methods, target, metric, only, correct, shapes or {}, metadata or {}, seed,
         jobs or cores(), engine, providers, track, cache, refinement, classes, states,
-        strip, simplify,
+        strip, simplify, compute,
     )  # fmt: skip
     with settings.workers():
         job = prepare(model, samples, evaluation, settings)

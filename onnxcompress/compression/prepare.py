@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from onnxcompress.compression.job import Job, Methods, Settings, random_inputs
 from onnxcompress.compression.measure.at_once import largest_input
 from onnxcompress.compression.measure.no_data import find_stand_ins
 from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.compression.search.plan_int8 import plan_int8
 from onnxcompress.compression.simplify import without_ballast
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
@@ -20,11 +22,20 @@ from onnxcompress.core.parallel import elsewhere
 from onnxcompress.data.samples import Sample, Samples, from_batches
 from onnxcompress.data.stand_ins import StandIns
 from onnxcompress.execution.runnable import runnable, unknown_operators
-from onnxcompress.graph import Model, find_constants, find_layers, inline_functions
+from onnxcompress.graph import (
+    Model,
+    find_constants,
+    find_layers,
+    fold_affine,
+    fold_pads,
+    inline_functions,
+)
 from onnxcompress.report.report import Change
 
 DEFAULT_AGREEMENT = 0.98  # share of decisions that stay, where nothing else is asked
 DEFAULT_SNR = 25.0  # dB of the outputs, where there are no decisions
+STAND_IN_RANGES = "ACTIVATION RANGES FROM STAND-INS: give --calib"
+PLANNED = 64  # samples that decide which layers compute in int8
 
 Offer = Callable[[Layer], list[Method]]
 
@@ -54,8 +65,10 @@ def prepare(
     changed, changes = model, list[Change]()
     if not unknown:
         changed, changes = without_ballast(
-            model, settings.strip, settings.simplifies, fit or random_inputs(model, settings)
+            model, settings.strip, settings.simplifies, samples or random_inputs(model, settings)
         )
+    if settings.compute == "int8":
+        changed = fold_pads(fold_affine(changed))
     opened, layers, skipped = _find_layers(changed, offer, settings.only)
     leaders = {name: layer for name, layer in layers.items() if layer.shared == name}
     instead = None
@@ -88,7 +101,19 @@ def prepare(
         changes=changes,
     )
     target = _target(job, unknown, evaluation is not None)
-    return replace(job, target=target, warnings=tuple(_warnings(job, unknown)))
+    job = replace(job, target=target, warnings=tuple(_warnings(job, unknown)))
+    return _planned(job) if settings.compute == "int8" and not unknown else job
+
+
+def _planned(job: Job) -> Job:
+    """The job with the layers chosen that compute in int8."""
+    samples = job.fit or job.random
+    batches = list(islice(samples.batches(1), PLANNED))
+    plan = plan_int8(
+        job.original, job.model, job.layers, batches, job.settings.jobs, static=job.fit is not None
+    )
+    said = [*job.warnings, STAND_IN_RANGES] if job.stand_ins and plan.ranges else job.warnings
+    return replace(job, int8=plan, warnings=tuple(said))
 
 
 def _parts(

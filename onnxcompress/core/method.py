@@ -120,6 +120,12 @@ class CompressedWeight(ABC):
         """
         return None
 
+    def emit_integers(self, op: Emitter) -> Array | Value:
+        """Nodes that compute these numbers, or the numbers themselves."""
+        numbers = self.integers()
+        assert numbers is not None
+        return numbers[0]
+
     @abstractmethod
     def scaled(self, gain: Array) -> Self:
         """The same with output channel c multiplied by ``gain[c]``."""

@@ -34,6 +34,7 @@ from onnxcompress.graph.passes.as_float32 import (
     has_float16,
     needs_float32,
 )
+from onnxcompress.graph.passes.compute_int8 import compute_int8
 from onnxcompress.graph.passes.drop_dead import drop_dead, drop_unread
 from onnxcompress.graph.passes.drop_identities import drop_identities
 from onnxcompress.graph.passes.fold_affine import fold_affine, fold_batchnorm
@@ -70,6 +71,7 @@ __all__ = [
     "bypass",
     "changed_outputs",
     "check",
+    "compute_int8",
     "custom_operators",
     "declared_inputs",
     "declared_outputs",

@@ -23,6 +23,7 @@ class Row:
         snr: measured in dB on the calibration stream, corrections included, before a refinement;
             None without data.
         note: why it was kept, or what else is to be known.
+        arithmetic: what it computes in.
     """
 
     layer: str
@@ -34,6 +35,7 @@ class Row:
     error: float = 0.0
     snr: float | None = None
     note: str = ""
+    arithmetic: str = "float"
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from onnxcompress.compression.job import Job
 from onnxcompress.compression.measure.at_once import kept, largest_input, threads
 from onnxcompress.compression.measure.calibrate import batching, quota
 from onnxcompress.compression.measure.observed import Observed
+from onnxcompress.core.arithmetic import Rounded
 from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
-from onnxcompress.graph import Model, annotate, rewrite
+from onnxcompress.graph import Model, annotate, compute_int8, rewrite
 
 CORRECTION_TRIALS = 8  # real runs that decide where corrections stay,
 
@@ -79,15 +80,27 @@ class Builder:
             fitted = self._one_by_one(settings)
         fitted = fitted | fixed
         failed: dict[str, str] = {}
-        result = annotate(rewrite(job.model, *_parts(fitted), failed), job.settings.metadata)
+        result = annotate(self._changed(job.model, fitted, failed), job.settings.metadata)
         kept = {name: f for name, f in fitted.items() if name not in failed}
         return Built(chosen, result, kept, failed)
 
     def loss(self, fitted: Mapping[str, Fitted]) -> float:
         """Error of the outputs on some held-out samples with these weights in place."""
-        model = rewrite(self.job.runnable, *_parts(fitted), {})
+        model = self._changed(self.job.runnable, fitted, {})
         work = CORRECTION_WORK // (CORRECTION_TRIALS * max(sum(self.job.macs.values()), 1))
         return self.job.validation.fidelity(model, int(np.clip(work, 1, CORRECTION_SAMPLES))).loss
+
+    def _changed(self, model: Model, fitted: Mapping[str, Fitted], failed: dict[str, str]) -> Model:
+        """The model with these weights in place, its layers in the arithmetic of the plan."""
+        weights, biases = _parts(fitted)
+        plan = self.job.int8
+        if plan is None:
+            return rewrite(model, weights, biases, failed)
+        kept = [name for name in plan.layers if name not in weights]
+        weights |= {name: Rounded.of(self.job.layers[name].read().weight) for name in kept}
+        return compute_int8(
+            model, weights, plan.arithmetic, plan.ranges, biases, failed, plan.region
+        )
 
     def _fit(self, name: str, setting: Method, statistics: Statistics) -> CompressedWeight:
         """A layer's weight in this setting."""
@@ -141,6 +154,7 @@ class Builder:
             jobs=threads(largest, size, job.settings.jobs),
             limit=lambda layer: quota(layer, len(batches)),
             fixed={name: f.weight for name, f in fixed.items()},
+            int8=job.int8,
             track=track,
         )
         return fitted if progress is None else self._helpful({**fitted, **fixed})

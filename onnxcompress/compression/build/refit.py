@@ -26,7 +26,9 @@ import numpy as np
 from onnxcompress.compression.build.fitted import Fitted
 from onnxcompress.compression.build.streams import Streams
 from onnxcompress.compression.measure.patches import gathered, patches
+from onnxcompress.compression.search.plan_int8 import Int8Plan
 from onnxcompress.compression.validate.fidelity import decibel
+from onnxcompress.core.arithmetic import in_integers, rounded_by_sample
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.method import CompressedWeight, Method
 from onnxcompress.core.parallel import each
@@ -54,6 +56,7 @@ def refit(
     gain: bool = True,
     limit: Callable[[Layer], int] | None = None,
     fixed: Mapping[str, CompressedWeight] | None = None,
+    int8: Int8Plan | None = None,
     jobs: int = 1,
     track: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> dict[str, Fitted]:
@@ -64,14 +67,17 @@ def refit(
         batches: calibration samples; their activations are kept in memory.
         limit: patches to look at per batch, for a layer.
         fixed: what is in the compressed model already: constants, and layers in bodies.
+        int8: the layers that compute in int8: they are fitted to what is left of their inputs.
         track: wraps the layer names, for a progress bar.
     """
-    streams = Streams(model, batches, fixed or {}, jobs)
+    streams = Streams(model, batches, fixed or {}, jobs, int8.tensors if int8 else None)
     fitted: dict[str, Fitted] = {}
     nodes = dict(zip(model.keys, model.graph.node, strict=True))
     for name in track([key for key in model.keys if key in settings]):
         layer, node = layers[name].read(), nodes[name]
         original, compressed = streams.inputs_of(name, layer_input(node, layer))
+        if int8 is not None and int8.kind(name) == "dynamic":
+            compressed = [rounded_by_sample(x) for x in compressed]
         fit = _Fit(layer, original, compressed, limit(layer) if limit else None, jobs)
         if layer.shared in fitted:
             weight = fitted[layer.shared].weight
@@ -80,6 +86,8 @@ def refit(
             alone = sum(other.shared == layer.shared for other in layers.values()) == 1
             target = fit.target() if alone else layer
             weight = settings[name].fit(target, fit.statistics)
+            if int8 is not None and int8.kind(name) != "float":
+                weight = in_integers(weight)
             fitted[name] = fit.corrected(weight, gain and alone)
         if model.large:
             fitted[name] = fitted[name].mapped(model.keep)

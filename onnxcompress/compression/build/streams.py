@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxcompress.compression.build.fitted import Fitted
+from onnxcompress.core.arithmetic import Range
 from onnxcompress.core.layer import Array
 from onnxcompress.core.method import CompressedWeight
 from onnxcompress.core.parallel import each
@@ -26,8 +27,14 @@ class Streams:
         batches: Sequence[Sample],
         fixed: Mapping[str, CompressedWeight],
         jobs: int,
+        ranges: Mapping[str, Range] | None = None,
     ) -> None:
+        """
+        Args:
+            ranges: of the tensors that are bytes in the compressed model.
+        """
         self._model, self._jobs, self._count = model, jobs, len(batches)
+        self._ranges = ranges or {}
         self._changed = rewrite(model, fixed, failed={}) if fixed else model
         self._constants = model.constants.keys() | model.makers.keys()
         self._nodes = list(model.graph.node)
@@ -40,7 +47,7 @@ class Streams:
             if name in batches[0]
         }
         self._original = dict(inputs)
-        self._compressed = dict(inputs)
+        self._compressed = self._rounded(inputs)
         self._pending: tuple[list[Any], list[Any]] = ([], [])
         self._next = 0
 
@@ -70,7 +77,7 @@ class Streams:
         alone = rewrite(alone, {key: fitted.weight}, biases, failed={})  # the result reports it
         self._pending[0].append(node)
         self._next += 1
-        self._compressed |= self._run(alone, values, fold)
+        self._compressed |= self._rounded(self._run(alone, values, fold))
         self._forget(self._compressed, self._pending[1])
 
     def _flush(self) -> None:
@@ -80,6 +87,7 @@ class Streams:
         if (
             self._changed is self._model
             and [id(node) for node in first] == [id(node) for node in second]
+            and self._ranges.keys().isdisjoint(name for node in second for name in node.output)
             and all(
                 self._compressed.get(name) is before.get(name)
                 for node in second
@@ -90,7 +98,8 @@ class Streams:
             made = {name for node in second for name in node.output}
             self._compressed |= {n: v for n, v in self._original.items() if n in made}
         else:
-            self._advance(self._changed, self._compressed, second)
+            for nodes in self._up_to_bytes(second):
+                self._advance(self._changed, self._compressed, nodes)
         first.clear()
         second.clear()
         self._forget(self._original, first)
@@ -100,13 +109,38 @@ class Streams:
         if not nodes:
             return
         made = {name for node in nodes for name in node.output if name}
-        needed = sorted(name for name in made if self._last.get(name, -1) >= self._next)
+        rounded = made & self._ranges.keys() if values is self._compressed else set[str]()
+        waiting = (
+            {name for node in self._pending[1] for name in reads(node)} if self._ranges else ()
+        )
+        needed = sorted(
+            name
+            for name in made
+            if self._last.get(name, -1) >= self._next or name in rounded or name in waiting
+        )
         if not needed:
             return
         read = {name for node in nodes for name in reads(node)} - made
         inputs = {name: values[name] for name in sorted(read) if name in values}
         first = {name: value[0] for name, value in inputs.items()}
-        values |= self._run(segment(model, nodes, first, needed), inputs)
+        found = self._run(segment(model, nodes, first, needed), inputs)
+        values |= self._rounded(found) if values is self._compressed else found
+
+    def _up_to_bytes(self, nodes: Sequence[Any]) -> list[list[Any]]:
+        """The nodes in runs, each of which ends where a tensor becomes bytes."""
+        runs: list[list[Any]] = [[]]
+        for node in nodes:
+            runs[-1].append(node)
+            if not self._ranges.keys().isdisjoint(node.output):
+                runs.append([])
+        return runs
+
+    def _rounded(self, values: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """What is left of the tensors that are bytes."""
+        return {
+            name: [self._ranges[name].rounded(x) for x in some] if name in self._ranges else some
+            for name, some in values.items()
+        }
 
     def _run(
         self, model: Model, inputs: Mapping[str, list[Array]], fold: bool = True

@@ -123,6 +123,30 @@ class CodedWeight(DecodedWeight):
             return None
         return units.astype(np.int8), self.scale[:, 0].astype(np.float32)
 
+    def emit_integers(self, op: Emitter) -> Array | Value:
+        out, *rest = self.shape
+        count = out * self.columns
+        total: Any = None if self.tables else self.codes[0]
+        several = len(self.tables) > 1 or self.zero is not None
+        for codes, table in zip(self.codes, self.tables, strict=False):
+            digit = op.Gather(table, op.Cast(codes, to=np.int32), axis=0)
+            digit = op.Reshape(digit, np.array([-1]))
+            if len(codes) * table.shape[1] != count:
+                digit = op.Slice(digit, np.array([0]), np.array([count]))
+            digit = op.Cast(digit, to=np.int32) if several else digit
+            total = digit if total is None else op.Add(total, digit)
+        if self.zero is not None:
+            rows = op.Reshape(total, np.array([out, self.columns]))
+            total = op.Sub(op.Cast(rows, to=np.int32), self.zero.astype(np.int32))
+        if several:
+            total = op.Cast(total, to=np.int8)
+        if self.columns != prod(rest):
+            total = op.Reshape(total, np.array([out, self.columns]))
+            total = op.Slice(total, np.array([0]), np.array([prod(rest)]), np.array([1]))
+        if isinstance(total, Array):
+            return total.reshape(self.shape)
+        return op.Reshape(total, np.array(self.shape))
+
     def emit_weight(self, op: Emitter, dtype: Any) -> Value:
         out, *rest = self.shape
         parts, unpadded = self.scale.shape[1], self.columns == prod(rest)
