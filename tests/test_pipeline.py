@@ -362,6 +362,36 @@ def test_the_predicted_snr_is_known_before_the_fit_and_noise_is_called_noise(
     assert [w for w in run(6).warnings if "noise" in w]
 
 
+@pytest.mark.parametrize("kind", ["path", "proto", "bytes"])
+def test_a_model_is_taken_as_people_have_it(net, tmp_path, kind):
+    path = tmp_path / "net.onnx"
+    oc.save(net, path)
+    proto = onnx.load(path)
+    model = {"path": str(path), "proto": proto, "bytes": proto.SerializeToString()}[kind]
+    result, report = oc.compress(model, methods=["integer:bits=8"])
+    assert report.comparison.ratio > 3 and result.nbytes < net.nbytes / 3
+
+
+def test_what_is_no_model_and_no_method_is_refused_in_one_line(net):
+    with pytest.raises(oc.ModelError, match="must be a path"):
+        oc.compress(3)
+    with pytest.raises(oc.OnnxCompressError, match="did you mean 'integer'"):
+        oc.compress(net, methods=["integre:bits=4"])
+
+
+def test_a_generator_that_reuses_its_buffer_gives_different_samples(net, batches):
+    def reusing():
+        buffer = np.empty_like(batches[0]["x"])
+        for batch in batches:
+            buffer[:] = batch["x"]
+            yield {"x": buffer}
+
+    methods = ["integer:bits=4"]
+    _, expected = oc.compress(net, methods=methods, samples=batches)
+    _, report = oc.compress(net, methods=methods, samples=reusing())
+    assert report.comparison.snr == expected.comparison.snr
+
+
 def test_settings_that_are_fixed_are_fitted_without_measuring_sensitivities(net, batches):
     said = []
 

@@ -6,7 +6,7 @@ What a method can be told comes from its fields; what that means, from its docst
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib import import_module
 from inspect import getdoc
@@ -15,6 +15,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from onnxcompress.compression.auto import auto
 from onnxcompress.compression.target import Target
+from onnxcompress.core.errors import MethodError
+from onnxcompress.core.layer import Layer
 from onnxcompress.core.messages import nearest
 from onnxcompress.core.method import Method
 from onnxcompress.methods import METHODS
@@ -23,11 +25,15 @@ from onnxcompress.methods.composed import Packed
 WORDS = {int: "a whole number", float: "a number", str: "a word"}
 
 
+Spelled = str | Method | Sequence[str | Method] | Callable[[Layer], Sequence[Method]]
+"""Methods for all layers, as spellings or objects, or by a function of the layer."""
+
+
 def parse(spec: str, target: Target | None = None) -> list[Method]:
     """The methods that a spec stands for; ``auto`` depends on the target.
 
     Raises:
-        ValueError: an unknown method or setting, or a value that does not fit, in one line.
+        MethodError: an unknown method or setting, or a value that does not fit, in one line.
     """
     if spec == "auto":
         return auto(target)
@@ -40,14 +46,29 @@ def parse(spec: str, target: Target | None = None) -> list[Method]:
     for pair in filter(None, pairs.split(",")):
         key, _, text = pair.partition("=")
         if key not in kinds:
-            raise ValueError(f"{name} has no setting {key!r}{nearest(key, kinds)}")
+            raise MethodError(f"{name} has no setting {key!r}{nearest(key, kinds)}")
         if key in settings:
-            raise ValueError(f"{name}:{pairs} sets {key} twice")
+            raise MethodError(f"{name}:{pairs} sets {key} twice")
         settings[key] = _value(f"{name}:{pair}", text, kinds[key])
     try:
         return [method(**settings)]
     except ValueError as error:
-        raise ValueError(f"{spec}: {error}") from None
+        raise MethodError(f"{spec}: {error}") from None
+
+
+def as_methods(
+    methods: Spelled | None, target: Target | None
+) -> Sequence[Method] | Callable[[Layer], Sequence[Method]]:
+    """Methods from spellings, objects, or a function of the layer; None for `auto`.
+
+    Raises:
+        MethodError: a spelling is wrong.
+    """
+    if callable(methods):
+        return methods
+    if methods is None or isinstance(methods, str | Method):
+        methods = ["auto" if methods is None else methods]
+    return [m for one in methods for m in (parse(one, target) if isinstance(one, str) else [one])]
 
 
 def _packed(spec: str) -> Packed:
@@ -55,7 +76,7 @@ def _packed(spec: str) -> Packed:
     [inner], [outer] = (parse(part) for part in spec.split("+", 1))
     if not outer.packs:
         packers = sorted(name for name, method in METHODS.items() if method.packs)
-        raise ValueError(f"{spec}: after + comes {', '.join(packers)}")
+        raise MethodError(f"{spec}: after + comes {', '.join(packers)}")
     return Packed(inner, outer)
 
 
@@ -69,7 +90,7 @@ def method_named(name: str) -> type[Method]:
         return METHODS[name]
     except KeyError:
         near = nearest(name, ["auto", *METHODS])
-        raise ValueError(f"unknown method {name!r}{near}") from None
+        raise MethodError(f"unknown method {name!r}{near}") from None
 
 
 def described(method: type[Method]) -> tuple[str, list[tuple[str, str, str]]]:
@@ -116,7 +137,7 @@ def _value(pair: str, text: str, kinds: Sequence[Any]) -> Any:
             return text
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     near = nearest(text, words) if words else f", which must be {_wanted(kinds)}"
-    raise ValueError(f"{pair} has no value that fits{near}")
+    raise MethodError(f"{pair} has no value that fits{near}")
 
 
 def _wanted(kinds: Sequence[Any]) -> str:

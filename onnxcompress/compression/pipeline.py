@@ -9,7 +9,7 @@ judge        refine, compare with the original, report
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache as remember
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 from onnxcompress.compression.auto import arithmetic, auto
 from onnxcompress.compression.build.best import build
 from onnxcompress.compression.build.builder import Builder
-from onnxcompress.compression.job import Methods, Refine, Settings
+from onnxcompress.compression.job import Refine, Settings
 from onnxcompress.compression.judge import judge
+from onnxcompress.compression.method_spec import Spelled, as_methods
 from onnxcompress.compression.prepare import prepare
 from onnxcompress.compression.search.bisect import search
 from onnxcompress.compression.search.candidates import measure
@@ -27,17 +28,18 @@ from onnxcompress.compression.target import Target
 from onnxcompress.core.errors import BudgetError, TargetError
 from onnxcompress.core.parallel import cores
 from onnxcompress.core.progress import Track, untracked
-from onnxcompress.data.samples import Sample, Samples
+from onnxcompress.data.samples import Samples
 from onnxcompress.graph import Model
+from onnxcompress.graph.load import as_model
 from onnxcompress.report.report import Point, Report
 
 
 def compress(
-    model: Model,
+    model: Any,
     *,
-    methods: Methods | None = None,
+    methods: Spelled | None = None,
     target: Target | None = None,
-    samples: Samples | Iterable[Sample] | None = None,
+    samples: Any = None,
     evaluation: Samples | None = None,
     metric: str = "top1",
     classes: Mapping[str, int | None] | None = None,
@@ -60,15 +62,18 @@ def compress(
     """Replace layers by smaller subgraphs until the target is met.
 
     Args:
-        methods: what to choose from, for all layers or by a function of the layer; one for which
-            nothing helps keeps its weight.  None for those that `auto` finds worth trying for
-            the target.
+        model: a path, a ModelProto, its bytes, or a Model.
+        methods: what to choose from, as objects or spellings such as ``"integer:bits=4"``, for all
+            layers or by a function of the layer; one for which nothing helps keeps its weight.
+            None for those that `auto` finds worth trying for the target.
         target: None means what settings that are fixed give, else 98 % agreement where the
             model decides something (classes, classes at positions, whole numbers), 25 dB where
             it does not.  A result with less than 90 % agreement, or 10 dB, is worse in any case
             unless the target has a fidelity of its own.
-        samples: unlabelled inputs; without any, photographs that ship with the package stand in
-            where the model reads pictures, else the fits use the weights alone.
+        samples: unlabelled inputs: an array, arrays by input name, what yields batches of these
+            (a list, a generator, a torch DataLoader), or Samples.  Without any, photographs that
+            ship with the package stand in where the model reads pictures, else the fits use the
+            weights alone.
         evaluation: labelled inputs for the metric.
         classes: output name -> axis of the class scores that it holds, or None for the usual one;
             no other output decides anything then.  None to find out by graph and values.
@@ -100,14 +105,14 @@ def compress(
         WorkerError: a process or a cluster that was to do some of the work did not.
     """
     compute = arithmetic(compute, target)
-    methods = auto(target, compute) if methods is None else methods
+    own = auto(target, compute) if methods is None else as_methods(methods, target)
     settings = Settings(
-        methods, target, metric, only, correct, shapes or {}, metadata or {}, seed,
+        own, target, metric, only, correct, shapes or {}, metadata or {}, seed,
         jobs or cores(), engine, providers, track, cache, refinement, classes, states,
         strip, simplify, compute,
     )  # fmt: skip
     with settings.workers():
-        job = prepare(model, samples, evaluation, settings)
+        job = prepare(as_model(model), samples, evaluation, settings)
         measured = measure(job)
         curves = price(job, measured, units_of(job, measured.candidates))
         builder = Builder(job, measured.observed)
@@ -116,11 +121,11 @@ def compress(
 
 
 def trade_off(
-    model: Model,
+    model: Any,
     targets: Sequence[Target],
     *,
-    methods: Methods | None = None,
-    samples: Samples | Iterable[Sample] | None = None,
+    methods: Spelled | None = None,
+    samples: Any = None,
     evaluation: Samples | None = None,
     metric: str = "top1",
     classes: Mapping[str, int | None] | None = None,
@@ -151,11 +156,12 @@ def trade_off(
         if any(auto(target) != methods for target in targets):
             raise TargetError("sizes and multiplications need methods of their own: give methods")
     settings = Settings(
-        methods, targets[0], metric, only, True, shapes or {}, metadata(targets[0]), seed,
-        jobs or cores(), engine, providers, track, cache, None, classes, states,
+        as_methods(methods, targets[0]), targets[0], metric, only, True, shapes or {},
+        metadata(targets[0]), seed, jobs or cores(), engine, providers, track, cache, None,
+        classes, states,
     )  # fmt: skip
     with settings.workers():
-        first = prepare(model, samples, evaluation, settings)
+        first = prepare(as_model(model), samples, evaluation, settings)
         measured = measure(first)
         priced = remember(lambda units: price(first, measured, units))
         for target in targets:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from onnxcompress.compression.job import Job, Methods, Settings, random_inputs
 from onnxcompress.compression.measure.at_once import largest_input
+from onnxcompress.compression.measure.batch_axis import fit_batches
 from onnxcompress.compression.measure.no_data import find_stand_ins
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.search.plan_int8 import plan_int8
@@ -19,7 +21,10 @@ from onnxcompress.core.errors import ModelError, TargetError
 from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Method
 from onnxcompress.core.parallel import elsewhere
-from onnxcompress.data.samples import Sample, Samples, from_batches
+from onnxcompress.data.convert import as_samples
+from onnxcompress.data.inputs import input_specs
+from onnxcompress.data.quality import check_samples
+from onnxcompress.data.samples import Samples
 from onnxcompress.data.stand_ins import StandIns
 from onnxcompress.execution.runnable import runnable, unknown_operators
 from onnxcompress.graph import (
@@ -42,7 +47,7 @@ Offer = Callable[[Layer], list[Method]]
 
 def prepare(
     model: Model,
-    samples: Samples | Iterable[Sample] | None,
+    samples: Any,
     evaluation: Samples | None,
     settings: Settings,
 ) -> Job:
@@ -59,14 +64,14 @@ def prepare(
     unknown = unknown_operators(model)
     if unknown:
         samples = evaluation = None
-    if samples is not None and not isinstance(samples, Samples):
-        samples = from_batches([*samples])
+    if samples is not None:
+        samples = as_samples(samples, input_specs(model))
+        samples = fit_batches(model, check_samples(samples))
     offer = usable(settings.methods, model.opset)
     changed, changes = model, list[Change]()
     if not unknown:
-        changed, changes = without_ballast(
-            model, settings.strip, settings.simplifies, samples or random_inputs(model, settings)
-        )
+        proof = random_inputs(model, settings) if samples is None else samples.split()[0]
+        changed, changes = without_ballast(model, settings.strip, settings.simplifies, proof)
     if settings.compute == "int8":
         changed = fold_pads(fold_affine(changed))
     opened, layers, skipped = _find_layers(changed, offer, settings.only)

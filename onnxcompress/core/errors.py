@@ -17,6 +17,10 @@ class SamplesTypeError(DataError, TypeError):
     """An object that is no samples: the argument of a call from Python."""
 
 
+class MethodError(OnnxCompressError):
+    """A method or a setting that is unknown, or has no such value."""
+
+
 class MetricError(OnnxCompressError):
     """A metric that is unknown or does not fit the outputs."""
 

@@ -16,7 +16,7 @@ from onnxcompress.graph.find_layers import (
     recurrent_inputs,
 )
 from onnxcompress.graph.input_hints import first_scaling, index_ranges
-from onnxcompress.graph.load import load, read_tensor
+from onnxcompress.graph.load import as_model, load, read_tensor
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import OPERATORS, reads
 from onnxcompress.graph.operations import (
@@ -68,6 +68,7 @@ __all__ = [
     "add_constant",
     "annotate",
     "as_float32",
+    "as_model",
     "bypass",
     "changed_outputs",
     "check",

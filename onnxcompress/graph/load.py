@@ -73,6 +73,27 @@ def load(path: str | os.PathLike[str], extensions: Sequence[str] = ()) -> Model:
     return model
 
 
+def as_model(source: Any) -> Model:
+    """A model from what people have: a path, a ModelProto, its bytes, or a Model.
+
+    Raises:
+        ModelError: it cannot be read, or is none of these.
+    """
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return load(source)
+    if isinstance(source, onnx.ModelProto):
+        return Model(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        try:
+            return Model(onnx.ModelProto.FromString(bytes(source)))
+        except DecodeError as error:
+            raise ModelError(f"the bytes are no ONNX model: {one_line(error)}") from None
+    kind = type(source).__name__
+    raise ModelError(f"model must be a path, a ModelProto, bytes or a Model, not {kind}")
+
+
 def read(path: Path, most: int) -> bytes:
     """The bytes of a regular file, which is neither empty nor larger than ``most``."""
     _size(path, most)

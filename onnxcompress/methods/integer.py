@@ -242,7 +242,7 @@ def or_integer(weight: CompressedWeight, layer: Layer, statistics: Statistics) -
 def largest_within(nbytes: int, layer: Layer) -> Integer | None:
     """The most levels that take no more bytes, zero points not counted; None if even two do."""
     fitting = [n for n in LEVELS if Integer(levels=n)._nbytes(layer) <= nbytes]
-    return Integer(**_spelled(max(fitting))) if fitting else None
+    return replace(Integer(), **_spelled(max(fitting))) if fitting else None
 
 
 def _spelled(levels: int) -> dict[str, int | None]:

@@ -9,8 +9,7 @@ diagonal of 1, and as much is added to that as the factorisation needs::
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import LinAlgError, cholesky
-from scipy.linalg.lapack import dtrtri
+from scipy.linalg import LinAlgError, cholesky, get_lapack_funcs
 
 from onnxcompress.core.layer import Array
 
@@ -41,4 +40,5 @@ def gram_root(gram: Array, noise: float) -> Array:
 
 def triangular_inverse(root: Array) -> Array:
     """The inverse of a lower triangular matrix ``(n, n)``, float64."""
-    return dtrtri(root, lower=1)[0]
+    (trtri,) = get_lapack_funcs(("trtri",), (root,))
+    return trtri(root, lower=1)[0]
