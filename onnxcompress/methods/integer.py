@@ -160,7 +160,8 @@ class Integer(Method):
         pays = PAYS_FEW if known and levels < MANY else PAYS
         plain: tuple[Kind, ...] = ("signed",) if levels == 256 else ("odd",)  # bytes as they are
         more: tuple[Kind, ...] = ("signed",) if levels % 2 == 0 and 2 < levels < 256 else ()
-        more += ("shifted",) if self.zero_point is None else ()
+        if self.zero_point is None:
+            more = (*more, "shifted")
         [(least, grid)] = best_kinds(flat, levels, plain)
         for error, other in best_kinds(flat, levels, more):
             if error < pays * least:

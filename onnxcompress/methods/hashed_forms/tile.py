@@ -55,7 +55,7 @@ class Tile:
     @property
     def transform(self) -> Array:
         """D, ``(frequencies, kernel positions)``."""
-        axes = [dct(np.eye(k), axis=0, norm="ortho") for k in self.shape[2:]]
+        axes = [np.asarray(dct(np.eye(k), axis=0, norm="ortho")) for k in self.shape[2:]]
         return reduce(lambda a, b: np.kron(a, b), axes, np.eye(1)).astype(np.float32)
 
     def indices(self, counts: Array) -> Array:
