@@ -21,6 +21,7 @@ from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
 from onnxcompress.core.method import Candidate, CompressedWeight, Method, Plain
 from onnxcompress.core.statistics import SKETCH_ABOVE, Statistics
 from onnxcompress.methods.basis import BasisWeight
+from onnxcompress.methods.integer import Integer
 
 LEAST = 64  # entries of an array that is packed
 
@@ -83,8 +84,14 @@ class Packed(Method):
     def _useful(self, stage: Layer) -> bool:
         return stage.weight.size > LEAST and bool(self.outer.settings(stage))
 
+    @property
+    def _foreseen(self) -> Method:
+        """The outer method without zero points, which its blank does not count, unless asked for."""
+        open_ended = isinstance(self.outer, Integer) and self.outer.zero_point is None
+        return replace(self.outer, zero_point="none") if open_ended else self.outer
+
     def _packed(self, stage: Layer, statistics: Statistics) -> Any:
-        return self.outer.fit(stage, statistics) if self._useful(stage) else Plain(stage.weight)
+        return self._foreseen.fit(stage, statistics) if self._useful(stage) else Plain(stage.weight)
 
     def _chain(self, inner: BasisWeight, layer: Layer, statistics: Statistics) -> PackedWeight:
         parts: list[Any] = []

@@ -45,7 +45,7 @@ NORMAL = {  # half the best step for normal weights in units of their deviation 
     2: 0.798, 3: 0.612, 4: 0.498, 6: 0.367, 8: 0.293, 12: 0.211, 16: 0.168, 24: 0.119, 32: 0.094,
 }  # fmt: skip
 PAYS = 0.95  # of the error, below which another kind of grid is worth its bytes and nodes;
-PAYS_FEW = 0.85  # with few levels and data, where error feedback makes up for some difference
+PAYS_TABLES = 0.6  # with tables of its own, which small models pay for, and data that lowers both
 EXACT = 1e-6  # of the energy, an error below which shows what float16 rounds off the scales
 ROOM = 2.0  # factor by which fits and corrections may change a scale, either way
 GROUP = 64  # input channels that share a scale, tried where the group is open
@@ -123,7 +123,9 @@ class Integer(Method):
         return CodedWeight.of_numbers(fitted, grid, layer, rows.single)
 
     def blank(self, layer: Layer) -> CodedWeight:
-        grid = Uniform(self.count or 256, "shifted" if self.zero_point == "channel" else "signed")
+        levels = self.count or 256
+        usual = "odd" if levels < 256 else "signed"  # as fits take, so that tables are foreseen
+        grid = Uniform(levels, "shifted" if self.zero_point == "channel" else usual)
         codes, scale = some_codes(layer, 1, self._parts(layer), grid.levels)
         zero = np.rint(scale) if grid.kind == "shifted" else None
         fitted = Coded(codes, scale, grid.table, 0.0, zero)
@@ -157,7 +159,7 @@ class Integer(Method):
         levels = self.count or 256
         if self.zero_point == "channel":
             return Uniform(levels, "shifted")
-        pays = PAYS_FEW if known and levels < MANY else PAYS
+        pays = PAYS_TABLES if known and levels < 256 else PAYS
         plain: tuple[Kind, ...] = ("signed",) if levels == 256 else ("odd",)  # bytes as they are
         more: tuple[Kind, ...] = ("signed",) if levels % 2 == 0 and 2 < levels < 256 else ()
         if self.zero_point is None:
