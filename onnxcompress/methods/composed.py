@@ -86,7 +86,7 @@ class Packed(Method):
 
     @property
     def _foreseen(self) -> Method:
-        """The outer method without zero points, which its blank does not count, unless asked for."""
+        """The outer method, without zero points that its blank does not count."""
         open_ended = isinstance(self.outer, Integer) and self.outer.zero_point is None
         return replace(self.outer, zero_point="none") if open_ended else self.outer
 
