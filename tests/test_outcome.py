@@ -195,8 +195,8 @@ def test_code_of_the_user_that_misbehaves_is_one_line_and_exit_code_2(folder, ca
 
 
 def test_a_metric_that_exits_is_one_line_and_exit_code_2(run):
-    Path("scored.py").write_text("import sys\ndef f(outputs, labels): sys.exit(0)\n")
-    code, out, err = run(f"{LINE} --eval data.npz --metric scored:f")
+    Path("leaving.py").write_text("import sys\ndef f(outputs, labels): sys.exit(0)\n")
+    code, out, err = run(f"{LINE} --eval data.npz --metric leaving:f")
     assert code == 2 and not out and len(err) == 1 and "it ends the process" in err[0]
 
 

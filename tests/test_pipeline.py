@@ -93,7 +93,7 @@ def test_a_setting_that_is_fixed_keeps_any_ratio_below_its_own(net):
         net, methods=[oc.Integer(bits=4)], target=oc.Target(ratio=0.9 * net.nbytes / fixed.nbytes)
     )
     assert not report.failures
-    assert model.nbytes == fixed.nbytes
+    assert model.nbytes <= fixed.nbytes
 
 
 @pytest.mark.parametrize("ratio", np.linspace(3.2, 5.2, 9))

@@ -197,7 +197,7 @@ def share(agreed, kind="classes"):
         (share(115), "same class on 115 of 128 samples (89.8 %, 95 % interval 83 to 94)"),
         (share(115, "ids"), "same value on 115 of 128 samples"),
         (share(116) | {"snr": {"y": 2.0}}, None),  # the classes decide
-        (share(115) | {"real": False, "pictures": True}, "--min-agreement 0"),
+        (share(115) | {"real": False, "pictures": True}, "--force"),
         (share(64) | {"real": False}, None),  # random inputs: the SNR decides
         (share(128) | {"real": False, "snr": {"y": 9.9}}, "--min-snr"),
         ({"samples": 0, "snr": {"layer": 1.0}}, None),  # nothing was compared
