@@ -68,7 +68,9 @@ def test_every_kind_of_model_is_compressed_like_the_plain_one(compressed, kind, 
     assert all(row.method for row in report.rows), "every layer is compressed"
     share = SIZES.get(kind, 1) if methods is FACTORED else 1
     assert result.nbytes <= 1.05 * share * smallest.nbytes
-    assert report.comparison.worst_snr > plain.comparison.worst_snr - 6
+    # Errors that cancel in one reader of a shared weight do not in another.
+    lost = 8 if kind in ("shared weights", "local function called twice") else 6
+    assert report.comparison.worst_snr > plain.comparison.worst_snr - lost
 
 
 INSIDE = [

@@ -81,6 +81,7 @@ def _words(line):
 
 def _figures(line):
     """The numbers of a line, but for a difference: it is as uncertain as it is large."""
+    line = line.partition("; same class")[0]  # which depends on how many samples there are
     return [float(n.replace(",", "")) for n in re.findall(r"(?<![-+.\w])\d[\d,]*(?:\.\d+)?", line)]
 
 

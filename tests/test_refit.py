@@ -185,7 +185,10 @@ def test_a_bias_that_the_model_computes_stays_computed(rng):
     assert loss(model, rewritten(model, fitted), samples) < 1e-6
 
 
-@pytest.mark.parametrize(("setting", "times"), [(Integer(bits=3), 4), (Basis("filter", 6), 8)])
+@pytest.mark.parametrize(
+    ("setting", "times"),
+    [(Integer(bits=3), 1.4), (Basis("filter", 6), 8)],  # blind roundings cancel in a filter's sum
+)
 def test_the_mean_of_the_inputs_counts_where_no_bias_can_absorb_it(rng, setting, times):
     nodes = [
         helper.make_node("Neg", ["b"], ["computed"]),
