@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # imported where they are used: --help and wrong options answ
 
 
 SWEPT = (2, 3, 4, 6, 8, 12, 16, 24)  # ratios that `sweep` shows
-
 EVALUATION_LIMIT = 100_000  # labelled samples that are read at most
 LARGEST_BITS = 64  # of a whole number in a configuration
 

@@ -76,7 +76,6 @@ class Shape(click.ParamType):
 
 
 FILE = click.Path(readable=False, path_type=Path)  # completed by the shell, tried when it is read
-
 PLACE = click.Path(readable=False)  # that, or the name of something else
 
 

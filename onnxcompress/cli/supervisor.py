@@ -23,7 +23,6 @@ BAD, INTERRUPTED = 2, 130  # exit codes, as the command line has them
 RUNNING, REPLACING = 255, 254  # the decision while there is none, and while OUTPUT is replaced
 
 GRACE = 10  # seconds in which an interrupted child may tidy up
-
 STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 _decision: Any = None  # a map of one byte that parent and child share; None in a single process

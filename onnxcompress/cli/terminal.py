@@ -31,17 +31,13 @@ from onnxcompress.report.words import (
 )
 
 WIDE = 1000  # columns where the output is no terminal: nothing is cut off or broken
-
 CURVE = (0.95, 0.9, 0.75, 0.5, 0.25)  # shares of a layer's cost at which its error is shown
-
 BAR = 8  # columns of the longest bar
-
 GAP = 2  # columns between two columns of a table
 WRAPPED = 24  # letters of a text that goes on in the next line
 METHOD_LETTERS = 32  # of a method with its settings, on a terminal
 READABLE_NAME = 24  # letters of a layer's name for which columns leave,
 SHORTEST_NAME = 12  # and that it has at least
-
 NAMED = 4  # layers that are listed where many were skipped for one reason
 
 

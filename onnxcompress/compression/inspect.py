@@ -31,11 +31,8 @@ from onnxcompress.graph import (
 from onnxcompress.methods import METHODS
 
 RATIOS = (2, 4, 8, 16)  # for which methods are estimated,
-
 TRIED = 4  # from so many settings of each,
-
 LOOKED_AT = 3  # on parts of so many layers
-
 PART = 9216  # weights of a part
 
 

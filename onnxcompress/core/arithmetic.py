@@ -21,11 +21,8 @@ from onnxcompress.core.layer import Array, Emitter, Value
 from onnxcompress.core.method import CompressedWeight, DecodedWeight
 
 LEVELS = 255  # steps of a byte
-
 MANTISSA = 5  # bits of a value that tell its bin: bins are 3 % wide
-
 CUTS = 2.0 ** (-np.arange(49) / 8)  # shares of the largest value that are tried as the end
-
 ZERO = np.float32(1e-30)  # below it a value counts as none
 
 

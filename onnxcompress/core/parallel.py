@@ -26,7 +26,6 @@ from threadpoolctl import threadpool_limits
 from onnxcompress.core.errors import WorkerError
 
 T = TypeVar("T")
-
 R = TypeVar("R")
 
 

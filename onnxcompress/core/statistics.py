@@ -23,11 +23,8 @@ import numpy as np
 from onnxcompress.core.layer import Array, Layer
 
 RIDGE = 0.003  # share of the mean input variance that is added in every direction
-
 SKETCH_ABOVE = 8192  # fan-in from which a second moment is kept as a sketch
-
 SKETCH_ROWS = 2048  # of one that is,
-
 SKETCH_BYTES = 1 << 28  # or fewer, so that they take no more than this
 
 

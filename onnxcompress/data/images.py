@@ -23,7 +23,6 @@ from onnxcompress.data.samples import Samples, spread
 from onnxcompress.data.transform import transform_for
 
 T = TypeVar("T")
-
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
 

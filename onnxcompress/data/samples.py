@@ -13,9 +13,7 @@ from onnxcompress.core.layer import Array
 from onnxcompress.core.sample import Sample
 
 BATCH_BYTES = 16 << 20  # of inputs; what a model makes of them is many times larger
-
 BATCH_SAMPLES = 64
-
 LEAST_BATCHES = 4  # where there are so many samples
 
 

@@ -30,27 +30,16 @@ from onnxcompress.data.transform import Transform, transform_for
 from onnxcompress.graph import Model, first_scaling, index_ranges
 
 MOST = 256  # pictures to fit with: more crops of the same photographs hardly help,
-
 LEAST = 48  # and no fewer than these, even of large ones,
-
 PIXELS = 1 << 23  # which have so many pixels together
-
 HELD_OUT = 4  # every so many-th photograph is for validation, with a crop for as many of the fit,
-
 LEAST_HELD_OUT = 16  # but so many at least
-
 SMALLEST = 8  # pixels of a side: what has less is no picture
-
 SCALES = (0.35, 1.0)  # sides of a crop, as shares of the largest that fits
-
 NOISE = 30.0  # 255ths: the largest deviation of noise, near what denoisers are trained with
-
 LOOKED_AT = 32  # pictures that tell the range of values,
-
 TOGETHER = 4  # so many at a time
-
 CENTRED = 2.0  # an input's mean, and
-
 SPREAD = 20.0  # its scale, from which a model is meant for values up to 255
 
 Scores = Callable[[Sample], Array | None]

@@ -35,13 +35,9 @@ async def _answered(place: str) -> None:
 
 
 SAME = ("onnxcompress", "numpy", "onnx", "onnxruntime")  # packages, everywhere
-
 REACHED = 10.0  # seconds in which the scheduler answers
-
 PATIENCE = 60.0  # seconds without any worker until work is given up,
-
 LOOK = 5.0  # which is looked at so often
-
 GONE = "the dask scheduler is gone"
 
 

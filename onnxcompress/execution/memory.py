@@ -11,11 +11,8 @@ from typing import NamedTuple
 from onnxcompress.graph import Model, save
 
 LEAST = 3 << 20  # bytes of a file from which its memory is more than that of the runtime itself
-
 MOST = 1 << 30  # bytes of a file that is worth loading once more for this
-
 SECONDS = 300.0  # that loading may take
-
 LOADING = """
 import sys
 import onnxruntime

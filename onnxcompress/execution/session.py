@@ -43,7 +43,6 @@ def available_providers() -> list[str]:
 
 
 LENT_BYTES = 1 << 22  # of the inputs of a run, from which its memory goes back to the system
-
 PARTS_AT_ONCE = BoundedSemaphore(2)  # of large models, in all threads: each has weights in memory
 
 

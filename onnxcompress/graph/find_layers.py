@@ -21,19 +21,12 @@ from onnxcompress.graph.scopes import Scope
 from onnxcompress.graph.tensors import is_external, tensor_bytes
 
 LARGE = 1024  # entries of a constant from which it is worth compressing
-
 LARGEST = 1e4  # magnitude of a constant that is likely to be a weight
-
 ROW = 16  # entries of a constant that make a row, where its last axis is shorter
-
 SMALL = 64  # entries of a constant up to which several layers are likely to share it
-
 RECURRENT = ("GRU", "LSTM", "RNN")
-
 STRIP = 8  # rows of a matrix that are transposed together: longer ways through memory take longer
-
 UNREAD = 1 << 20  # bytes of a weight that is not kept in memory, where it can be read again
-
 LARGEST_WEIGHT = 1e15  # magnitude with which float32 can compute errors
 
 

@@ -16,7 +16,6 @@ from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import attributes_of
 
 MOVED = {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Pad"}
-
 FACTORS = {"Add", "Sub", "Mul", "Div", "BatchNormalization"}
 
 

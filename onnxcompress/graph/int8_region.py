@@ -19,7 +19,6 @@ from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import attributes_of
 
 LINEAR = ("Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat")
-
 TABLES = ("Sigmoid", "LeakyRelu")
 
 KEEPING = (

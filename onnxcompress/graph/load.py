@@ -29,13 +29,9 @@ from onnxcompress.graph.nodes import walk
 from onnxcompress.graph.tensors import DATA_TYPES, is_external, tensor_bytes
 
 LARGEST_FILE = (1 << 31) - 1  # bytes: what protobuf can parse
-
 LARGE_FILE = 1 << 28  # bytes of a file whose weights are left there
-
 LARGEST_TENSOR = 1 << 48  # entries
-
 LARGEST_GRAPH = 1_000_000  # nodes, with local functions written out
-
 MOST_DIMENSIONS = 64  # of a tensor: as in numpy
 
 

@@ -35,9 +35,7 @@ from onnxcompress.graph.tensors import HELD, in_file, is_external, location, ten
 from onnxcompress.graph.views import VIEWS, viewed
 
 T = TypeVar("T")
-
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-
 LARGE_MODEL = 1 << 30  # bytes of weights from which a model is neither run nor kept as a whole
 
 

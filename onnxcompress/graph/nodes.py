@@ -9,7 +9,6 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
 RANDOM = (  # operators whose result is another one every time
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     *("Multinomial", "Bernoulli", "Dropout"),

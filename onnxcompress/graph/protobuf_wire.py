@@ -17,7 +17,6 @@ from onnx import ModelProto, TensorProto
 GRAPH, INITIALIZER, RAW = 7, 5, 9  # fields of ModelProto, GraphProto and TensorProto
 
 LEFT = 1 << 16  # bytes of raw data that are left in the file
-
 MOST_FIELDS = 1 << 21  # that are looked at: a scan of more takes longer than it saves
 
 

@@ -16,7 +16,6 @@ from onnxcompress.graph.nodes import reads, unique_name, walk
 from onnxcompress.graph.tensors import tensor_bytes
 
 STEP = 1 << 27  # bytes of constants that a step of a large model computes with
-
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # of operators that everybody knows
 
 

@@ -24,7 +24,6 @@ from onnxcompress.methods.basis import BasisWeight
 from onnxcompress.methods.integer import Integer
 
 LEAST = 64  # entries of an array that is packed
-
 TRIED = 24  # settings of the inner method
 
 

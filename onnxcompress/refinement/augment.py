@@ -11,9 +11,7 @@ from onnxcompress.core.layer import Array
 from onnxcompress.core.sample import Sample
 
 AUGMENTATIONS = ("flip", "crop", "mix")
-
 SHIFT = 4  # pixels that an image is moved by, at most: what is usual for images of 32 pixels
-
 MIXED = 0.2  # parameter of the beta distribution of an image's share (Zhang et al. 2018, section 3)
 
 

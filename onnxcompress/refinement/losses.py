@@ -22,9 +22,7 @@ from onnxcompress.core.errors import DataError
 from onnxcompress.core.layer import Array
 
 TEMPERATURE = 4.0  # of class probabilities: at 1, those that matter are too few to learn from
-
 LEAST_VARIANCE = 1e-12  # of an output that hardly varies, whose error is divided by it
-
 LEAST_PROBABILITY = 1e-12  # below which logarithms say nothing but rounding
 
 Loss = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]  # (outputs, expected) -> one number

@@ -27,9 +27,7 @@ from onnxcompress.refinement.torch_ops import OPERATORS
 from onnxcompress.refinement.torch_ops.operator import tensor
 
 LARGEST = 1e4  # magnitude of a constant that is trained; greater ones are masks
-
 LEAST_SIZE = 1e-6  # root mean square of a tensor, below which it counts as all zeros
-
 SIZE_OF_ZEROS = 1e-2  # what steps of such a tensor are shares of, so that it can move
 
 Free = dict[str, Tensor]  # name -> what the optimizers change, in units of its size

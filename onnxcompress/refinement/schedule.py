@@ -17,22 +17,15 @@ import numpy as np
 from onnxcompress.report.report import Epoch
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # longest steps to try, as shares of a tensor's size
-
 TRIAL_STEPS = (24, 64)  # least and most steps of a trial: fewer say too little, more take too long
-
 TRIAL_SHARE = 8  # a trial takes one of so many steps of the training, within those limits
-
 LONG_SHARE = 64  # and more than that in a long one: one of so many, as a long training needs a
 # shorter step than the one that is best in a few steps
 
 ENOUGH = 1.1  # times the least loss: rates are tried in rising order until one is so much worse
-
 WARM_UP = 0.05  # share of all steps in which they become longer
-
 ALONE = 0.5  # share of the epochs in which codes stay: a code that changes is a jolt for the floats
-
 TRAVEL = 0.5  # half-distances between rows that a latent goes in all, where it keeps its direction
-
 LEAP = 0.1  # half-distances that a latent goes in one step, at most
 
 PATIENCE = (

@@ -35,7 +35,6 @@ from onnxcompress.core.layer import Array
 from onnxcompress.graph import Model, Operation, operations
 
 SPREAD = 0.9  # half-distances to the next row that latents are off at the start, at most
-
 CHUNK = 1 << 16  # pieces that are compared with a table at a time, which bounds the memory
 
 

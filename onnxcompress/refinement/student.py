@@ -23,7 +23,6 @@ from onnxcompress.refinement.torch_graph import TorchGraph
 from onnxcompress.refinement.torch_ops.operator import tensor
 
 AGREES = 0.02  # largest difference of torch from onnxruntime, relative to the outputs
-
 ROUNDING = 1e-6  # and absolute, for outputs that are all zeros
 
 

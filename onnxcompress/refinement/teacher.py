@@ -30,11 +30,8 @@ from onnxcompress.refinement.torch_graph import TorchGraph, unsupported
 from onnxcompress.refinement.torch_ops.operator import tensor
 
 BATCH = 32  # samples a step, at most
-
 STEPS = 8  # an epoch, where there are enough samples for so many
-
 HINT_BYTES = 1 << 30  # of the teacher's activations that are kept in memory
-
 KEPT_BYTES = 2 << 30  # inputs up to which they are kept in memory
 
 

@@ -48,11 +48,8 @@ SCORES = 1e-3, 1e-2  # least and largest weight of class scores beside hints: li
 # teaches what holds for these samples only, but more where the model cannot follow the hints
 
 ASTRAY = 0.2  # that weight, as a multiple of the square of the hints' loss before training
-
 MUON = 0.2  # root mean square of Muon's steps at rate 1
-
 CLIP = 1e-3  # largest norm of a gradient, which few are below: all steps count alike
-
 NEVER_ZERO = 1e-12  # what Adam adds to a divisor: gradients are far smaller than its default
 
 Optimizers = tuple[torch.optim.Muon, torch.optim.Adam]

@@ -27,15 +27,10 @@ except ImportError:  # the extra is not installed; `check` says so
     jinja2: Any = None
 
 TEMPLATES = Path(__file__).parent / "templates"
-
 LARGEST = 1_000_000  # bytes of a page
-
 SHOWN = (1000, 300, 100, 30)  # layers: the first of these with which the page keeps to that
-
 NAMED = 40  # layers that are listed where many were skipped for one reason
-
 LONGEST = 120  # letters of a name
-
 LEAST = 3  # points that make a curve
 
 

@@ -17,7 +17,6 @@ from onnxcompress.report.report import (
 )
 
 MEGABYTE = 1e6
-
 ALIKE = 1.1  # times the original's memory: from one loading to the next it varies by less
 
 SAME = {

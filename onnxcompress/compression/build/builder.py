@@ -23,9 +23,7 @@ from onnxcompress.core.statistics import Statistics
 from onnxcompress.graph import Model, annotate, compute_int8, rewrite
 
 CORRECTION_TRIALS = 8  # real runs that decide where corrections stay,
-
 CORRECTION_SAMPLES = 64  # each with at most so many held-out samples,
-
 CORRECTION_WORK = 10**12  # and all together with about so many multiplications
 
 

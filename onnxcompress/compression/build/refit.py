@@ -37,13 +37,9 @@ from onnxcompress.execution.session import Sample
 from onnxcompress.graph import Model, layer_input
 
 SHRINK = 0.05  # toward the original weight, share of the mean input variance
-
 ENOUGH = 2  # patches per input of a patch; with fewer, the plain weight is the target
-
 HARDLY = 1e-3  # inputs whose variance is less than this share of their energy hardly vary
-
 WIDE = 1 << 24  # weights of a layer from which memory counts more than time
-
 GAIN = 2.0  # largest correction of a standard deviation, and its inverse the smallest
 
 

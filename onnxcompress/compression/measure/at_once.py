@@ -11,13 +11,9 @@ from collections.abc import Iterable
 from math import prod
 
 ACTIVATION_BYTES = 1 << 29  # of all samples that run at the same time, as estimated,
-
 THREADS = 8  # of which so many find something to do: batches are smaller where memory is short
-
 KEPT_BYTES = 1 << 30  # of all samples whose activations are kept from one layer to the next
-
 COPIES = 4  # of the largest input of a layer: beside it what it came from, and what is made of it
-
 KEPT_COPIES = 6  # of the same in the original and in the compressed model
 
 

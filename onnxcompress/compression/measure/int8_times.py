@@ -23,7 +23,6 @@ from onnxcompress.graph.int8_region import Int8Region, int8_region, lone_region
 from onnxcompress.graph.passes.compute_int8 import border, bytes_only, compute_int8
 
 SECONDS = 0.05  # for which one of them runs, at least 5 times
-
 SIZES = (1 << 10, 1 << 18)  # of tensors from which the costs of a border are drawn
 
 

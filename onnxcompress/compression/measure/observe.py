@@ -17,9 +17,7 @@ from onnxcompress.execution.session import Sample, Session
 from onnxcompress.graph import Model, expose, layer_inputs
 
 VALUES = 1 << 18  # of a tensor that are looked at, per batch,
-
 TOGETHER = 64  # tensors read out of the model at a time
-
 LEAST = 1e-3  # weight of a channel that hardly counts, share of the mean
 
 

@@ -18,7 +18,6 @@ from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.padding import cropping, extents, padding
 
 T = TypeVar("T", bound=Any)
-
 GATHERED_BYTES = 16 << 20
 
 

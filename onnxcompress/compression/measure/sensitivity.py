@@ -18,15 +18,10 @@ from onnxcompress.execution.session import Session
 from onnxcompress.graph import rewrite
 
 WEIGH_WORK = 10**12  # multiplications spent on measuring sensitivities
-
 WEIGH_SAMPLES = 64
-
 WEIGH_BATCH = 16
-
 WEIGH_WHOLE = 2**18  # weights of a layer above which only some of its filters are changed,
-
 WEIGH_FILTERS = 128  # about so many
-
 WEIGH_ERROR = 0.05  # error of the setting with which a layer's sensitivity is measured
 
 

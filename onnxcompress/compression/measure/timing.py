@@ -15,9 +15,7 @@ from onnxcompress.execution.latency import latency
 from onnxcompress.graph import Model, layer_input, linear_nodes, rewrite, segment
 
 TIMED = 10  # candidates of a layer whose latency is measured,
-
 TIMING_SECONDS = 0.1  # each for so long
-
 PROVIDERS = ("CPUExecutionProvider",)
 
 

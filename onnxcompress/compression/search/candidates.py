@@ -23,15 +23,10 @@ from onnxcompress.execution.cache import Cache
 from onnxcompress.graph import digest
 
 FEW = 4  # patches for each input of a patch, below which fits follow them closely,
-
 JUDGED = 4  # so many settings are tried on others,
-
 FILTERS = 128  # with at most so many filters,
-
 VARIES = 0.01  # where their outputs vary at least so much of what those of the others do,
-
 MOST = 1e3  # and count as so many times worse at most
-
 HEAVY = 400_000  # weights to fit, once for every setting: about 2 s, which processes halve
 
 

@@ -18,7 +18,6 @@ from onnxcompress.graph import Model, reads
 from onnxcompress.graph.int8_region import Int8Region, int8_region
 
 PASSES = 3  # over all layers
-
 GAIN = 0.005  # share of the time that leaving out layers must save
 
 

@@ -19,7 +19,6 @@ from onnxcompress.core.errors import BudgetError
 from onnxcompress.core.method import Candidate
 
 HALVINGS = 40  # of the range of prices: to ten digits; of a second price half as many
-
 PRICES = 240  # that are tried for a hull
 
 LOWEST, HIGHEST = 1e-30, 1e6  # prices; at the highest, everything is at its cheapest

@@ -30,13 +30,9 @@ from onnxcompress.graph.passes.compute_int8 import (
 )
 
 CLIPS = (1.0, 4.0, 16.0, 64.0, np.inf)  # by how much a clipped value counts more than a rounded
-
 FASTER = 0.97  # of the time, at most, for a model or a layer to count as faster
-
 SECONDS = 2.0  # for which whole models run in turns
-
 RANGES = 32  # samples that ranges are drawn from,
-
 TRIED = 16  # and that decide how far they are cut
 
 

@@ -22,13 +22,9 @@ from onnxcompress.execution.runnable import runnable
 from onnxcompress.graph import annotate, rewrite
 
 LATENCY_TRIALS = 5  # of a limit for the layers, until the whole model keeps the target
-
 LEAST_USED = 0.95  # of the share of the time: with less, more time is tried
-
 LEAST_KEPT = 0.25  # of what the layers save alone, that a model is supposed to save
-
 SPARE = 64  # bytes less than needed at the first trial, twice as many at each that follows
-
 BYTE_TRIALS = 10  # files built, without data, to find what graph overhead leaves of a ratio
 
 

@@ -20,14 +20,12 @@ from onnxcompress.graph import Model, Operation, operations
 Kind = Literal["classes", "positions", "ids"]
 
 SUMS_TO_ONE = 1e-3  # by so much, as thousands of probabilities rounded to float16 still do
-
 SEEN_THROUGH = {  # what leaves classes where they are, or changes no order of them
     *("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Transpose"),
     *("Softmax", "LogSoftmax", "Sigmoid", "QuantizeLinear", "DequantizeLinear"),
 }
 
 POOLS = {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean"}  # of a convolution's scores
-
 WIDEST_WALK = 64  # nodes between an output and the layer that computes it
 
 

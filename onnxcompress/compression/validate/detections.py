@@ -14,11 +14,8 @@ import numpy as np
 from onnxcompress.core.layer import Array
 
 SCORE = 0.25  # as detectors are shown with,
-
 OVERLAP = 0.5  # and judged by (Pascal VOC, Everingham et al. 2010, section 4.2)
-
 BOXES = 64  # at least: fewer are no grid of candidates
-
 MOST = 1024  # boxes of one image that are looked at, the best ones
 
 

@@ -13,7 +13,6 @@ from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, has_bfloat16
 
 ROUNDING = 1e-5  # of the largest output: what a model may differ by and still compute the same
-
 COARSE_ROUNDING = 2.0**-6  # where weights are bfloat16, which has 8 bits
 
 

@@ -31,7 +31,6 @@ from onnxcompress.core.layer import Array
 from onnxcompress.report.report import Share
 
 LEAST = 1e-12  # of a probability whose logarithm counts,
-
 LEAST_FLOAT16 = 2.0**-24  # and in float16, which holds no smaller number
 
 

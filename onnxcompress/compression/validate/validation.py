@@ -30,7 +30,6 @@ from onnxcompress.graph import Model, changed_outputs, in_steps
 from onnxcompress.report.report import Comparison, Size
 
 REMEMBERED_BYTES = 256 << 20  # outputs of the original that are kept instead of computed again
-
 AS_A_RUN = " as a run"  # after an output's name: its state was fed back
 
 

@@ -14,7 +14,6 @@ FLOOR_AGREEMENT = 0.9  # of classes, positions or ids, where nothing else is ask
 # that decides one case in ten another way no longer does the job that it was trained for;
 
 FLOOR_SNR = 10.0  # dB, of outputs that decide nothing: the error is a third of the signal
-
 MEMORY_GROWS = 1.1  # of the original's, from which a user should know: it varies by less
 
 

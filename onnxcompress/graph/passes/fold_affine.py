@@ -21,7 +21,6 @@ from onnxcompress.graph.model import FLOATS, Model, weight_of, weight_root
 from onnxcompress.graph.nodes import attributes_of, is_linear, is_standard, unique_name
 
 ARITHMETIC = ("Mul", "Div", "Add", "Sub")
-
 BROADCASTING = 7  # the opset from which Add and its like broadcast as numpy does
 
 Affine = tuple[Array, Array]  # scale and shift: one number, or one for every channel

@@ -20,9 +20,7 @@ from onnxcompress.graph.subgraphs import in_steps, segment
 from onnxcompress.graph.tensors import tensor_bytes
 
 HEADER = 16  # bytes of a tensor besides its name and its values, about
-
 UNKNOWN = 1 << 62  # bytes, of what is not folded
-
 WEIGHTS = (*FLOATS, TensorProto.INT8, TensorProto.UINT8)  # what is wider are shapes and indices
 
 

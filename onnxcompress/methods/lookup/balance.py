@@ -17,9 +17,7 @@ import numpy as np
 from onnxcompress.core.layer import Array
 
 HALFWAY = 0.4  # of a step, a rounding error from which the other value is nearly as good
-
 NEARER = 0.45  # the same within a kernel, which has few weights to choose from
-
 CHUNK = 2**20  # weights that are looked at together
 
 

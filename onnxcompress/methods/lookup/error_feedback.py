@@ -30,9 +30,7 @@ from onnxcompress.core.statistics import Statistics
 from onnxcompress.methods.lookup.gram import gram_root, triangular_inverse
 
 BLOCK = 64  # columns between two updates of all the others
-
 WIDEST = 4096  # inputs of a filter that are rounded together,
-
 WIDEST_SKETCHED = 1024  # and where few patches say how they vary together
 
 GRANULE = (
@@ -40,7 +38,6 @@ GRANULE = (
 )
 
 NOISE = 1e-8  # of a metric, relative to its diagonal
-
 NARROW = 1024  # inputs up to which the pieces themselves are sorted
 
 Pick = Callable[[Array, int, Array], tuple[Array, Array]]

@@ -33,25 +33,15 @@ from onnxcompress.methods.lookup.own_table import learn_table
 from onnxcompress.methods.lookup.row_fit import Block, RowFit, State
 
 ROUNDS = 4  # of error feedback, coordinate descent and scales
-
 SWEEPS = 2  # of coordinate descent in each
-
 WORK = 2**29  # multiplications of a sweep from which there are fewer rounds: they gain little there
-
 SMALL = 2**14  # weights up to which a fit that knows nothing of the inputs is looked at too
-
 CHUNK_ROWS = 256  # that are rounded together at least: each takes numpy little time,
-
 CHUNK_MOST = 2**23  # unless that is more weights than these,
-
 FEWEST_ROWS = 32  # and no fewer than these at all
-
 TRIAL_INPUTS = 4096  # inputs of a filter that are looked at, and
-
 TRIAL_WORK = 2**27  # multiplications of a sweep where only the error is wanted: of so many rows,
-
 TRIAL_ROWS = 32  # but no fewer than these
-
 TRIAL_LEARNED = 2**17  # weights that a table is learned from in a trial
 
 

@@ -9,7 +9,6 @@ from onnxcompress.methods.lookup.coded import Rows
 from onnxcompress.methods.lookup.tables import in_bytes
 
 SEEDS = 2**13  # pieces that a table of the layer's own starts from,
-
 SEED_ROUNDS = 8  # by so many rounds of k-means
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from onnxcompress.core.layer import Array, Layer
 
 DIGITS = {2: 8, 3: 5, 4: 4, 6: 3, 16: 2, 256: 1}  # levels -> numbers in a byte
-
 LEVELS = {  # of a number -> of its digits
     2: (2,), 3: (3,), 4: (4,), 6: (6,), 8: (4, 2), 12: (6, 2), 16: (16,), 24: (6, 4), 32: (16, 2),
     64: (16, 4), 128: (16, 4, 2), 256: (256,),

@@ -22,17 +22,11 @@ import numpy as np
 from onnxcompress.core.layer import Array
 
 CHUNK = 2**17  # weights that are rounded together, so that they stay in the processor's cache
-
 SAMPLE = 2**18  # weights that a kind of grid is chosen by
-
 COARSE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of the min-max scale, for few levels,
-
 COARSE_MANY = (1.0, 0.9, 0.75)  # and for many,
-
 MANY = 64  # levels
-
 FINE = (0.95, 1.05)  # around the best of these; with many levels others round by chance better
-
 FINE_MANY = (0.95, 0.986, 0.993, 1.007, 1.014, 1.021, 1.028)
 
 Kind = Literal["odd", "signed", "shifted"]

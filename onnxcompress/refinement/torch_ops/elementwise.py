@@ -18,7 +18,6 @@ from torch.nn import functional
 from onnxcompress.refinement.torch_ops.operator import Node, Operator, plain, torch_type
 
 WRAPPED = (torch.uint16, torch.uint32)
-
 SOFTPLUS_LINEAR_ABOVE = 80  # where float32 cannot tell softplus from its argument
 
 
