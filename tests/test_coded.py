@@ -44,7 +44,7 @@ def test_numbers_decode_to_evenly_spaced_values(levels, kind, rng):
     zero = rng.choice(grid.table[:, 0], (5, 1)) if kind == "shifted" else None
     weight = CodedWeight.of_numbers(Coded(numbers, scale, grid.table, 0.0, zero), grid, layer)
     units = 2 * numbers - (levels - 1) if grid.odd else numbers - levels // 2
-    expected = weight.scale.astype(np.float32) * (units - (0 if zero is None else zero))
+    expected = scale.astype(np.float16).astype(np.float32) * (units - (0 if zero is None else zero))
     np.testing.assert_allclose(weight.decode(), expected, rtol=1e-6)
     integers = weight.integers()
     if integers is not None:

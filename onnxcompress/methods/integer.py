@@ -44,8 +44,7 @@ SPREADS = (0.75, 0.9, 1.0, 1.1, 1.3)  # of first scales around the best for norm
 NORMAL = {  # half the best step for normal weights in units of their deviation (Max 1960)
     2: 0.798, 3: 0.612, 4: 0.498, 6: 0.367, 8: 0.293, 12: 0.211, 16: 0.168, 24: 0.119, 32: 0.094,
 }  # fmt: skip
-PAYS = 0.95  # of the error, below which another kind of grid is worth its bytes and nodes;
-PAYS_TABLES = 0.6  # with tables of its own, which small models pay for, and data that lowers both
+PAYS = 0.95  # of the error, below which another kind of grid is worth its bytes and nodes
 EXACT = 1e-6  # of the energy, an error below which shows what float16 rounds off the scales
 ROOM = 2.0  # factor by which fits and corrections may change a scale, either way
 GROUP = 64  # input channels that share a scale, tried where the group is open
@@ -116,7 +115,7 @@ class Integer(Method):
 
     def fit(self, layer: Layer, statistics: Statistics) -> CodedWeight:
         weight = grouped_for_fit(layer)
-        grid, rows = self._start(weight, self._parts(layer), statistics.count > 0)
+        grid, rows = self._start(weight, self._parts(layer))
         fitted = encode(layer, statistics, rows, Grid(grid.table))
         if not statistics.count:
             fitted = _balanced(fitted, grid, layer)
@@ -124,22 +123,18 @@ class Integer(Method):
 
     def blank(self, layer: Layer) -> CodedWeight:
         levels = self.count or 256
-        usual = "odd" if levels < 256 else "signed"  # as fits take, so that tables are foreseen
+        usual = "odd" if levels < 256 else "signed"  # as fits take
         grid = Uniform(levels, "shifted" if self.zero_point == "channel" else usual)
         codes, scale = some_codes(layer, 1, self._parts(layer), grid.levels)
         zero = np.rint(scale) if grid.kind == "shifted" else None
         fitted = Coded(codes, scale, grid.table, 0.0, zero)
         return CodedWeight.of_numbers(fitted, grid, layer, self.scales == "single")
 
-    def _start(self, weight: Array, parts: int, known: bool) -> tuple[Uniform, Rows]:
-        """The grid that suits a weight ``(groups, rows, n)``, and what its fit starts from.
-
-        Args:
-            known: whether there is data, so that errors are fed back.
-        """
+    def _start(self, weight: Array, parts: int) -> tuple[Uniform, Rows]:
+        """The grid that suits a weight ``(groups, rows, n)``, and what its fit starts from."""
         groups, count, n = weight.shape
         flat = weight.reshape(groups * count * parts, n // parts)
-        grid = self._grid(flat, known)
+        grid = self._grid(flat)
         searched = search(flat, grid)
         shape = (groups, count, parts)
         best, widest = searched.scale.reshape(shape), searched.widest.reshape(shape)
@@ -154,37 +149,36 @@ class Integer(Method):
         single = single if self.scales is None else self.scales == "single"
         return grid, Rows(weight, tuple(starts), usual=1, zero=zero, single=single)
 
-    def _grid(self, flat: Array, known: bool) -> Uniform:
+    def _grid(self, flat: Array) -> Uniform:
         """The grid that errs least on rows, with zero points only where they pay."""
         levels = self.count or 256
         if self.zero_point == "channel":
             return Uniform(levels, "shifted")
-        pays = PAYS_TABLES if known and levels < 256 else PAYS
         plain: tuple[Kind, ...] = ("signed",) if levels == 256 else ("odd",)  # bytes as they are
         more: tuple[Kind, ...] = ("signed",) if levels % 2 == 0 and 2 < levels < 256 else ()
         if self.zero_point is None:
             more = (*more, "shifted")
         [(least, grid)] = best_kinds(flat, levels, plain)
         for error, other in best_kinds(flat, levels, more):
-            if error < pays * least:
+            if error < PAYS * least:
                 least, grid = error, other
         return grid
 
     def plain_error(self, layer: Layer, statistics: Statistics) -> float:
         """Relative squared output error of the nearest values."""
-        grid, rows = self._start(grouped_for_fit(layer), self._parts(layer), statistics.count > 0)
+        grid, rows = self._start(grouped_for_fit(layer), self._parts(layer))
         nearest = fit_blind(rows.starting(rows.usual), Grid(grid.table))
         return statistics.error(layer.weight, nearest.decoded(layer))
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
         """Errors from some of the filters, where there are many."""
-        weight, known = grouped_for_fit(layer), statistics.count > 0
+        weight = grouped_for_fit(layer)
         for setting in self.settings(layer):
-            variants = [*setting._variants(layer, weight, known)]
+            variants = [*setting._variants(layer, weight)]
             if self.count is None and setting.count in GROUPED:
                 variants += setting._grouped(layer, weight)
             for tried in variants:
-                grid, rows = tried._start(weight, tried._parts(layer), known)
+                grid, rows = tried._start(weight, tried._parts(layer))
                 if grid.kind == "shifted":
                     tried = replace(tried, zero_point="channel")
                 if rows.single:
@@ -209,11 +203,11 @@ class Integer(Method):
         if errors[0] > errors[1] * 10 ** (more * BIT / 10):
             yield grouped
 
-    def _variants(self, layer: Layer, weight: Array, known: bool) -> Iterator[Integer]:
+    def _variants(self, layer: Layer, weight: Array) -> Iterator[Integer]:
         """The setting, and what it leaves open where that may be the better choice."""
         yield self
         if self.zero_point is None:
-            grid, _ = self._start(weight, self._parts(layer), known)
+            grid, _ = self._start(weight, self._parts(layer))
             if grid.kind == "shifted":
                 yield replace(self, zero_point="none")
 

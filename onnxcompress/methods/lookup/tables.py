@@ -39,22 +39,16 @@ def in_bytes(table: Array) -> Array:
 
 
 @cache
-def counting(levels: int, odd: bool) -> tuple[Array, ...]:
+def counting(levels: int) -> tuple[Array, ...]:
     """A table for each digit of numbers with so many levels: what the digits of a byte stand for.
 
-    The numbers are the sums of their digits' entries.
-
-    Args:
-        odd: in steps of two around zero, for grids without one; or else from ``-levels / 2``.
+    The numbers are the sums of their digits' entries; they count in steps of two around zero.
     """
     tables, left = [], levels
     for radix in LEVELS[levels]:
         left //= radix  # what a digit counts for
         rows = np.array(list(product(range(radix), repeat=DIGITS[radix])), np.int16)
-        if odd:
-            rows = 2 * rows - (radix - 1)
-        elif not tables:  # the first digit says the sign
-            rows -= radix // 2
+        rows = 2 * rows - (radix - 1)
         tables.append(shared((rows * left).astype(np.int8)))
     return tuple(tables)
 

@@ -15,6 +15,8 @@ from onnxcompress.methods.lookup.coded import Coded
 from onnxcompress.methods.lookup.tables import counting, fits_half, is_shared, packed
 from onnxcompress.methods.lookup.uniform import Uniform
 
+ONE = np.ones((1, 1), np.int8)  # the zero point of grids that have a zero, but no others
+
 
 @dataclass(frozen=True, eq=False)
 class CodedWeight(DecodedWeight):
@@ -24,7 +26,8 @@ class CodedWeight(DecodedWeight):
         codes: uint8 for every digit; int8 numbers where there is no table.
         tables: int8 ``(k, d)`` for every digit; a weight is the sum of what its digits pick.
         scale: ``(out, parts)``, float16 where it fits.
-        zero: zero points ``(out, parts)`` in units of the scale, int8; or None.
+        zero: zero points ``(out, parts)``, or one for all ``(1, 1)``, in units of the scale, int8;
+            or None.
         shape: of the weight.
         columns: of a row of what is decoded, at least the fan-in.
         dtype: of the weight.
@@ -53,20 +56,25 @@ class CodedWeight(DecodedWeight):
     def of_numbers(cls, fitted: Coded, grid: Uniform, layer: Layer, single: bool = False) -> Self:
         """From numbers ``(out, fan_in)`` of an evenly spaced grid.
 
+        Tables count in steps of two around zero, so that all layers share them: in units of half
+        the scale, ``u - z`` of a grid with a zero is ``2 u + 1 - (2 z + 1)``.
+
         Args:
             single: keep the scales as 32-bit floats, whether float16 holds them or not.
         """
-        half = fits_half(fitted.scale) and not single
+        scale, zero = fitted.scale, fitted.zero
         if grid.levels == 256:
             codes, tables = ((fitted.codes.astype(np.int16) - 128).astype(np.int8).ravel(),), ()
         else:
-            codes = tuple(packed(fitted.codes, grid.levels))
-            tables = counting(grid.levels, grid.odd)
+            codes, tables = tuple(packed(fitted.codes, grid.levels)), counting(grid.levels)
+        if tables and not grid.odd:
+            scale, zero = scale / 2, ONE if zero is None else 2 * zero + 1
+        half = fits_half(scale) and not single
         return cls(
             codes,
             tables,
-            fitted.scale.astype(np.float16 if half else np.float32),
-            None if fitted.zero is None else fitted.zero.astype(np.int8),
+            scale.astype(np.float16 if half else np.float32),
+            None if zero is None else zero.astype(np.int8, copy=False),
             layer.weight.shape,
             layer.fan_in,
             layer.weight.dtype,
@@ -76,12 +84,17 @@ class CodedWeight(DecodedWeight):
         """Tables that count are the same for all layers and are not among them."""
         yield from self.codes
         yield self.scale
-        if self.zero is not None:
+        if self.zero is not None and not self._one_zero:
             yield self.zero
         yield from (t for t in self.tables if not is_shared(t))
 
     def shared_arrays(self) -> Iterator[Array]:
         yield from filter(is_shared, self.tables)
+
+    @property
+    def _one_zero(self) -> bool:
+        """Whether all rows have the zero point of grids that need none of their own."""
+        return self.zero is not None and self.zero.size < self.scale.size
 
     @property
     def factors(self) -> tuple[Shape, ...]:
@@ -117,11 +130,17 @@ class CodedWeight(DecodedWeight):
     def integers(self) -> tuple[Array, Array] | None:
         if self.scale.shape[1] > 1:
             return None
-        units = self.units if self.zero is None else self.units - self.zero
+        units = self.units if self.zero is None else (self.units - self.zero) // self._step
         units = units[:, : prod(self.shape[1:])].reshape(self.shape)
         if units.min(initial=0) < -128 or units.max(initial=0) > 127:
             return None
-        return units.astype(np.int8), self.scale[:, 0].astype(np.float32)
+        scale = self.scale[:, 0].astype(np.float32)
+        return units.astype(np.int8), scale if self.zero is None else scale * self._step
+
+    @property
+    def _step(self) -> int:
+        """What all differences to a zero point are multiples of."""
+        return 2 if self.tables else 1
 
     def emit_integers(self, op: Emitter) -> Array | Value:
         out, *rest = self.shape
@@ -138,6 +157,7 @@ class CodedWeight(DecodedWeight):
         if self.zero is not None:
             rows = op.Reshape(total, np.array([out, self.columns]))
             total = op.Sub(op.Cast(rows, to=np.int32), self.zero.astype(np.int32))
+            total = op.Div(total, np.array(2, np.int32)) if self._step == 2 else total
         if several:
             total = op.Cast(total, to=np.int8)
         if self.columns != prod(rest):
@@ -154,7 +174,7 @@ class CodedWeight(DecodedWeight):
         column = (out, parts if parts > 1 else 1, *(1,) * (len(shape) - 2))[: len(shape)]
         weight = self._emit_units(op, shape)
         if self.zero is not None:
-            weight = op.Sub(weight, op.Cast(self.zero.reshape(column), to=np.float32))
+            weight = op.Sub(weight, self._emit_zero(op, column))
         scale: Any = self.scale.reshape(column)
         weight = op.Mul(weight, op.Cast(scale, to=np.float32) if scale.itemsize == 2 else scale)
         if not unpadded:
@@ -163,6 +183,12 @@ class CodedWeight(DecodedWeight):
         if shape != self.shape:
             weight = op.Reshape(weight, np.array(self.shape))
         return weight if dtype == np.float32 else op.Cast(weight, to=dtype)
+
+    def _emit_zero(self, op: Emitter, column: Shape) -> Array | Value:
+        assert self.zero is not None
+        if self._one_zero:
+            return np.float32(self.zero[0, 0]).reshape(())
+        return op.Cast(self.zero.reshape(column), to=np.float32)
 
     def _emit_units(self, op: Emitter, shape: Shape) -> Value:
         """The weight in units of the scale, without its zero points."""
