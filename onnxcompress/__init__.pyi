@@ -6,7 +6,14 @@ from .compression.pipeline import compress, trade_off
 from .compression.search.candidates import sweep
 from .compression.simplify import simplify
 from .compression.target import Target
-from .core.errors import BudgetError, DataError, ModelError, OnnxCompressError, TargetError
+from .core.errors import (
+    BudgetError,
+    CompressionError,
+    DataError,
+    ModelError,
+    OnnxCompressError,
+    TargetError,
+)
 from .core.layer import Layer
 from .core.method import Candidate, CompressedWeight, DecodedWeight, Method
 from .core.statistics import Statistics
@@ -51,6 +58,7 @@ __all__ = [
     "Codebook",
     "Comparison",
     "CompressedWeight",
+    "CompressionError",
     "DataError",
     "DecodedWeight",
     "Half",

@@ -182,11 +182,8 @@ def test_the_input_is_overwritten_by_force_alone(run, folder):
     Path("pointer.onnx").symlink_to("net.onnx")
     before = Path("net.onnx").read_bytes()
     for output in ("net.onnx", "linked.onnx", "pointer.onnx", "./net.onnx"):
-        assert run(f"net.onnx {output} --macs 0.6") == (
-            2,
-            "",
-            "Error: OUTPUT is INPUT; --force allows that\n",
-        )
+        code, out, err = run(f"net.onnx {output} --macs 0.6")
+        assert (code, out) == (2, "") and err.startswith(f"Error: {Path(output)} is the input; --f")
     assert Path("net.onnx").read_bytes() == before
     assert run("net.onnx pointer.onnx --macs 0.6 --force")[0] == 0
     assert Path("pointer.onnx").is_symlink() and Path("net.onnx").read_bytes() != before
@@ -198,7 +195,7 @@ def test_weights_go_beside_the_model_and_are_no_output(run):
     [data] = Path("new").glob("out.onnx.*.data")
     assert sorted(os.listdir("new")) == ["out.onnx", data.name]
     assert run("compare {data}/net.onnx new/out.onnx")[0] == 0
-    assert "OUTPUT is INPUT" in run(f"new/out.onnx {data} --macs 0.9")[2]
+    assert "is the input" in run(f"new/out.onnx {data} --macs 0.9")[2]
 
 
 def test_only_and_skip_choose_layers(run):

@@ -15,11 +15,11 @@ import pytest
 from hostile import outside, value, written
 from hostile import small as small_model
 
-from onnxcompress.cli import terminal
 from onnxcompress.cli.commands import main
 from onnxcompress.cli.json_schema import FILE, json_schema
 from onnxcompress.core.errors import OnnxCompressError
 from onnxcompress.core.foreign import contain_errors
+from onnxcompress.report import tables
 from onnxcompress.report.report import Report, Row
 from onnxcompress.report.words import small
 
@@ -371,7 +371,7 @@ def layers_on_a_terminal(monkeypatch, columns):
             (2_359_296, 280_000), (75_497_472, 12_582_912), 0.00001, 31.25),
         Row("head", "Gemm", (10, 768), "", (30_720, 30_720), (7680, 7680)),
     )  # fmt: skip
-    text = terminal.render_report(Report(rows=rows), "nothing was written", quiet=False)
+    text = tables.render_report(Report(rows=rows), "nothing was written", quiet=False)
     return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
 
 

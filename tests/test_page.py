@@ -3,17 +3,20 @@
 import json
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from html import unescape
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
+from onnxcompress.core.errors import OnnxCompressError
 from onnxcompress.execution.latency import Latency
-from onnxcompress.report import page, words
+from onnxcompress.report import page, tables, words
 from onnxcompress.report.report import (
     Comparison,
     Epoch,
@@ -245,6 +248,38 @@ def test_a_sweep_of_which_nothing_could_be_measured_is_a_page_without_a_curve():
     _, found = render(Report(points=(Point("9 times smaller file", failures=("too far",)),)))
     assert found.text["h1"] == ["No target is met."] and found.text["h2"] == ["Points"]
     assert "refused: too far" in found.text["td"]
+
+
+def test_a_report_prints_as_the_command_line_prints_it_but_for_colours(monkeypatch):
+    printed = tables.render_report(WHOLE, "", quiet=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in str(WHOLE) and "\x1b" in tables.render_report(WHOLE, "", quiet=False)
+    monkeypatch.delenv("FORCE_COLOR")
+    assert str(WHOLE) == printed and "5 times smaller" not in printed
+    assert repr(WHOLE) == f"<Report: {words.reached(WHOLE)}>"
+    assert "held-out" not in str(Report(comparison=COMPARISON))
+    assert str(Report(points=(Point("a", 2, 9, 20),))).startswith("target  ")
+
+
+def test_a_notebook_shows_the_page_without_its_script(monkeypatch):
+    text = replace(WHOLE, warnings=(HOSTILE,))._repr_html_()
+    found = Parsed(text)
+    assert found.text["h2"][0] == "Before and after" and "Refinement" in found.text["h2"]
+    assert "script" not in found.text and "How it was made" not in text and ":root" not in text
+    monkeypatch.setattr(page, "jinja2", None)
+    assert replace(WHOLE, target="", rows=(row("<b>"),))._repr_html_().startswith("<pre>layer")
+    assert "<b>" not in replace(WHOLE, rows=(row("<b>"),))._repr_html_()
+
+
+def test_a_report_is_a_data_frame_where_pandas_is_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=list))
+    first, *_ = WHOLE.to_dataframe()
+    assert (first["layer"], first["nbytes_before"], first["nbytes_after"]) == ("a", 4000, 500)
+    [point] = Report(points=(Point("half", 2, 9, 20),)).to_dataframe()
+    assert (point["ratio"], point["macs"]) == (2, 9)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(OnnxCompressError, match="pip install pandas"):
+        WHOLE.to_dataframe()
 
 
 def test_without_jinja2_it_says_how_to_get_it(monkeypatch):

@@ -9,7 +9,6 @@ import pytest
 
 import onnxcompress as oc
 from models import images, network, perceptron
-from onnxcompress.cli.terminal import render_report
 from onnxcompress.compression.build import best
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.method_spec import parse
@@ -19,11 +18,12 @@ from onnxcompress.compression.validate.decisions import Decision
 from onnxcompress.compression.validate.fidelity import Fidelity, decibel, has_class_scores
 from onnxcompress.compression.validate.metrics import find_metric
 from onnxcompress.compression.validate.validation import Validation
-from onnxcompress.core.errors import MetricError
+from onnxcompress.core.errors import MetricError, OutputError
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.latency import Latency
 from onnxcompress.methods.basis import BasisWeight
 from onnxcompress.report.report import Epoch
+from onnxcompress.report.tables import render_report
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,28 @@ def test_the_original_answers_once_however_many_models_are_compared_with_it(net,
     again = [validation.fidelity(small, limit) for limit in (None, 20)]
     assert [f.loss for f in first] == [f.loss for f in again]
     assert first[0].loss != first[1].loss
+
+
+def test_a_result_is_written_as_the_command_line_writes_it_or_not_at_all(net, tmp_path):
+    oc.save(net, tmp_path / "net.onnx")
+    four, place = [oc.Integer(bits=4)], tmp_path / "new" / "small.onnx"
+    model, report = oc.compress(net, methods=four, output=place)
+    assert not report.worse and oc.load(place).proto == model.proto
+    assert [file.name for file in place.parent.iterdir()] == ["small.onnx"]
+    with pytest.raises(OutputError, match="force=True"):
+        oc.compress(tmp_path / "net.onnx", methods=four, output=tmp_path / "net.onnx")
+
+
+def test_a_result_that_is_worse_is_written_by_force_alone(net, batches, tmp_path):
+    place, target = tmp_path / "small.onnx", oc.Target(min_snr=90)
+    few = {"methods": [oc.Integer(bits=2, group=4)], "target": target, "samples": batches[:1]}
+    with pytest.raises(oc.CompressionError, match="nothing was written") as caught:
+        oc.compress(net, **few, output=place)
+    assert caught.value.report.worse and not place.exists()
+    assert isinstance(caught.value, oc.OnnxCompressError)
+    oc.compress(net, **few, output=place, force=True)
+    properties = {entry.key: entry.value for entry in oc.load(place).proto.metadata_props}
+    assert properties["onnxcompress.forced"] == "; ".join(caught.value.report.failures)
 
 
 # --------------------------------------------------------------------------------- the targets

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ import click
 
 from onnxcompress.cli.endings import command_line
 from onnxcompress.core.errors import DataError
-from onnxcompress.core.messages import printable, shorten
+from onnxcompress.core.messages import shorten
+from onnxcompress.core.scratch import check_place
 
 if TYPE_CHECKING:  # imported where they are used: --help and wrong options answer at once
     from onnxcompress.cli.config_file import Rules
@@ -41,26 +41,6 @@ def as_usage_errors() -> Iterator[None]:
         raise click.UsageError(str(error)) from None
 
 
-def check_output(output: Path, inputs: Collection[Path], force: bool) -> None:
-    """Find out before the work whether the result could be written."""
-    if any(part != printable(part) for part in output.parts):
-        raise click.UsageError(f"{output} cannot be written: its name is no plain text")
-    if output.is_dir():
-        raise click.UsageError(f"{output} is a folder; give a file name")
-    if output.exists() and not output.is_file():
-        raise click.UsageError(f"{output} is not a regular file; use --dry-run to write nothing")
-    if output.exists() and any(map(output.samefile, inputs)) and not force:
-        raise click.UsageError("OUTPUT is INPUT; --force allows that")
-    try:
-        parent = output.resolve(strict=False).parent
-    except (OSError, RuntimeError):  # links in a circle
-        raise click.UsageError(f"{output} cannot be written: it is a link to itself") from None
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise click.UsageError(f"{output} cannot be written: {parent} is not a writable folder")
-
-
 def check_gate(target: Target | None, options: Mapping[str, Any]) -> None:
     """Refuse a quality target for which there is no data to judge it by."""
     if target is None:
@@ -74,7 +54,7 @@ def check_gate(target: Target | None, options: Mapping[str, Any]) -> None:
 
 def check_cache(folder: Path | None) -> None:
     if folder is not None:
-        check_output(folder / "entry", (), force=False)
+        check_place(folder / "entry", (), force=False)
 
 
 def check_page(page: Path | None, models: Collection[Path]) -> None:
@@ -83,7 +63,7 @@ def check_page(page: Path | None, models: Collection[Path]) -> None:
         from onnxcompress.report.page import check
 
         check()
-        check_output(page, {path for path in models if path.exists()}, force=False)
+        check_place(page, {path for path in models if path.exists()}, force=False)
         if page.resolve() in {path.resolve() for path in models}:
             raise click.UsageError(f"--report {page} would replace a model; give another name")
 
@@ -264,7 +244,7 @@ def load_model(
     model = load(source, options["extensions"])
     inputs = {source, *model.data_files}
     if output is not None:
-        check_output(output, inputs, force)
+        check_place(output, inputs, force)
         inputs.add(output)
     check_page(options["page"], inputs)
     check_cache(options["cache"])

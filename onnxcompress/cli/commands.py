@@ -40,6 +40,7 @@ from onnxcompress.cli.options import (
 )
 from onnxcompress.cli.outcome import DONE, Outcome
 from onnxcompress.cli.streams import say, write
+from onnxcompress.core.scratch import check_place
 
 if TYPE_CHECKING:  # imported where they are used: --help and wrong options answer at once
     from onnxcompress.compression.target import Target
@@ -93,9 +94,9 @@ def compress(source: Path, output: Path, **options: Any) -> int:
     With no target the result is as small as holds 98 % agreement with the original where the
     model has class scores, 25 dB where it has not.
     """
-    from onnxcompress.cli import terminal
     from onnxcompress.compression import pipeline
     from onnxcompress.compression.auto import arithmetic
+    from onnxcompress.report.progress import progress
 
     if str(source) in cli.commands and not source.exists():
         raise click.UsageError(f"a command comes first: onnxcompress {source} ...")
@@ -113,7 +114,7 @@ def compress(source: Path, output: Path, **options: Any) -> int:
         metadata = provenance.record(
             source, methods, target, options, task.samples, task.evaluation, refinement
         )
-        with terminal.progress(not options["quiet"]) as track:
+        with progress(not options["quiet"]) as track:
             result, report = pipeline.compress(
                 model,
                 methods=offered,
@@ -153,9 +154,9 @@ def sweep(source: Path, **options: Any) -> int:
 
     Every point is what compress gives for that target, all from one fit of the candidates.
     """
-    from onnxcompress.cli import terminal
     from onnxcompress.compression import pipeline
     from onnxcompress.core.errors import BudgetError
+    from onnxcompress.report.progress import progress
 
     with redirect_stdout(sys.stderr):
         targets = arguments.read_targets(options["ratios"], options["macs"])
@@ -167,7 +168,7 @@ def sweep(source: Path, **options: Any) -> int:
         def metadata(target: Target | None) -> dict[str, str]:
             return provenance.record(source, methods, target, whole, task.samples, task.evaluation)
 
-        with terminal.progress(not options["as_json"]) as track:
+        with progress(not options["as_json"]) as track:
             points = [
                 *pipeline.trade_off(
                     model, targets, methods=methods, metadata=metadata, track=track,
@@ -189,16 +190,16 @@ def sweep(source: Path, **options: Any) -> int:
 @VERBOSE
 def inspect(source: Path, as_json: bool, **options: Any) -> int:
     """List the layers of a model, what can be compressed, and what each method would give."""
-    from onnxcompress.cli import terminal
     from onnxcompress.compression.inspect import examine
     from onnxcompress.core.parallel import one_thread_each
     from onnxcompress.graph import load
+    from onnxcompress.report import tables
 
     with one_thread_each():  # small products on many threads wait for each other
         facts = examine(load(source, options["extensions"]), dict(options["shapes"]))
     if facts["note"]:
         say(f"note: {facts['note']}")
-    write(outcome.json_text(DONE, facts) if as_json else terminal.render_inspection(facts))
+    write(outcome.json_text(DONE, facts) if as_json else tables.render_inspection(facts))
     return DONE
 
 
@@ -246,7 +247,6 @@ def _compare(
     first: Path, second: Path, options: Mapping[str, Any]
 ) -> tuple[Comparison, arguments.Samples | None]:
     """How far the models are apart, and on which samples of the user's."""
-    from onnxcompress.cli import terminal
     from onnxcompress.compression.measure.at_once import largest_input
     from onnxcompress.compression.measure.shapes import input_shapes
     from onnxcompress.compression.validate.validation import Validation
@@ -255,6 +255,7 @@ def _compare(
     from onnxcompress.data.random import random_samples
     from onnxcompress.execution.runnable import runnable
     from onnxcompress.graph import load
+    from onnxcompress.report.progress import progress
 
     models = [load(path, options["extensions"]) for path in (first, second)]
     files = {path for model in models for path in model.data_files}
@@ -272,7 +273,7 @@ def _compare(
     arguments.check_alike(models[0], models[1], {name: x.shape for name, x in one.items()})
     seen = [input_shapes(runnable(model), one) for model in models]
     before, after = (sum(macs.values()) for _, macs in seen)
-    with terminal.progress(not (options["as_json"] or options["quiet"])) as track:
+    with progress(not (options["as_json"] or options["quiet"])) as track:
         validation = Validation(
             models[0],
             used,
@@ -309,7 +310,7 @@ def expand(source: Path, output: Path, **options: Any) -> int:
     from onnxcompress.graph import load, save
 
     model = load(source, options["extensions"])
-    arguments.check_output(output, {source, *model.data_files}, options["force"])
+    check_place(output, {source, *model.data_files}, options["force"])
     samples = random_samples(input_specs(model), COMPARED_AT_RANDOM, 0, dict(options["shapes"]))
     result = expanded(model)
     verify(result)
@@ -343,18 +344,18 @@ def expand(source: Path, output: Path, **options: Any) -> int:
 @VERBOSE
 def methods(name: str | None, verbose: bool) -> int:
     """List the methods, or explain one and its settings."""
-    from onnxcompress.cli import terminal
     from onnxcompress.compression import method_spec
     from onnxcompress.methods import METHODS
+    from onnxcompress.report import tables
 
     if name is None:
         summaries = {key: method_spec.described(method)[0] for key, method in METHODS.items()}
-        write(terminal.render_methods(summaries))
+        write(tables.render_methods(summaries))
         return DONE
     with arguments.as_usage_errors():
         method = method_spec.method_named(name)
     summary, settings = method_spec.described(method)
-    write(terminal.render_method(name, summary, settings, method_spec.explained(method)))
+    write(tables.render_method(name, summary, settings, method_spec.explained(method)))
     return DONE
 
 

@@ -27,11 +27,9 @@ def deliver_result(
     options: Mapping[str, Any],
 ) -> int:
     """Write the result where it is to be written, and show the report; the exit code."""
-    from onnxcompress.graph import annotate, save
+    from onnxcompress.compression.deliver import deliver
 
     written = not options["dry_run"] and (options["force"] or not report.worse)
-    if written and report.worse:
-        result = annotate(result, {provenance.FORCED: "; ".join(report.failures)})
     outcomes: list[Outcome] = []
     with ExitStack() as stack:
 
@@ -45,7 +43,7 @@ def deliver_result(
             supervisor.hold()
 
         if written:
-            save(result, output.resolve(), external=options["external"], ready=render)
+            deliver(result, report, output, options["force"], options["external"], render)
         else:
             render()
         return outcomes[0].publish()
@@ -66,7 +64,7 @@ def _end_compression(
     options: Mapping[str, Any],
 ) -> Outcome:
     """What `compress` ends with; ``models`` has INPUT first, then the files of OUTPUT."""
-    from onnxcompress.cli import terminal
+    from onnxcompress.report import tables
 
     _, *names = models
     place = f"written to {' and '.join(names)}" if names else "nothing was written"
@@ -79,7 +77,7 @@ def _end_compression(
         facts = {"output": str(output) if names else None, "exit_code": code}
         text = outcome.json_text(code, report.to_dict() | facts)
     else:
-        text = terminal.render_report(report, place, quiet=options["quiet"])
+        text = tables.render_report(report, place, quiet=options["quiet"])
     kind = "Warning" if names else "Error"
     error = f"{kind}: {'; '.join(report.failures)}" if report.worse else ""
     return Outcome(code, text, error, files)
@@ -109,8 +107,7 @@ def end_sweep(
     options: Mapping[str, Any],
 ) -> Outcome:
     """What `sweep` ends with."""
-    from onnxcompress.cli import terminal
-    from onnxcompress.report import plots
+    from onnxcompress.report import plots, tables
     from onnxcompress.report.report import Report
 
     report = Report(points=tuple(points), provenance=made)
@@ -125,14 +122,14 @@ def end_sweep(
     if options["as_json"]:
         facts = {"points": report.to_dict()["points"], "provenance": made}
         return Outcome(code, outcome.json_text(code, facts), error, files)
-    return Outcome(code, terminal.render_points(points, options["metric"]), error, files)
+    return Outcome(code, tables.render_points(points, options["metric"]), error, files)
 
 
 def end_comparison(
     stack: ExitStack, report: Report, first: Path, second: Path, options: Mapping[str, Any]
 ) -> Outcome:
     """What `compare` ends with."""
-    from onnxcompress.cli import terminal
+    from onnxcompress.report import tables
 
     title = f"{second.name} against {first.name}"
     files = _paged(stack, report, options, title)
@@ -142,7 +139,7 @@ def end_comparison(
         facts = {"failures": report.failures, "provenance": report.provenance}
         text = outcome.json_text(code, report.comparison.to_dict() | facts)
     else:
-        text = terminal.render_comparison(report, quiet=options["quiet"])
+        text = tables.render_comparison(report, quiet=options["quiet"])
     error = f"Error: {'; '.join(report.failures)}" if report.worse else ""
     return Outcome(code, text, error, files)
 

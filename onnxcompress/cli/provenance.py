@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from onnxcompress.core.method import Method
     from onnxcompress.data.samples import Samples
 
-VERSION, CONFIG, SOURCE, FORCED = (
-    f"onnxcompress.{key}" for key in ("version", "config", "source_sha256", "forced")
-)
+VERSION, CONFIG, SOURCE = (f"onnxcompress.{key}" for key in ("version", "config", "source_sha256"))
 
 
 def record(

@@ -5,18 +5,21 @@ measure      find layers, calibrate, fit every candidate, measure sensitivities
 search       one price for the whole model; a fidelity target bisects it with real models
 build        fit again in network order, and leave out the layer that hurts
 judge        refine, compare with the original, report
+deliver      write the result, unless it is worse
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache as remember
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from onnxcompress.compression.auto import arithmetic, auto
 from onnxcompress.compression.build.best import build
 from onnxcompress.compression.build.builder import Builder
+from onnxcompress.compression.deliver import deliver
 from onnxcompress.compression.job import Refine, Settings
 from onnxcompress.compression.judge import judge
 from onnxcompress.compression.method_spec import Spelled, as_methods
@@ -28,6 +31,7 @@ from onnxcompress.compression.target import Target
 from onnxcompress.core.errors import BudgetError, TargetError
 from onnxcompress.core.parallel import cores
 from onnxcompress.core.progress import Track, untracked
+from onnxcompress.core.scratch import check_place
 from onnxcompress.data.samples import Samples
 from onnxcompress.graph import Model
 from onnxcompress.graph.load import as_model
@@ -58,6 +62,8 @@ def compress(
     strip: bool = False,
     simplify: bool | None = None,
     compute: str = "float",
+    output: str | PathLike[str] | None = None,
+    force: bool = False,
 ) -> tuple[Model, Report]:
     """Replace layers by smaller subgraphs until the target is met.
 
@@ -94,16 +100,26 @@ def compress(
             is one of time.
         compute: what layers compute in: ``float``, as they did; ``int8``, those that are measured
             to be faster in it; ``auto``, int8 where ``latency`` is asked for.
+        output: the file to write, as the command line writes it: whole or not at all.
+        force: write a result that is worse, marked as such in its metadata; allow ``output`` to be
+            the file of the model.
 
     Returns:
-        The compressed model, and the report.  It is for the caller to look at ``report.worse``
-        before using the model.
+        The compressed model, and the report.  Without ``output`` it is for the caller to look at
+        ``report.worse`` before using the model.
 
     Raises:
+        CompressionError: the result is worse, and was not written to ``output``; its ``report``
+            says why.
         BudgetError: the target is out of reach; the message names what can be attained.
         TargetError: what is needed to judge the target is missing, such as samples.
         WorkerError: a process or a cluster that was to do some of the work did not.
+        OutputError: ``output`` could not be written; found out before the work.
     """
+    original = as_model(model)
+    if output is not None:
+        named = {Path(model)} if isinstance(model, str | PathLike) else set[Path]()
+        check_place(Path(output), {*named, *original.data_files}, force)
     compute = arithmetic(compute, target)
     own = auto(target, compute) if methods is None else as_methods(methods, target)
     settings = Settings(
@@ -112,12 +128,15 @@ def compress(
         strip, simplify, compute,
     )  # fmt: skip
     with settings.workers():
-        job = prepare(as_model(model), samples, evaluation, settings)
+        job = prepare(original, samples, evaluation, settings)
         measured = measure(job)
         curves = price(job, measured, units_of(job, measured.candidates))
         builder = Builder(job, measured.observed)
         compressed = build(builder, curves, search(builder, curves))
-        return judge(job, curves, compressed)
+        result, report = judge(job, curves, compressed)
+    if output is not None:
+        result = deliver(result, report, Path(output), force)
+    return result, report
 
 
 def trade_off(

@@ -1,5 +1,7 @@
 """The errors that users see: each message is one line that says what is wrong and what to do."""
 
+from typing import Any
+
 
 class OnnxCompressError(ValueError):
     """The base of all errors of this package that somebody's input, model or wish causes."""
@@ -15,6 +17,10 @@ class DataError(OnnxCompressError):
 
 class SamplesTypeError(DataError, TypeError):
     """An object that is no samples: the argument of a call from Python."""
+
+
+class OutputError(OnnxCompressError):
+    """A file that cannot be written where it was to be."""
 
 
 class MethodError(OnnxCompressError):
@@ -39,6 +45,25 @@ class ConfigError(OnnxCompressError):
 
 class PageError(OnnxCompressError):
     """The report page cannot be made."""
+
+
+class TableError(OnnxCompressError):
+    """A report cannot be made a table of another library."""
+
+
+class CompressionError(OnnxCompressError):
+    """A result that is worse, or misses its target, and was not written.
+
+    Attributes:
+        report: what came of it; ``report.failures`` are the reasons.
+    """
+
+    def __init__(self, report: Any) -> None:
+        super().__init__(report)
+        self.report = report
+
+    def __str__(self) -> str:
+        return f"{'; '.join(self.report.failures)}; nothing was written (force=True writes it)"
 
 
 class WorkerError(OnnxCompressError):

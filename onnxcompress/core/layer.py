@@ -18,11 +18,17 @@ Array = np.ndarray
 
 Shape = tuple[int, ...]
 
-Value = Any  # a tensor of the graph being built; only graph looks inside
+Value = Any
+"""A tensor of the graph that is being built: what an `Emitter` returns and takes; nothing of it is
+read elsewhere."""
 
 
 class Emitter(Protocol):
-    """Adds ONNX nodes: ``y = op.Conv(x, weight, strides=[2, 2])``.  Arrays become initializers."""
+    """Adds ONNX nodes: ``y = op.Conv(x, weight, strides=[2, 2])``.
+
+    The name of the method is the operator; what it takes are Values and arrays, which become
+    initializers, and what it returns is the Value of the output.
+    """
 
     def __getattr__(self, op_type: str) -> Any: ...
 

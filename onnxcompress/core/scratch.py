@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
+
+from onnxcompress.core.errors import OutputError
+from onnxcompress.core.messages import printable
 
 try:
     import fcntl
@@ -20,6 +23,30 @@ except ImportError:  # Windows, where nothing is swept
     fcntl = None
 
 TAG = "oc-"  # tells our folders from those of others
+
+
+def check_place(output: Path, inputs: Collection[Path], force: bool) -> None:
+    """Find out before the work whether a file could be written.
+
+    Raises:
+        OutputError: it could not, or is one of the inputs and nothing forces that.
+    """
+    if any(part != printable(part) for part in output.parts):
+        raise OutputError(f"{output} cannot be written: its name is no plain text")
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; give a file name")
+    if output.exists() and not output.is_file():
+        raise OutputError(f"{output} is not a regular file")
+    if output.exists() and any(map(output.samefile, inputs)) and not force:
+        raise OutputError(f"{output} is the input; --force (force=True in Python) allows that")
+    try:
+        parent = output.resolve(strict=False).parent
+    except (OSError, RuntimeError):  # links in a circle
+        raise OutputError(f"{output} cannot be written: it is a link to itself") from None
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{output} cannot be written: {parent} is not a writable folder")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ the network.
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -62,13 +63,25 @@ def render(report: Report, title: str, place: str = "", metric: str = "top1") ->
 
 def _render(report: Report, title: str, place: str, metric: str, count: int) -> str:
     """With at most so many layers."""
-    largest = sorted(range(len(report.rows)), key=lambda i: -report.rows[i].nbytes[0])[:count]
-    rows = [
-        replace(row, layer=short(row.layer))
-        for row in map(report.rows.__getitem__, sorted(largest))
-    ]
-    both, refined, metric = report.comparison, report.refined, short(metric)
     script = (TEMPLATES / "page.js").read_text("utf-8")
+    return _filled(
+        "page.html",
+        _shown(report, title, place, metric, count),
+        style=plots.COLOURS + plots.STYLE + (TEMPLATES / "page.css").read_text("utf-8"),
+        script=script,
+        digest=b64encode(sha256(script.encode()).digest()).decode(),
+    )
+
+
+def core(report: Report) -> str:
+    """What the page shows of the result, for a notebook: styles of its own, and no script."""
+    check()
+    style = plots.COLOURS + plots.STYLE + (TEMPLATES / "page.css").read_text("utf-8")
+    nested = re.sub(r":root|\bbody\b(?= *\{)", "&", style)
+    return _filled("cell.html", _shown(report, "", "", "metric", SHOWN[-1]), style=nested)
+
+
+def _filled(template: str, *values: Mapping[str, Any], **more: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -77,29 +90,37 @@ def _render(report: Report, title: str, place: str, metric: str, count: int) -> 
         finalize=lambda value: plain(value) if type(value) is str else value,  # else it is safe
     )
     environment.filters["short"] = short
-    return environment.get_template("page.html").render(
-        report=report,
-        title=title,
-        place=place,
-        reached=words.reached(report),
-        facts=[*words.facts(both, "held-out" if report.rows else "", refined)] if both else [],
-        curve=_curve(report, metric),
-        points=words.points(report.points, metric),
-        rows=rows,
-        left_out=len(report.rows) - len(rows),
-        bars=plots.layers(rows),
-        reasons=words.reasons(report),
-        named=NAMED,
-        skips=" ".join(report.skips.values()),
-        training=words.training(both, refined) if both and refined else "",
-        losses=plots.training(refined).svg() if refined else "",
-        command=[quote(word) for word in ("onnxcompress", *report.provenance.get("command", ()))],
-        made=dict(_made(report.provenance)),
-        words=words,
-        style=plots.COLOURS + plots.STYLE + (TEMPLATES / "page.css").read_text("utf-8"),
-        script=script,
-        digest=b64encode(sha256(script.encode()).digest()).decode(),
-    )
+    return environment.get_template(template).render(*values, **more)
+
+
+def _shown(report: Report, title: str, place: str, metric: str, count: int) -> dict[str, Any]:
+    """What the templates read, of at most so many layers."""
+    largest = sorted(range(len(report.rows)), key=lambda i: -report.rows[i].nbytes[0])[:count]
+    rows = [
+        replace(row, layer=short(row.layer))
+        for row in map(report.rows.__getitem__, sorted(largest))
+    ]
+    both, refined, metric = report.comparison, report.refined, short(metric)
+    return {
+        "report": report,
+        "title": title,
+        "place": place,
+        "reached": words.reached(report),
+        "facts": [*words.facts(both, "held-out" if report.rows else "", refined)] if both else [],
+        "curve": _curve(report, metric),
+        "points": words.points(report.points, metric),
+        "rows": rows,
+        "left_out": len(report.rows) - len(rows),
+        "bars": plots.layers(rows),
+        "reasons": words.reasons(report),
+        "named": NAMED,
+        "skips": " ".join(report.skips.values()),
+        "training": words.training(both, refined) if both and refined else "",
+        "losses": plots.training(refined).svg() if refined else "",
+        "command": [quote(w) for w in ("onnxcompress", *report.provenance.get("command", ()))],
+        "made": dict(_made(report.provenance)),
+        "words": words,
+    }
 
 
 def _curve(report: Report, metric: str) -> str:

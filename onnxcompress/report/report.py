@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from math import sqrt
 from statistics import NormalDist
 from typing import Any, Literal
 
+from onnxcompress.core.errors import PageError, TableError
 from onnxcompress.execution.latency import Latency
 
 
@@ -114,6 +116,8 @@ class Comparison:
     """Two models side by side.
 
     Attributes:
+        before, after: the sizes of the original and of the result, each with its metric by labels.
+        latency: how long both take, measured in turns; None where that was not measured.
         samples: how many the outputs were compared on; 0 where no output could be, and the
             layers were compared one by one.
         real: whether they are the user's own, and not stand-ins.
@@ -147,6 +151,7 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
+        """Bytes of the file before over after: 4 is four times smaller."""
         return self.before.nbytes / self.after.nbytes
 
     @property
@@ -266,9 +271,11 @@ class TradeOff:
     grid: tuple[float, float] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What `compress` did; of `compare` and `sweep` the parts that they have.
+
+    ``print(report)`` prints the tables of the command line; a notebook shows the page.
 
     Attributes:
         target: what was asked for, in words.
@@ -308,7 +315,27 @@ class Report:
 
     @property
     def worse(self) -> bool:
+        """Whether the result misses its target, or no longer does the original's job."""
         return bool(self.failures)
+
+    def __str__(self) -> str:
+        from onnxcompress.report import tables
+
+        return tables.plain(self)
+
+    def __repr__(self) -> str:
+        from onnxcompress.report import words
+
+        return f"<Report: {words.reached(self)}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from onnxcompress.report import page
+
+        try:
+            return page.core(self)
+        except PageError:  # jinja2 is an extra
+            return f"<pre>{escape(str(self))}</pre>"
 
     @property
     def point(self) -> Point:
@@ -337,3 +364,24 @@ class Report:
         if self.comparison:
             result["comparison"] = self.comparison.to_dict()
         return result
+
+    def to_dataframe(self) -> Any:
+        """The layers, or the points of a sweep, as a pandas DataFrame with a row for each.
+
+        Raises:
+            TableError: pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise TableError("to_dataframe needs pandas: pip install pandas") from None
+        return DataFrame([*map(_flat, self.points or self.rows)])
+
+
+def _flat(record: Row | Point) -> dict[str, Any]:
+    """The fields as columns: of a pair the first is before, the second after."""
+    values = asdict(record)
+    for name in ("nbytes", "macs") if isinstance(record, Row) else ():
+        before, after = values.pop(name)
+        values |= {f"{name}_before": before, f"{name}_after": after}
+    return values

@@ -1,16 +1,14 @@
-"""What the command line prints.  The only file that imports rich."""
+"""Reports and facts as tables of plain text, as a terminal shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -46,9 +44,11 @@ def _text(text: str, style: str = "") -> Text:
     return Text(printable(text), style)
 
 
-def _render(*parts: RenderableType) -> str:
+def _render(*parts: RenderableType, styled: bool = True) -> str:
     """Some things as text, each with an empty line before it, but the first."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, force_jupyter=False)
+    if not styled:
+        console = Console(highlight=False, force_jupyter=False, color_system=None)
     if not console.is_terminal:
         console.width = WIDE
     with console.capture() as captured:
@@ -57,48 +57,34 @@ def _render(*parts: RenderableType) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-@contextmanager
-def progress(shown: bool) -> Iterator[Callable[[Iterable[Any], str, int], Iterable[Any]]]:
-    """A ``track`` for `compress`, with bars on stderr while they are of use."""
-    console = Console(stderr=True)
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (shown and console.is_terminal),
-    )
-
-    def track(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
-        task = bars.add_task(what, total=total)
-        try:
-            for item in items:
-                yield item
-                bars.advance(task)
-        finally:
-            bars.remove_task(task)
-
-    with bars:
-        yield track
+def plain(report: Report) -> str:
+    """A report as its command prints it, but for colours."""
+    if report.points:
+        return _render(_points(report.points, "metric"), styled=False)
+    if report.rows or report.comparison is None:
+        return _render(*_parts(report), verdict(report, ""), styled=False)
+    return _render(_comparison(report.comparison, ""), reached(report), styled=False)
 
 
 def render_report(report: Report, place: str, quiet: bool) -> str:
     """The layers, the model before and after, what else is to be known, and the verdict."""
-    parts: list[RenderableType] = []
-    if not quiet:
-        parts.append(_layers(report.rows))
-        if report.worse and report.curves:
-            parts.append(_curves(report.curves))
-        if report.comparison:
-            parts.append(_comparison(report.comparison, "held-out", report.refined))
-            if report.refined:
-                parts.append(_text(training(report.comparison, report.refined)))
-        if notes := _notes(report):
-            parts.append(notes)
     style = "bold red" if report.worse else "bold green"
+    parts = () if quiet else _parts(report)
     return _render(*parts, _text(verdict(report, place), style))
+
+
+def _parts(report: Report) -> Iterator[RenderableType]:
+    """All but the verdict."""
+    if report.rows:
+        yield _layers(report.rows)
+    if report.worse and report.curves:
+        yield _curves(report.curves)
+    if report.comparison:
+        yield _comparison(report.comparison, "held-out", report.refined)
+        if report.refined:
+            yield _text(training(report.comparison, report.refined))
+    if notes := _notes(report):
+        yield notes
 
 
 def _layers(rows: Sequence[Row]) -> Table:
@@ -163,13 +149,17 @@ def _comparison(comparison: Comparison, which: str, refined: Refinement | None =
 
 def render_points(found: Sequence[Point], metric: str) -> str:
     """A trade-off, one target a line."""
+    return _render(_points(found, metric))
+
+
+def _points(found: Sequence[Point], metric: str) -> Table:
     [first, *names], *rows = points(found, metric)
     table = _table(first)
     for name in names:
         table.add_column(_text(name), justify="right" if name else "left")
     for row, point in zip(rows, found, strict=True):
         table.add_row(*map(_text, row), style="dim" if point.failures else "")
-    return _render(table)
+    return table
 
 
 def render_inspection(facts: Mapping[str, Any]) -> str:
