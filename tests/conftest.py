@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import math
 import warnings
 
 import numpy as np
@@ -33,3 +34,9 @@ def _level_clock(monkeypatch):
     """What validation takes the time to be: no verdict of a test may hang on a busy machine."""
     level = Latency(before=1, after=1, ratio=1, low=0.9, high=1.1)
     monkeypatch.setattr("onnxcompress.compression.validate.validation.latency", lambda *_: level)
+
+
+@pytest.fixture(autouse=True)
+def _no_lines_while_it_runs(monkeypatch):
+    """How far a run is, is not said: how often depends on how busy the machine is."""
+    monkeypatch.setattr("onnxcompress.report.progress.EVERY", math.inf)

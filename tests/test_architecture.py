@@ -29,6 +29,7 @@ OWNERS = {  # library -> the folders or files that know it; numpy is everywhere
     "click": {"cli"},
     "rich": {"report/progress.py", "report/tables.py"},
     "jinja2": {"report/page.py"},
+    "IPython": {"report/progress.py"},
     "pandas": {"report/report.py"},
     "PIL": {"data"},
     "yaml": {"data/preprocess.py"},

@@ -708,7 +708,7 @@ CURVE = [Epoch(0, float("nan"), 1.0, 30.0), Epoch(1, 0.5, 0.25, 60.0)]
 def test_the_report_is_about_the_refined_model_and_keeps_what_it_was_before(net, batches):
     given = {}
 
-    def undo(small, original, samples):
+    def undo(small, original, samples, track):
         given.update(small=small, original=original, count=len(samples))
         return original, CURVE
 
@@ -733,7 +733,7 @@ def test_the_three_models_stand_side_by_side(net, batches):
         net,
         target=oc.Target(macs=0.5),
         samples=batches,
-        refinement=lambda small, original, samples: (original, CURVE),
+        refinement=lambda small, original, samples, track: (original, CURVE),
     )
     printed = render_report(report, "nothing was written", quiet=False)
     assert ["original", "compressed", "refined"] in [line.split() for line in printed.splitlines()]

@@ -7,14 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
-from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from onnxcompress.cli import arguments, endings, outcome, provenance, supervisor
+from onnxcompress.cli import arguments, endings, outcome, provenance, streams, supervisor
 from onnxcompress.cli.options import (
     BALLAST,
     CACHE,
@@ -96,7 +95,6 @@ def compress(source: Path, output: Path, **options: Any) -> int:
     """
     from onnxcompress.compression import pipeline
     from onnxcompress.compression.auto import arithmetic
-    from onnxcompress.report.progress import progress
 
     if str(source) in cli.commands and not source.exists():
         raise click.UsageError(f"a command comes first: onnxcompress {source} ...")
@@ -114,20 +112,19 @@ def compress(source: Path, output: Path, **options: Any) -> int:
         metadata = provenance.record(
             source, methods, target, options, task.samples, task.evaluation, refinement
         )
-        with progress(not options["quiet"]) as track:
-            result, report = pipeline.compress(
-                model,
-                methods=offered,
-                target=target,
-                correct=not options["no_correct"],
-                metadata=metadata,
-                track=track,
-                refinement=refinement and partial(refinement, track=track),
-                strip=options["strip"],
-                simplify=options["simplify"],
-                compute=compute,
-                **task.keywords,
-            )
+        result, report = pipeline.compress(
+            model,
+            methods=offered,
+            target=target,
+            correct=not options["no_correct"],
+            metadata=metadata,
+            progress=not options["quiet"],
+            refinement=refinement,
+            strip=options["strip"],
+            simplify=options["simplify"],
+            compute=compute,
+            **task.keywords,
+        )
     return endings.deliver_result(result, report, metadata, source, output, options)
 
 
@@ -156,7 +153,6 @@ def sweep(source: Path, **options: Any) -> int:
     """
     from onnxcompress.compression import pipeline
     from onnxcompress.core.errors import BudgetError
-    from onnxcompress.report.progress import progress
 
     with redirect_stdout(sys.stderr):
         targets = arguments.read_targets(options["ratios"], options["macs"])
@@ -168,13 +164,9 @@ def sweep(source: Path, **options: Any) -> int:
         def metadata(target: Target | None) -> dict[str, str]:
             return provenance.record(source, methods, target, whole, task.samples, task.evaluation)
 
-        with progress(not options["as_json"]) as track:
-            points = [
-                *pipeline.trade_off(
-                    model, targets, methods=methods, metadata=metadata, track=track,
-                    **task.keywords,
-                )
-            ]  # fmt: skip
+        points = [
+            *pipeline.trade_off(model, targets, methods=methods, metadata=metadata, **task.keywords)
+        ]
     if all(point.ratio is None for point in points):
         raise BudgetError("; ".join(points[0].failures))
     made = provenance.describe_run(metadata(None), {str(source): source}, endings.command_line())
@@ -251,6 +243,7 @@ def _compare(
     from onnxcompress.compression.measure.shapes import input_shapes
     from onnxcompress.compression.validate.validation import Validation
     from onnxcompress.core.parallel import cores
+    from onnxcompress.core.progress import MEASURED
     from onnxcompress.data.inputs import input_specs
     from onnxcompress.data.random import random_samples
     from onnxcompress.execution.runnable import runnable
@@ -273,7 +266,7 @@ def _compare(
     arguments.check_alike(models[0], models[1], {name: x.shape for name, x in one.items()})
     seen = [input_shapes(runnable(model), one) for model in models]
     before, after = (sum(macs.values()) for _, macs in seen)
-    with progress(not (options["as_json"] or options["quiet"])) as track:
+    with progress(not options["quiet"], MEASURED) as track:
         validation = Validation(
             models[0],
             used,
@@ -362,6 +355,7 @@ def methods(name: str | None, verbose: bool) -> int:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its code; whatever goes wrong is one line on stderr."""
     words = list(sys.argv[1:] if args is None else args)
+    streams.show_log()
     call = {"words": words, "json": "--json" in words}
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

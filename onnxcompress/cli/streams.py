@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -39,6 +40,20 @@ def say(text: str) -> None:
             os.write(2, f"{printable(shorten(text, LONGEST_LINE))}\n".encode())
     except OSError:
         _give_up(sys.stderr)
+
+
+class _Said(logging.Handler):
+    """Puts the lines of a log on the standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def show_log() -> None:
+    """Show what the package logs: how far a run is, where there is no terminal for a bar."""
+    log = logging.getLogger("onnxcompress")
+    log.handlers, log.propagate = [_Said()], False
+    log.setLevel(logging.INFO)
 
 
 def _give_up(stream: TextIO) -> None:

@@ -25,10 +25,11 @@ from onnxcompress.data.random import random_samples
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.dask import engine as connect
 from onnxcompress.graph import Model, layer_inputs
+from onnxcompress.report.progress import progress
 from onnxcompress.report.report import Change, Epoch
 
 Methods = Sequence[Method] | Callable[[Layer], Sequence[Method]]
-Refine = Callable[[Model, Model, Samples], tuple[Model, Sequence[Epoch]]]
+Refine = Callable[..., tuple[Model, Sequence[Epoch]]]  # of two models, Samples, and a Track
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,20 @@ class Settings:
         """The threads, processes or cluster that do the work."""
         with one_thread_each(), helped(self.jobs), connect(self.engine):
             yield
+
+    @contextmanager
+    def progress(self, shown: bool | Track[Any], results: int = 1) -> Iterator[Settings]:
+        """The same with steps that show how far they are."""
+        target, absent = self.target or Target(min_agreement=1), {"evaluating"}
+        if not target.faithful or target.sized:
+            absent.add("searching")
+        if target.latency is None:
+            absent.add("timing layers")
+        if self.refinement is None:
+            absent |= {"trying rates", "refining"}
+        quick = not callable(self.methods) and all(method.quick for method in self.methods)
+        with progress(shown, absent, quick, results) as track:
+            yield replace(self, track=track)
 
 
 def random_inputs(model: Model, settings: Settings) -> Samples:

@@ -78,7 +78,9 @@ def _refine(job: Job, model: Model) -> tuple[Model, Refinement]:
     """The model trained, and what it was before."""
     assert job.samples is not None and job.settings.refinement is not None
     before, metric = job.validation.fidelity(model), job.validation.metric_of(model)
-    result, epochs = job.settings.refinement(model, job.model, job.samples)
+    result, epochs = job.settings.refinement(
+        model, job.model, job.samples, track=job.settings.track
+    )
     return result, Refinement(tuple(epochs), before.snr, before.agreement, metric)
 
 

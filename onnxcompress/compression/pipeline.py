@@ -10,7 +10,9 @@ deliver      write the result, unless it is worse
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache as remember
 from os import PathLike
 from pathlib import Path
@@ -56,7 +58,7 @@ def compress(
     jobs: int | None = None,
     engine: str = "local",
     providers: Sequence[str] = ("CPUExecutionProvider",),
-    track: Track[Any] = untracked,
+    progress: bool | Track[Any] = True,
     cache: Path | None = None,
     refinement: Refine | None = None,
     strip: bool = False,
@@ -92,9 +94,13 @@ def compress(
         seed: of the random inputs that stand in where there are no samples.
         jobs: threads, and processes that fit layers; None for all cores.
         engine: what calibrates and fits layers: local, or ``dask://HOST:PORT`` of a cluster.
+        progress: show how far it is, and about how long it still takes: a bar in a terminal or a
+            notebook, else a line of Python's logging (``onnxcompress``, level INFO) every few
+            seconds.  A function, as `core.progress.Track`, gets told instead.
         cache: a folder that keeps what the candidates gave, for another target.
-        refinement: trains the compressed model, given that, the original and all samples:
-            `refine.refine` with its settings.  The report is about what it returns.
+        refinement: trains the compressed model, given that, the original and all samples, and
+            ``track`` by name: `refine.refine` with its settings.  The report is about what it
+            returns.
         strip: drop what no runtime reads first: notes of the exporter, types that can be inferred.
         simplify: apply lossless passes first, see `onnxcompress.simplify`; None where the target
             is one of time.
@@ -124,16 +130,18 @@ def compress(
     own = auto(target, compute) if methods is None else as_methods(methods, target)
     settings = Settings(
         own, target, metric, only, correct, shapes or {}, metadata or {}, seed,
-        jobs or cores(), engine, providers, track, cache, refinement, classes, states,
+        jobs or cores(), engine, providers, untracked, cache, refinement, classes, states,
         strip, simplify, compute,
     )  # fmt: skip
-    with settings.workers():
+    begun = time.perf_counter()
+    with settings.workers(), settings.progress(progress) as settings:
         job = prepare(original, samples, evaluation, settings)
         measured = measure(job)
         curves = price(job, measured, units_of(job, measured.candidates))
         builder = Builder(job, measured.observed)
         compressed = build(builder, curves, search(builder, curves))
         result, report = judge(job, curves, compressed)
+    report = replace(report, seconds=time.perf_counter() - begun)
     if output is not None:
         result = deliver(result, report, Path(output), force)
     return result, report
@@ -156,7 +164,7 @@ def trade_off(
     jobs: int | None = None,
     engine: str = "local",
     providers: Sequence[str] = ("CPUExecutionProvider",),
-    track: Track[Any] = untracked,
+    progress: bool | Track[Any] = True,
     cache: Path | None = None,
 ) -> Iterator[Point]:
     """What `compress` would give for each of these size targets, from one fit of all candidates.
@@ -176,10 +184,10 @@ def trade_off(
             raise TargetError("sizes and multiplications need methods of their own: give methods")
     settings = Settings(
         as_methods(methods, targets[0]), targets[0], metric, only, True, shapes or {},
-        metadata(targets[0]), seed, jobs or cores(), engine, providers, track, cache, None,
+        metadata(targets[0]), seed, jobs or cores(), engine, providers, untracked, cache, None,
         classes, states,
     )  # fmt: skip
-    with settings.workers():
+    with settings.workers(), settings.progress(progress, len(targets)) as settings:
         first = prepare(as_model(model), samples, evaluation, settings)
         measured = measure(first)
         priced = remember(lambda units: price(first, measured, units))

@@ -36,7 +36,7 @@ def check_place(output: Path, inputs: Collection[Path], force: bool) -> None:
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give a file name")
     if output.exists() and not output.is_file():
-        raise OutputError(f"{output} is not a regular file")
+        raise OutputError(f"{output} is not a regular file; --dry-run writes nothing")
     if output.exists() and any(map(output.samefile, inputs)) and not force:
         raise OutputError(f"{output} is the input; --force (force=True in Python) allows that")
     try:

@@ -294,6 +294,7 @@ class Report:
         warnings: what the user should know all the same.
         curves: layer -> pairs (share of its cost left, relative error), cheapest first; of a
             fidelity target only.
+        seconds: that `compress` took.
         provenance: versions, hashes, configuration and seed, enough to repeat the run.
     """
 
@@ -311,6 +312,7 @@ class Report:
     failures: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    seconds: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -16,6 +16,7 @@ from onnxcompress.core.messages import printable, shorten
 from onnxcompress.report.report import Comparison, Point, Refinement, Report, Row
 from onnxcompress.report.words import (
     change,
+    duration,
     facts,
     number,
     points,
@@ -83,6 +84,8 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield _comparison(report.comparison, "held-out", report.refined)
         if report.refined:
             yield _text(training(report.comparison, report.refined))
+    if report.seconds is not None:
+        yield _text(f"took {duration(report.seconds)}", "dim")
     if notes := _notes(report):
         yield notes
 

@@ -306,6 +306,15 @@ def number(value: float | None, form: str, unit: float = 1) -> str:
     return "" if value is None else format(value / unit, form)
 
 
+def duration(seconds: float) -> str:
+    """A time."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def small(value: float) -> str:
     """A relative error; one that is not 0 is not shown as 0."""
     return f"{value:.4f}" if value == 0 or value >= 0.00005 else "<0.0001"
