@@ -20,7 +20,7 @@ from onnxcompress.data.samples import DataError, Samples, from_batches
 from onnxcompress.execution.session import Sample, Session
 from onnxcompress.graph import Model, expose, layer_inputs
 
-PATCHES = 65536  # patches per layer, at most: more did not lower any error that we measured
+PATCHES = 16384  # patches per layer, at most: more did not lower any error that we measured
 PATCH_WORK = 2**36  # and no more multiplications for a second moment than this,
 PATCHES_PER_INPUT = 2  # but at least so many per input of a patch
 EXPOSED_BYTES = 64 << 20  # activations read out of the model at a time, per batch

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-
 import numpy as np
 
 from onnxcompress.compression.job import Job
@@ -20,9 +18,7 @@ from onnxcompress.graph import rewrite
 WEIGH_WORK = 10**12  # multiplications spent on measuring sensitivities
 WEIGH_SAMPLES = 64
 WEIGH_BATCH = 16
-WEIGH_WHOLE = 2**18  # weights of a layer above which only some of its filters are changed,
-WEIGH_FILTERS = 128  # about so many
-WEIGH_ERROR = 0.05  # error of the setting with which a layer's sensitivity is measured
+WEIGH_ERROR = 0.05  # error of a layer with which its sensitivity is measured
 
 
 def weigh(
@@ -48,8 +44,7 @@ def weigh(
 
     def sensitivity(name: str) -> float:
         layer = job.layers[name].read()
-        setting = min(candidates[name], key=lambda c: (abs(c.error - WEIGH_ERROR), c.nbytes))
-        weight, error = _changed(layer, setting, statistics[name])
+        weight, error = _noisy(layer, statistics[name])
         readers = job.readers(name)
         shift = statistics[name].shift(layer.weight, weight.astype(np.float32).decode())
         biases = {
@@ -71,20 +66,15 @@ def weigh(
     return dict.fromkeys(candidates, typical) | usable
 
 
-def _changed(
-    layer: Layer, candidate: Candidate, statistics: Statistics
-) -> tuple[CompressedWeight, float]:
-    """A layer's weight in a setting, and its error; of a large one some filters, to save time."""
-    step, decoded = len(layer.weight) // WEIGH_FILTERS, len(candidate.factors) == 1
-    if layer.weight.size <= WEIGH_WHOLE or layer.groups > 1 or step < 2 or not decoded:
-        return candidate.fitted(layer, replace(statistics)), candidate.error
-    assert candidate.setting is not None
-    some, weight = slice(step // 2, None, step), layer.weight.copy()
-    part = replace(layer, weight=layer.weight[some])
-    weight[some] = candidate.setting.fit(part, replace(statistics)).decode()
-    energy = max(statistics.energy(layer.weight), 1e-30)
-    error = statistics.energy(part.weight - weight[some]) / energy
-    return Plain(weight), error
+def _noisy(layer: Layer, statistics: Statistics) -> tuple[CompressedWeight, float]:
+    """A layer's weight with noise, in each filter in proportion to its size, and its error."""
+    weight = layer.weight.astype(np.float32).reshape(len(layer.weight), -1)
+    noise = np.random.default_rng(len(weight)).standard_normal(weight.shape, np.float32)
+    noise *= np.sqrt(np.square(weight).mean(1, keepdims=True))
+    size = statistics.error(weight, weight - noise)
+    noise *= np.sqrt(WEIGH_ERROR / max(size, WEIGH_ERROR))
+    changed = (weight + noise).reshape(layer.weight.shape).astype(layer.weight.dtype)
+    return Plain(changed), statistics.error(layer.weight, changed)
 
 
 def largest_first(layers: Mapping[str, Layer]) -> list[str]:

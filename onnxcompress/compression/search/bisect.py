@@ -16,8 +16,8 @@ from onnxcompress.compression.search.trade_off import Curves, Limits
 from onnxcompress.core.errors import BudgetError
 from onnxcompress.core.method import Candidate
 
-TRIALS = 9  # models that are built at most
-PRECISION = 0.005  # of the cost at which the search ends
+TRIALS = 7  # models that are built at most
+PRECISION = 0.01  # of the cost at which the search ends
 LESS = 0.98  # of the cost of the mix, at which a single method has to hold to be searched on
 CLOSE = 2.0  # dB of predicted output SNR below the mix in which single methods are tried,
 SINGLE_BYTES = 1 << 25  # for models of so many bytes at most: larger ones take minutes
