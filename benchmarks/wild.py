@@ -138,7 +138,7 @@ class Bench:
             names = [value.name for value in session.get_inputs()]
             feed = {n: arrays[f"0/{n}"] if alone else arrays[n][:1] for n in names}
         values = np.asarray(session.run([output], feed)[0])
-        return values.ndim == 2 and values.min() >= 0 and np.allclose(values.sum(1), 1, atol=1e-3)
+        return values.ndim > 1 and values.min() >= 0 and np.allclose(values.sum(-1), 1, atol=1e-3)
 
 
 def _last(text: str) -> str:

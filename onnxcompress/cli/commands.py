@@ -240,12 +240,11 @@ def _compare(
 ) -> tuple[Comparison, arguments.Samples | None]:
     """How far the models are apart, and on which samples of the user's."""
     from onnxcompress.compression.measure.at_once import largest_input
+    from onnxcompress.compression.measure.open_axes import inputs_that_run
     from onnxcompress.compression.measure.shapes import input_shapes
     from onnxcompress.compression.validate.validation import Validation
     from onnxcompress.core.parallel import cores
     from onnxcompress.core.progress import MEASURED
-    from onnxcompress.data.inputs import input_specs
-    from onnxcompress.data.random import random_samples
     from onnxcompress.execution.runnable import runnable
     from onnxcompress.graph import load
     from onnxcompress.report.progress import progress
@@ -258,9 +257,8 @@ def _compare(
     )
     for note in samples.notes if samples else ():
         say(f"note: {note}")
-    shapes = dict(options["shapes"])
-    used = samples or random_samples(
-        input_specs(models[0]), COMPARED_AT_RANDOM, options["seed"], shapes
+    used = samples or inputs_that_run(
+        models[0], COMPARED_AT_RANDOM, dict(options["shapes"]), options["seed"]
     )
     one = next(used.batches(1))
     arguments.check_alike(models[0], models[1], {name: x.shape for name, x in one.items()})
@@ -296,15 +294,14 @@ def expand(source: Path, output: Path, **options: Any) -> int:
     of INPUT, which is tried on random inputs.  What makes fewer multiplications stays.
     """
     from onnxcompress.compression.expand import expand as expanded
+    from onnxcompress.compression.measure.open_axes import inputs_that_run
     from onnxcompress.compression.validate.deviation import deviation, rounding
-    from onnxcompress.data.inputs import input_specs
-    from onnxcompress.data.random import random_samples
     from onnxcompress.execution.runnable import verify
     from onnxcompress.graph import load, save
 
     model = load(source, options["extensions"])
     check_place(output, {source, *model.data_files}, options["force"])
-    samples = random_samples(input_specs(model), COMPARED_AT_RANDOM, 0, dict(options["shapes"]))
+    samples = inputs_that_run(model, COMPARED_AT_RANDOM, dict(options["shapes"]))
     result = expanded(model)
     verify(result)
     distance = deviation(model, result, samples)

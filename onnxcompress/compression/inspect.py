@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcompress.compression.measure.open_axes import inputs_that_run
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.simplify import PROVED_ON, simplify
 from onnxcompress.compression.validate.fidelity import decibel
@@ -16,8 +17,7 @@ from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Method
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.data.inputs import InputSpec, input_specs, output_specs
-from onnxcompress.data.random import random_samples
-from onnxcompress.data.samples import DataError
+from onnxcompress.data.samples import DataError, Samples
 from onnxcompress.execution.runnable import runnable
 from onnxcompress.graph import (
     Model,
@@ -47,9 +47,10 @@ def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         DataError: these shapes do not fit.
     """
     original, model = model, inline_functions(model)
-    macs, note = {}, None
+    macs, note, samples = {}, None, None
     try:
-        sample = next(iter(random_samples(input_specs(model), 1, 0, shapes)))
+        samples = inputs_that_run(model, PROVED_ON, shapes or {})
+        sample = next(iter(samples))
         _, macs = input_shapes(runnable(model), sample)
     except (DataError, ModelError) as error:
         if shapes:
@@ -69,14 +70,13 @@ def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         "layers": list(_rows(model, macs)),
         "estimates": _estimates(model),
         "strip": original.nbytes - strip(original).nbytes,
-        "simplify": None if note or original.large else _simplified(original, shapes),
+        "simplify": None if samples is None or original.large else _simplified(original, samples),
         "note": note,
     }
 
 
-def _simplified(model: Model, shapes: Mapping[str, Sequence[int]] | None) -> dict[str, int]:
+def _simplified(model: Model, samples: Samples) -> dict[str, int]:
     """The nodes and bytes that lossless passes would save."""
-    samples = random_samples(input_specs(model), PROVED_ON, 0, shapes)
     _, changes = simplify(model, samples)
     return {
         "nodes": sum(change.nodes for change in changes),

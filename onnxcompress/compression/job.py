@@ -24,7 +24,7 @@ from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import random_samples
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.dask import engine as connect
-from onnxcompress.graph import Model, layer_inputs
+from onnxcompress.graph import Model, index_ranges, layer_inputs
 from onnxcompress.report.progress import progress
 from onnxcompress.report.report import Change, Epoch
 
@@ -86,7 +86,8 @@ class Settings:
 
 def random_inputs(model: Model, settings: Settings) -> Samples:
     """Two random samples, for what can be learned without data."""
-    return random_samples(input_specs(model), 2, settings.seed, settings.shapes)
+    ranges = index_ranges(model)
+    return random_samples(input_specs(model), 2, settings.seed, settings.shapes, ranges)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from onnxcompress.compression.job import Job, Methods, Settings, random_inputs
 from onnxcompress.compression.measure.at_once import largest_input
 from onnxcompress.compression.measure.batch_axis import fit_batches
 from onnxcompress.compression.measure.no_data import find_stand_ins
+from onnxcompress.compression.measure.open_axes import shapes_that_run
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.search.plan_int8 import plan_int8
 from onnxcompress.compression.simplify import without_ballast
@@ -67,6 +68,8 @@ def prepare(
     if samples is not None:
         samples = as_samples(samples, input_specs(model))
         samples = fit_batches(model, check_samples(samples))
+    elif not unknown and not model.large:
+        settings = replace(settings, shapes=shapes_that_run(model, settings.shapes, settings.seed))
     offer = usable(settings.methods, model.opset)
     changed, changes = model, list[Change]()
     if not unknown:

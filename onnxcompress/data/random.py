@@ -15,6 +15,10 @@ from onnxcompress.data.inputs import InputSpec
 from onnxcompress.data.samples import Samples
 
 LARGEST_INPUT = 1 << 31  # values that are made up
+OPEN_SIZES = (  # of image sides and of other open axes, in the order in which they are tried
+    (224, 8), (32, 1), (48, 16), (64, 32), (96, 64), (128, 128), (256, 512), (320, 1024),
+    (512, 4096), (640, 16000),
+)  # fmt: skip
 
 
 def random_samples(
@@ -61,9 +65,16 @@ def random_samples(
 
 
 def default_shapes(
-    inputs: Sequence[InputSpec], input_shapes: Mapping[str, Sequence[int]] | None = None
+    inputs: Sequence[InputSpec],
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    sizes: tuple[int, int] = OPEN_SIZES[0],
 ) -> dict[str, tuple[int, ...]]:
     """A shape for every input, as `random_samples` says.
+
+    Parameters
+    ----------
+    sizes : tuple of int
+        Of image sides, and of other open axes.
 
     Raises
     ------
@@ -79,10 +90,14 @@ def default_shapes(
             check_shape(shape, spec)
             pairs = zip(spec.shape, shape, strict=True)
             symbols.update((dim, size) for dim, size in pairs if isinstance(dim, str))
-    return {s.name: tuple(input_shapes.get(s.name) or _default_shape(s, symbols)) for s in inputs}
+    return {
+        s.name: tuple(input_shapes.get(s.name) or _default_shape(s, symbols, sizes)) for s in inputs
+    }
 
 
-def _default_shape(spec: InputSpec, symbols: dict[str, int]) -> tuple[int, ...]:
+def _default_shape(
+    spec: InputSpec, symbols: dict[str, int], sizes: tuple[int, int]
+) -> tuple[int, ...]:
     """The declared shape with numbers for the open axes; ``symbols`` learns those of symbols."""
     if spec.shape is None:
         raise DataError(f"the input {spec} needs a shape: --input-shapes {spec.name}:1,8")
@@ -91,7 +106,7 @@ def _default_shape(spec: InputSpec, symbols: dict[str, int]) -> tuple[int, ...]:
     def size(axis: int, dim: int | str | None) -> int:
         if isinstance(dim, int) and dim > 0:
             return dim
-        default = 1 if axis == 0 else 224 if axis in sides else 8
+        default = 1 if axis == 0 else sizes[0] if axis in sides else sizes[1]
         return symbols.setdefault(dim, default) if isinstance(dim, str) and dim else default
 
     return tuple(size(axis, dim) for axis, dim in enumerate(spec.shape))

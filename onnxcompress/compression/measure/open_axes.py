@@ -1,0 +1,54 @@
+"""Sizes for the axes that a model leaves open, with which it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from onnxcompress.compression.measure.shapes import FIRST_RUN
+from onnxcompress.core.errors import ModelError
+from onnxcompress.data.inputs import input_specs
+from onnxcompress.data.random import OPEN_SIZES, default_shapes, random_samples
+from onnxcompress.data.samples import Samples
+from onnxcompress.execution.runnable import runnable
+from onnxcompress.execution.session import Session
+from onnxcompress.graph import Model, index_ranges
+
+
+def shapes_that_run(
+    model: Model, shapes: Mapping[str, Sequence[int]], seed: int
+) -> dict[str, Sequence[int]]:
+    """Shapes for the inputs; as they are given where the defaults serve, or all are known.
+
+    Raises:
+        ModelError: the model runs with none of the sizes that are tried.
+    """
+    inputs, given = input_specs(model), dict(shapes)
+    default = default_shapes(inputs, shapes)
+    if all(s.shape == default[s.name] or s.name in shapes for s in inputs):
+        return given
+    session, ranges, first = Session(runnable(model)), index_ranges(model), None
+    for sizes in OPEN_SIZES:
+        tried = default_shapes(inputs, shapes, sizes)
+        sample = next(iter(random_samples(inputs, 1, seed, tried, ranges)))
+        try:
+            session.run(sample, FIRST_RUN)
+        except ModelError as error:
+            first = first or error
+            continue
+        return given if tried == default else {**tried}
+    raise ModelError(
+        "the model does not run on random inputs of any shape that was tried: give --input-shapes "
+        f"or --calib ({first})"
+    )
+
+
+def inputs_that_run(
+    model: Model, count: int, shapes: Mapping[str, Sequence[int]], seed: int = 0
+) -> Samples:
+    """Random inputs of shapes with which the model runs.
+
+    Raises:
+        ModelError: as `shapes_that_run`.
+    """
+    known = shapes if model.large else shapes_that_run(model, shapes, seed)
+    return random_samples(input_specs(model), count, seed, known, index_ranges(model))

@@ -1,0 +1,49 @@
+"""Random inputs have sizes with which the model runs."""
+
+import numpy as np
+import onnx.parser
+import pytest
+
+import onnxcompress as oc
+from onnxcompress.compression.measure.open_axes import inputs_that_run, shapes_that_run
+
+SQUARE = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, 3, height, width] x) => (float[batch, n] y)
+<int64[5] shape = {0, 3, %d, %d, -1}>
+{ rows = Reshape (x, shape)  flat = Flatten (rows)  y = Relu (flat) }
+"""
+ONE_ROW = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, length] x) => (float[batch, n] y) <int64[3] shape = {1, 1, 5000}>
+{ rows = Reshape (x, shape)  y = Flatten (rows) }
+"""
+IDS = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (int64[batch, length] ids) => (float[batch, length, 2] y) <float[50, 2] table = {%s}>
+{ y = Gather (table, ids) }
+""" % ", ".join("0" * 100)
+
+
+def model(text):
+    return oc.Model(onnx.parser.parse_model(text))
+
+
+def test_sizes_with_which_a_model_does_not_run_are_not_taken():
+    shapes = shapes_that_run(model(SQUARE % (64, 64)), {}, 0)
+    assert shapes == {"x": (1, 3, 64, 64)}
+
+
+def test_defaults_that_serve_are_left_as_they_are():
+    assert shapes_that_run(model(SQUARE % (32, 1)), {}, 0) == {}
+
+
+def test_a_model_that_runs_with_none_says_what_to_give():
+    with pytest.raises(oc.ModelError, match="--input-shapes or --calib"):
+        shapes_that_run(model(ONE_ROW), {}, 0)
+    assert shapes_that_run(model(ONE_ROW), {"x": (1, 5000)}, 0) == {"x": (1, 5000)}
+
+
+def test_indices_are_among_the_rows_of_what_they_choose_from():
+    ids = np.concatenate([s["ids"].ravel() for s in inputs_that_run(model(IDS), 9, {})])
+    assert ids.min() >= 0 and 25 < ids.max() < 50
