@@ -10,7 +10,7 @@ from onnxcompress.compression.measure.open_axes import inputs_that_run, shapes_t
 SQUARE = """
 <ir_version: 8, opset_import: ["" : 17]>
 net (float[batch, 3, height, width] x) => (float[batch, n] y)
-<int64[5] shape = {0, 3, %d, %d, -1}>
+<int64[5] shape = {0, 3, SIDES, -1}>
 { rows = Reshape (x, shape)  flat = Flatten (rows)  y = Relu (flat) }
 """
 ONE_ROW = """
@@ -20,9 +20,9 @@ net (float[batch, length] x) => (float[batch, n] y) <int64[3] shape = {1, 1, 500
 """
 IDS = """
 <ir_version: 8, opset_import: ["" : 17]>
-net (int64[batch, length] ids) => (float[batch, length, 2] y) <float[50, 2] table = {%s}>
+net (int64[batch, length] ids) => (float[batch, length, 2] y) <float[50, 2] table = {ROWS}>
 { y = Gather (table, ids) }
-""" % ", ".join("0" * 100)
+"""
 
 
 def model(text):
@@ -30,12 +30,12 @@ def model(text):
 
 
 def test_sizes_with_which_a_model_does_not_run_are_not_taken():
-    shapes = shapes_that_run(model(SQUARE % (64, 64)), {}, 0)
+    shapes = shapes_that_run(model(SQUARE.replace("SIDES", "64, 64")), {}, 0)
     assert shapes == {"x": (1, 3, 64, 64)}
 
 
 def test_defaults_that_serve_are_left_as_they_are():
-    assert shapes_that_run(model(SQUARE % (32, 1)), {}, 0) == {}
+    assert shapes_that_run(model(SQUARE.replace("SIDES", "32, 1")), {}, 0) == {}
 
 
 def test_a_model_that_runs_with_none_says_what_to_give():
@@ -45,5 +45,10 @@ def test_a_model_that_runs_with_none_says_what_to_give():
 
 
 def test_indices_are_among_the_rows_of_what_they_choose_from():
-    ids = np.concatenate([s["ids"].ravel() for s in inputs_that_run(model(IDS), 9, {})])
+    ids = np.concatenate(
+        [
+            s["ids"].ravel()
+            for s in inputs_that_run(model(IDS.replace("ROWS", ", ".join("0" * 100))), 9, {})
+        ]
+    )
     assert ids.min() >= 0 and 25 < ids.max() < 50
