@@ -6,7 +6,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcompress.compression.build.refit import refit
 from onnxcompress.compression.pipeline import compress
+from onnxcompress.compression.search.int8_sensitive import without_sensitive
+from onnxcompress.compression.search.plan_int8 import Int8Plan
 from onnxcompress.core.arithmetic import Arithmetic, Range, Rounded, Seen, rounded_by_sample
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.data.samples import from_batches
@@ -262,3 +265,32 @@ def test_codes_are_decoded_to_the_same_integers_when_the_model_is_loaded(levels,
     assert np.array_equal(*(Session(m).run({"x": x})[0] for m in (coded, whole)))
     assert "Gather" not in optimized(coded, tmp_path)
     assert coded.nbytes < whole.nbytes or levels > 16
+
+
+def test_layers_go_back_to_float_as_long_as_that_is_worth_its_time():
+    errors = {"a": 0.5, "b": 0.004, "c": 0.001}  # of all, what these layers cost
+    times = {"a": 0.02, "b": 0.5, "c": 0.4}  # and gain
+
+    def kept(asked=0.0, most=10.0):
+        return without_sensitive(
+            [*errors], lambda names: [[n] for n in names],
+            lambda names: 0.1 * sum(errors[n] for n in names),
+            lambda names: 2 - sum(times[n] for n in names), most, asked,
+        )  # fmt: skip
+
+    assert kept() == ["b", "c"]
+    assert kept(asked=0.0003) == ["c"]
+    assert kept(asked=0.0003, most=1.15) == ["b", "c"]
+
+
+def test_layers_in_int8_are_fitted_to_their_own_weights():
+    model, x = network(), images(32)
+    layers, _ = find_layers(model)
+    region = int8_region(model, layers)
+    ranges = {n: Range(8 * r.scale, r.zero) for n, r in ranges_of(model, region, x).items()}
+    kinds = {n: Arithmetic("static") for n in layers}
+    plan = Int8Plan(kinds, region, ranges)
+    method = Integer(bits=8, zero_point="none", group=1 << 20)
+    fitted = refit(model, layers, dict.fromkeys(layers, method), [{"x": x}], gain=False, int8=plan)
+    for name, layer in layers.items():
+        assert decibel(layer.weight, fitted[name].weight.decode()) > 35

@@ -15,16 +15,17 @@ from onnxcompress.compression.search.plan_int8 import Int8Plan
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
 from onnxcompress.compression.validate.validation import Validation
+from onnxcompress.core.arithmetic import Rounded, in_integers
 from onnxcompress.core.errors import ModelError
-from onnxcompress.core.layer import Layer
-from onnxcompress.core.method import Method
+from onnxcompress.core.layer import Array, Layer
+from onnxcompress.core.method import CompressedWeight, Method
 from onnxcompress.core.parallel import helped, one_thread_each
 from onnxcompress.core.progress import Track, untracked
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import random_samples
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.dask import engine as connect
-from onnxcompress.graph import Model, index_ranges, layer_inputs
+from onnxcompress.graph import Model, compute_int8, index_ranges, layer_inputs, rewrite
 from onnxcompress.report.progress import progress
 from onnxcompress.report.report import Change, Epoch
 
@@ -165,6 +166,27 @@ class Job:
         """Multiplications of a setting, over all layers that share the weight."""
         readers = [name for name in self.readers(leader) if name in self.shapes]
         return sum(self.layers[name].macs(self.shapes[name], *factors) for name in readers)
+
+    def rewritten(
+        self,
+        model: Model,
+        weights: Mapping[str, CompressedWeight],
+        biases: Mapping[str, Array],
+        failed: dict[str, str],
+    ) -> Model:
+        """The model with these weights in place, its layers in the arithmetic of the plan."""
+        plan = self.int8
+        if plan is None:
+            return rewrite(model, weights, biases, failed)
+        whole = {
+            name: in_integers(weights[name])
+            if name in weights
+            else Rounded.of(self.layers[name].read().weight)
+            for name in plan.layers
+        }
+        return compute_int8(
+            model, {**weights, **whole}, plan.arithmetic, plan.ranges, biases, failed, plan.region
+        )
 
     def skip_options(self, leader: str) -> str:
         """The options that leave a weight as it is: with one layer left out, others change it."""

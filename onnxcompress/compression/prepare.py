@@ -118,7 +118,13 @@ def _planned(job: Job) -> Job:
     samples = job.fit or job.random
     batches = list(islice(samples.batches(1), PLANNED))
     plan = plan_int8(
-        job.original, job.model, job.layers, batches, job.settings.jobs, static=job.fit is not None
+        job.original,
+        job.model,
+        job.layers,
+        batches,
+        job.settings.jobs,
+        static=job.fit is not None,
+        least=job.target.min_snr if job.samples is not None else None,
     )
     said = [*job.warnings, STAND_IN_RANGES] if job.stand_ins and plan.ranges else job.warnings
     return replace(job, int8=plan, warnings=tuple(said))

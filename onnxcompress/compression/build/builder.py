@@ -17,10 +17,10 @@ from onnxcompress.compression.job import Job
 from onnxcompress.compression.measure.at_once import kept, largest_input, threads
 from onnxcompress.compression.measure.calibrate import batching, quota
 from onnxcompress.compression.measure.observed import Observed
-from onnxcompress.core.arithmetic import Rounded
+from onnxcompress.core.arithmetic import in_integers
 from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
-from onnxcompress.graph import Model, annotate, compute_int8, rewrite
+from onnxcompress.graph import Model, annotate
 
 CORRECTION_TRIALS = 8  # real runs that decide where corrections stay,
 CORRECTION_SAMPLES = 64  # each with at most so many held-out samples,
@@ -90,19 +90,13 @@ class Builder:
 
     def _changed(self, model: Model, fitted: Mapping[str, Fitted], failed: dict[str, str]) -> Model:
         """The model with these weights in place, its layers in the arithmetic of the plan."""
-        weights, biases = _parts(fitted)
-        plan = self.job.int8
-        if plan is None:
-            return rewrite(model, weights, biases, failed)
-        kept = [name for name in plan.layers if name not in weights]
-        weights |= {name: Rounded.of(self.job.layers[name].read().weight) for name in kept}
-        return compute_int8(
-            model, weights, plan.arithmetic, plan.ranges, biases, failed, plan.region
-        )
+        return self.job.rewritten(model, *_parts(fitted), failed)
 
     def _fit(self, name: str, setting: Method, statistics: Statistics) -> CompressedWeight:
         """A layer's weight in this setting."""
         weight = setting.fit(self.job.layers[name].read(), statistics)
+        if self.job.int8 is not None and self.job.int8.kind(name) != "float":
+            weight = in_integers(weight)
         return weight.mapped(self.job.model.keep)
 
     def _from_weights(self, settings: Mapping[str, Method]) -> dict[str, Fitted]:

@@ -6,8 +6,10 @@ answers best on p (Zhang et al. 2016), drawn toward W where the inputs do not sa
 
     T = W (cov(q, p) + d I) (cov(p, p) + d I)⁻¹           d = 0.05 mean variance
 
-The setting is fitted to T in the metric of p.  Then the *statistics correction*: each output
-channel's mean, and where it helps its standard deviation too, is matched to the original's::
+The setting is fitted to T in the metric of p.  A layer that computes in int8 is fitted to W
+itself: p has the rounding of all tensors before it, and least squares takes noise for a reason to
+respond less, layer after layer (regression dilution).  Then the *statistics correction*: each
+output channel's mean, and where it helps its standard deviation too, is matched to the original's::
 
     gain = clip(std(y) / std(ŷ), 1/2, 2)       b' = b + W E[q] - gain Ŵ E[p]
 
@@ -80,9 +82,10 @@ def refit(
             fitted[name] = fit.corrected(weight, gain=False)
         else:
             alone = sum(other.shared == layer.shared for other in layers.values()) == 1
-            target = fit.target() if alone else layer
+            whole = int8 is not None and int8.kind(name) != "float"
+            target = fit.target() if alone and not whole else layer
             weight = settings[name].fit(target, fit.statistics)
-            if int8 is not None and int8.kind(name) != "float":
+            if whole:
                 weight = in_integers(weight)
             fitted[name] = fit.corrected(weight, gain and alone)
         if model.large:

@@ -28,7 +28,7 @@ SIZES = (1 << 10, 1 << 18)  # of tensors from which the costs of a border are dr
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a node, and of what reads it alone: in float, and with bytes."""
+    """Seconds of a node, and of what reads it alone: in float, and in int8."""
 
     before: float
     after: float
@@ -131,10 +131,10 @@ def _border() -> Border:
 
 def time_dynamic(
     model: Model, layers: Mapping[str, Layer], reads: Mapping[str, Array]
-) -> dict[str, float]:
-    """Layer -> its time with dynamic ranges, as a share of its time in float."""
+) -> dict[str, Times]:
+    """Layer -> its times, alone, in float and with dynamic ranges."""
     nodes, run = linear_nodes(model), _border().run if layers else 0.0
-    known: dict[Any, float] = {}
+    known: dict[Any, Times] = {}
     result = {}
     for name, layer in layers.items():
         node, x = nodes[name], reads[name]
@@ -145,6 +145,6 @@ def time_dynamic(
             changed = compute_int8(alone, weight, {alone.keys[0]: Arithmetic("dynamic")}, {})
             sample = {layer_input(node, layer): x}
             before, after = spent([alone, changed], [sample] * 2, SECONDS)
-            known[key] = max(after - run, 0) / max(before - run, 1e-9)
+            known[key] = Times(max(before - run, 1e-9), max(after - run, 0.0))
         result[name] = known[key]
     return result

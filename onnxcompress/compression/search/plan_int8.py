@@ -2,24 +2,27 @@
 
 Convolutions and what follows them have fixed ranges; other matrix products find theirs in every
 run.  Layers are chosen by predicted times (`Regions`), then by the measured time of whole models:
-the fastest of a few choices, or none where none is faster.  How far ranges are cut is chosen by
-the error of the outputs: a clipped value is an error that neighbours share, which a count of
-values does not tell.
+the fastest of a few choices, or none where none is faster.  Of these, layers that are sensitive for
+what they gain go back to float (`int8_sensitive`); how far ranges are cut is chosen by the error
+of the outputs (`int8_ranges`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 
-from onnxcompress.compression.measure.int8_times import spent, time_dynamic, time_region
+from onnxcompress.compression.measure.int8_times import Times, spent, time_dynamic, time_region
 from onnxcompress.compression.measure.observe import observe
 from onnxcompress.compression.search.int8_layers import Regions
-from onnxcompress.compression.validate.fidelity import Fidelity
+from onnxcompress.compression.search.int8_ranges import CLIPS, OutputError, rounding_errors
+from onnxcompress.compression.search.int8_sensitive import neighbours, without_sensitive
 from onnxcompress.core.arithmetic import Arithmetic, Range, Rounded, Seen
 from onnxcompress.core.layer import Array, Layer
+from onnxcompress.core.parallel import each
 from onnxcompress.execution.session import Sample, Session
 from onnxcompress.graph import Model, expose, layer_input, linear_nodes
 from onnxcompress.graph.int8_region import Int8Region, int8_region
@@ -29,11 +32,11 @@ from onnxcompress.graph.passes.compute_int8 import (
     compute_int8,
 )
 
-CLIPS = (1.0, 4.0, 16.0, 64.0, np.inf)  # by how much a clipped value counts more than a rounded
 FASTER = 0.97  # of the time, at most, for a model or a layer to count as faster
 SECONDS = 2.0  # for which whole models run in turns
 RANGES = 32  # samples that ranges are drawn from,
-TRIED = 16  # and that decide how far they are cut
+TRIED = 16  # and at most so many that decide how far they are cut
+SPARE = 3.0  # dB that rounded inputs leave of a target, for rounded weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,39 +81,111 @@ def plan_int8(
     batches: Sequence[Sample],
     jobs: int = 1,
     static: bool = True,
+    least: float | None = None,
 ) -> Int8Plan:
-    """The fastest choice of layers, with the ranges that harm the outputs least.
+    """The fastest choice of layers but for sensitive ones, with the ranges that harm least.
 
     Args:
         original: whose time counts; ``model`` computes the same.
         layers: those that may be changed.
         batches: calibration samples, one by one.
         static: whether the samples are good enough for fixed ranges.
+        least: SNR of the outputs, in dB, for which layers stay in float.
     """
     reasons = {name: r for name, layer in layers.items() if (r := _unfit(model, name, layer))}
     able = {name: layer for name, layer in layers.items() if name not in reasons}
     fixed = _static(model, able) if static else []
     first = batches[0]
-    values = _values(model, fixed, first)
     dynamic = [name for name in able if name not in fixed and able[name].op_type != "Conv"]
-    shares = time_dynamic(model, {n: able[n] for n in dynamic}, _reads(model, able, first))
-    slow = [name for name in dynamic if shares[name] > FASTER]
-    quick = [name for name in dynamic if name not in slow]
-    chosen, time = _fastest(original, model, able, fixed, quick, values, first)
+    times = time_dynamic(model, {n: able[n] for n in dynamic}, _reads(model, able, first))
+    slow = [name for name in dynamic if times[name].after > FASTER * times[name].before]
+    quick = {name: times[name] for name in dynamic if name not in slow}
+    fast = _fastest(original, model, able, fixed, quick, _values(model, fixed, first), first)
+    judge = OutputError.beside(model, batches[:TRIED])
+    region = int8_region(model, fast.static)
+    seen = observe(model, able, region.ranged, batches[:RANGES], jobs) if fast.static else {}
+    best = rounding_errors(model, region, seen, judge, jobs)
+    kept = _robust(original, model, able, fast, region, best, judge, jobs, least)
     for name in able:
-        if name in fixed and name not in chosen:
+        if name in fast.chosen and name not in kept.chosen:
+            reasons[name] = "int8 would cost the outputs more there than it gains time"
+        elif name in fixed and name not in fast.chosen:
             reasons[name] = "int8 is not faster there, what it takes to round its input counted"
-        elif name in slow or (name in quick and name not in chosen):
+        elif name in slow or (name in quick and name not in fast.chosen):
             reasons[name] = "int8 is not faster there"
         elif able[name].op_type == "Conv" and name not in fixed:
             reasons[name] = _no_ranges(model, static)
     floats = {name: Arithmetic(reason=reason) for name, reason in reasons.items()}
-    fixed = [name for name in fixed if name in chosen]
-    region = int8_region(model, fixed)
-    seen = observe(model, able, region.ranged, batches[:RANGES], jobs) if fixed else {}
-    kinds = {n: Arithmetic("dynamic") for n in quick if n in chosen}
-    plan = Int8Plan(floats | kinds, region, {}, time)
-    return _ranged(model, able, fixed, plan, seen, batches[:TRIED])
+    kinds = dict.fromkeys(kept.dynamic, Arithmetic("dynamic"))
+    plan = Int8Plan(floats | kinds, int8_region(model, kept.static), {}, kept.share)
+    if not kept.static:
+        return plan
+    names = {name: region.source[name] for name in plan.region.ranged}
+    own = {name: best[source][0] for name, source in names.items()}
+    return _ranged(model, able, plan, {n: seen[s] for n, s in names.items()}, own, kept, judge)
+
+
+def _robust(
+    original: Model,
+    model: Model,
+    layers: Mapping[str, Layer],
+    fast: _Fast,
+    region: Int8Region,
+    best: Mapping[str, tuple[Range, float]],
+    judge: OutputError,
+    jobs: int,
+    least: float | None,
+) -> _Fast:
+    """The choice without the layers that are too sensitive for what they gain."""
+    if not fast.chosen:
+        return fast
+    alone = _dynamic_errors(model, layers, fast, judge, jobs)
+    regions = cache(lambda names: int8_region(model, names))
+
+    def static(names: Collection[str]) -> tuple[str, ...]:
+        return tuple(name for name in fast.static if name in names)
+
+    @cache
+    def error(names: Sequence[str]) -> float:
+        rounded = {region.source.get(n, n) for n in regions(static(names)).ranged}
+        return sum(best[n][1] for n in rounded) + sum(alone[n] for n in names if n in alone)
+
+    @cache
+    def seconds(names: Sequence[str]) -> float:
+        spent = fast.seconds
+        if fast.regions is not None:
+            spent += fast.regions.seconds(static(names)) - fast.regions.seconds(fast.static)
+        return spent + sum(t.before - t.after for n, t in fast.dynamic.items() if n not in names)
+
+    def groups(names: Sequence[str]) -> Iterator[list[str]]:
+        yield from neighbours(model, regions(static(names)), static(names))
+        yield from ([name] for name in names if name in alone)
+
+    asked = 0.0 if least is None else 10 ** (-(least + SPARE) / 10)
+    most = FASTER * fast.original
+    kept = without_sensitive(fast.chosen, groups, error, seconds, most, asked)
+    if len(kept) == len(fast.chosen):
+        return fast
+    tried = _plainly(model, layers, fast.static, kept)
+    before, after = spent([original, tried], [judge.batches[0]] * 2, SECONDS)
+    if after > FASTER * before:
+        return fast
+    left = {name: t for name, t in fast.dynamic.items() if name in kept}
+    return replace(fast, static=list(static(kept)), dynamic=left, seconds=after, original=before)
+
+
+def _dynamic_errors(
+    model: Model, layers: Mapping[str, Layer], fast: _Fast, judge: OutputError, jobs: int
+) -> dict[str, float]:
+    """Layer -> the error of the outputs where it alone finds a range for what it reads."""
+    judge = judge.within(len(fast.dynamic))
+
+    def error(name: str) -> float:
+        weight = {name: Rounded.of(layers[name].read().weight)}
+        return judge.of(compute_int8(model, weight, {name: Arithmetic("dynamic")}, {}))
+
+    found = each(error, fast.dynamic, jobs, len(fast.dynamic))
+    return dict(zip(fast.dynamic, found, strict=True))
 
 
 def _unfit(model: Model, name: str, layer: Layer) -> str | None:
@@ -180,34 +255,57 @@ def _reads(model: Model, layers: Mapping[str, Layer], sample: Sample) -> dict[st
     return {name: values[tensor] for name, tensor in read.items()}
 
 
+@dataclass(frozen=True, eq=False)
+class _Fast:
+    """Layers that compute in int8, and what that takes.
+
+    Attributes:
+        static, dynamic: the layers; the latter with their times alone.
+        seconds, original: of this model and of the original, measured.
+        regions: predicts the time of other choices among the static ones.
+    """
+
+    static: Sequence[str]
+    dynamic: Mapping[str, Times]
+    seconds: float
+    original: float
+    regions: Regions | None = None
+
+    @property
+    def chosen(self) -> list[str]:
+        return [*self.static, *self.dynamic]
+
+    @property
+    def share(self) -> float:
+        return self.seconds / self.original if self.chosen else 1.0
+
+
 def _fastest(
     original: Model,
     model: Model,
     layers: Mapping[str, Layer],
     static: Sequence[str],
-    dynamic: Sequence[str],
+    dynamic: Mapping[str, Times],
     values: Mapping[str, Array],
     sample: Sample,
-) -> tuple[set[str], float]:
-    """The layers of the fastest of a few models, and its share of the original's time."""
-    choices: list[list[str]] = []
+) -> _Fast:
+    """The fastest of a few choices of layers, none if none is faster than the original."""
+    regions, choices = None, list[Sequence[str]]()
     if static:
         region = int8_region(model, static)
         times, border = time_region(model, region, layers, values)
         regions = Regions(model, times, {n: v.size for n, v in values.items()}, border)
         pruned = regions.best(static)
-        choices = [[*static, *dynamic], [*pruned, *dynamic]]
-        choices = choices[: 1 + (pruned != list(static))]
+        choices = [static, pruned] if pruned != list(static) else [static]
     if dynamic:
-        choices.append([*dynamic])
-    choices = [choice for choice in choices if choice]
-    models = [_plainly(model, layers, static, choice) for choice in choices]
-    seconds = spent([original, *models], [sample] * (1 + len(models)), SECONDS)
-    shares = [after / seconds[0] for after in seconds[1:]]
-    best = int(np.argmin(shares)) if shares else -1
-    if best < 0 or shares[best] > FASTER:
-        return set(), 1.0
-    return set(choices[best]), shares[best]
+        choices.append([])
+    choices = [choice for choice in choices if choice or dynamic]
+    models = [_plainly(model, layers, static, [*choice, *dynamic]) for choice in choices]
+    first, *after = spent([original, *models], [sample] * (1 + len(models)), SECONDS)
+    best = int(np.argmin(after)) if after else -1
+    if best < 0 or after[best] > FASTER * first:
+        return _Fast([], {}, first, first)
+    return _Fast(list(choices[best]), dynamic, after[best], first, regions)
 
 
 def _plainly(
@@ -229,52 +327,27 @@ def _plainly(
 def _ranged(
     model: Model,
     layers: Mapping[str, Layer],
-    static: Sequence[str],
     plan: Int8Plan,
     seen: Mapping[str, Seen],
-    batches: Sequence[Sample],
+    own: Mapping[str, Range],
+    fast: _Fast,
+    judge: OutputError,
 ) -> Int8Plan:
-    """The plan with the ranges that harm the outputs least."""
-    if not static:
-        return plan
-    weights = {name: Rounded.of(layers[name].read().weight) for name in [*static, *plan.layers]}
-    session = Session(model)
-    reference = [session.run(batch) for batch in batches]
-    best, least = plan, np.inf
-    for tried in _cuts(model, layers, static, plan, seen):
-        changed = compute_int8(
-            model, weights, tried.arithmetic, tried.ranges, failed={}, region=plan.region
-        )
-        error = _error(changed, batches, session.outputs, reference)
-        if error < least:
-            best, least = tried, error
-    return best
-
-
-def _cuts(
-    model: Model,
-    layers: Mapping[str, Layer],
-    static: Sequence[str],
-    plan: Int8Plan,
-    seen: Mapping[str, Seen],
-) -> Iterator[Int8Plan]:
-    """The plan with ranges that are cut by more and less."""
+    """The plan with the ranges that harm the outputs least: one cut for all, or ``own`` ones."""
+    weights = {name: Rounded.of(layers[name].read().weight) for name in fast.chosen}
     nodes = linear_nodes(model)
-    for clip in CLIPS:
-        ranges = {name: Range.best(one, clip) for name, one in seen.items()}
+    best, least = plan, np.inf
+    for ranges in (own, *({n: Range.best(s, clip) for n, s in seen.items()} for clip in CLIPS)):
         tried = replace(plan, ranges=ranges)
         kinds = {
             name: Arithmetic("static", tried.rounded(layer_input(nodes[name], layers[name])))
-            for name in static
+            for name in fast.static
         }
-        yield replace(tried, arithmetic={**plan.arithmetic, **kinds})
-
-
-def _error(
-    model: Model, batches: Sequence[Sample], names: Sequence[str], reference: Sequence[object]
-) -> float:
-    """Relative squared error of the outputs."""
-    session, fidelity = Session(model), Fidelity()
-    for batch, outputs in zip(batches, reference, strict=True):
-        fidelity.add(names, outputs, session.run(batch))  # type: ignore[arg-type]
-    return fidelity.loss
+        tried = replace(tried, arithmetic={**plan.arithmetic, **kinds})
+        changed = compute_int8(
+            model, weights, tried.arithmetic, ranges, failed={}, region=plan.region
+        )
+        error = judge.of(changed)
+        if error < least:
+            best, least = tried, error
+    return best

@@ -19,7 +19,7 @@ from onnxcompress.core.method import Candidate, CompressedWeight
 from onnxcompress.core.parallel import each
 from onnxcompress.execution.latency import Latency, latency
 from onnxcompress.execution.runnable import runnable
-from onnxcompress.graph import annotate, rewrite
+from onnxcompress.graph import annotate
 
 LATENCY_TRIALS = 5  # of a limit for the layers, until the whole model keeps the target
 LEAST_USED = 0.95  # of the share of the time: with less, more time is tried
@@ -109,7 +109,7 @@ def _attempt(job: Job, curves: Curves, time: float, work: float) -> tuple[Limits
     if curves.cost != "latency":
         time = time if time < curves.works[1] else inf
         limits = Limits(_byte_limit(job, curves, job.target.ratio or 1.0, time), time)
-    rough = rewrite(job.runnable, _blanks(job, curves.at(*limits)), {}, {})
+    rough = job.rewritten(job.runnable, _blanks(job, curves.at(*limits)), {}, {})
     one = next(iter((job.held_out or job.random).batches(1)))
     before = runnable(job.original) if job.changes else job.runnable
     return limits, latency(before, rough, one, PROVIDERS)
@@ -180,7 +180,7 @@ def _file_bytes(job: Job, chosen: Mapping[str, Candidate]) -> int:
         for index, name in enumerate(every)
         if job.fit is not None and job.layers[name].correctable
     }
-    return annotate(rewrite(job.model, every, biases, {}), job.settings.metadata).nbytes
+    return annotate(job.rewritten(job.model, every, biases, {}), job.settings.metadata).nbytes
 
 
 def _blanks(job: Job, chosen: Mapping[str, Candidate]) -> dict[str, CompressedWeight]:
