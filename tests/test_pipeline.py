@@ -374,7 +374,7 @@ def test_the_predicted_snr_is_known_before_the_fit_and_noise_is_called_noise(
 
     def run(ratio):
         target, methods = oc.Target(ratio=ratio), [oc.Integer()]
-        return oc.compress(net, methods=methods, target=target, samples=batches, track=track)[1]
+        return oc.compress(net, methods=methods, target=target, samples=batches, progress=track)[1]
 
     fine, rough = run(3), run(6)
     assert fine.predicted > rough.predicted
@@ -422,7 +422,7 @@ def test_settings_that_are_fixed_are_fitted_without_measuring_sensitivities(net,
         return items
 
     methods = [oc.Integer(bits=4)]
-    report = oc.compress(net, methods=methods, samples=batches, track=track)[1]
+    report = oc.compress(net, methods=methods, samples=batches, progress=track)[1]
     assert said == ["refitting", *said[1:]]
     assert not {"fitting", "measuring sensitivity"} & {*said}
     assert all(0 < row.error < 0.1 for row in report.rows)
