@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcompress.compression.build.refit import refit
 from onnxcompress.compression.pipeline import compress
 from onnxcompress.compression.search.int8_sensitive import without_sensitive
+from onnxcompress.compression.search.int8_smooth import smoothing
 from onnxcompress.compression.search.plan_int8 import Int8Plan
 from onnxcompress.core.arithmetic import Arithmetic, Range, Rounded, Seen, rounded_by_sample
 from onnxcompress.core.statistics import Statistics
@@ -16,6 +17,7 @@ from onnxcompress.data.samples import from_batches
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, check, compute_int8, find_layers, save
 from onnxcompress.graph.int8_region import int8_region
+from onnxcompress.graph.passes.smooth_inputs import smooth_inputs
 from onnxcompress.methods.integer import Integer
 
 
@@ -294,3 +296,23 @@ def test_layers_in_int8_are_fitted_to_their_own_weights():
     fitted = refit(model, layers, dict.fromkeys(layers, method), [{"x": x}], gain=False, int8=plan)
     for name, layer in layers.items():
         assert decibel(layer.weight, fitted[name].weight.decode()) > 35
+
+
+def test_smoothed_inputs_compute_the_same_and_round_better():
+    model = products()
+    layers, _ = find_layers(model)
+    x = np.random.default_rng(7).normal(size=(4, 64)).astype(np.float32)
+    x[:, :3] *= 30
+    scales = smoothing(model, {"first": layers["first"]}, [{"x": x}])
+    assert scales.keys() == {"first"}
+    smooth = smooth_inputs(model, scales)
+    before = Session(model).run({"x": x})[0]
+    assert decibel(before, Session(smooth).run({"x": x})[0]) > 100
+
+    def rounded(one):
+        weight = Rounded.of(find_layers(one)[0]["first"].weight)
+        changed = compute_int8(one, {"first": weight}, {"first": Arithmetic("dynamic")}, {})
+        return decibel(before, Session(changed).run({"x": x})[0])
+
+    assert rounded(smooth) > rounded(model) + 3
+    assert not smoothing(model, {"first": layers["first"]}, [{"x": x[:, ::-1] * 0}])

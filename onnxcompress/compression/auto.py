@@ -19,11 +19,12 @@ def auto(target: Target | None, compute: str = "float") -> list[Method]:
 
     Fewer multiplications need chains of smaller layers, smaller files need fewer bits, and both
     together need chains of few bits.  On no layer that we measured did a chain make the better
-    small file.  In int8, where no size is asked for, numbers of 8 bits serve.
+    small file.  In int8, where neither size nor quality is asked for, numbers of 8
+    bits serve.
     """
     if compute == "int8":  # where a layer multiplies whole numbers by one scale for each channel
         whole = Integer(zero_point="none", group=WHOLE)
-        if target is None or target.ratio is None:
+        if target is None or not (target.ratio or target.faithful):
             return [replace(whole, bits=8)]
         return [whole, Codebook()]
     methods = [method() for method in METHODS.values() if method.auto]

@@ -13,7 +13,7 @@ from onnxcompress.compression.measure.batch_axis import fit_batches
 from onnxcompress.compression.measure.no_data import find_stand_ins
 from onnxcompress.compression.measure.open_axes import shapes_that_run
 from onnxcompress.compression.measure.shapes import input_shapes
-from onnxcompress.compression.search.plan_int8 import plan_int8
+from onnxcompress.compression.search.plan_int8 import plan_int8, smoothed
 from onnxcompress.compression.simplify import without_ballast
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
@@ -117,17 +117,30 @@ def _planned(job: Job) -> Job:
     """The job with the layers chosen that compute in int8."""
     samples = job.fit or job.random
     batches = list(islice(samples.batches(1), PLANNED))
+    static = job.fit is not None
+    least = job.target.min_snr if job.samples is not None else None
+    smooth = job
+    if static and not job.model.large:
+        smooth = _on(job, smoothed(job.model, job.layers, batches, static))
     plan = plan_int8(
-        job.original,
-        job.model,
-        job.layers,
-        batches,
-        job.settings.jobs,
-        static=job.fit is not None,
-        least=job.target.min_snr if job.samples is not None else None,
+        job.original, smooth.model, smooth.layers, batches, job.settings.jobs, static, least
     )
+    if any(kind.kind == "dynamic" for kind in plan.arithmetic.values()):
+        job = smooth
+    elif smooth is not job:
+        plan = plan_int8(job.original, job.model, job.layers, batches, job.settings.jobs, static)
     said = [*job.warnings, STAND_IN_RANGES] if job.stand_ins and plan.ranges else job.warnings
     return replace(job, int8=plan, warnings=tuple(said))
+
+
+def _on(job: Job, model: Model) -> Job:
+    """The same job with another model that has the same layers."""
+    if model is job.model:
+        return job
+    offer = job.settings.methods
+    assert callable(offer)
+    layers, _ = find_compressible(model, offer, job.layers.__contains__)
+    return replace(job, model=model, runnable=runnable(model), layers=layers)
 
 
 def _parts(

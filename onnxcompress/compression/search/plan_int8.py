@@ -9,6 +9,7 @@ of the outputs (`int8_ranges`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -20,6 +21,7 @@ from onnxcompress.compression.measure.observe import observe
 from onnxcompress.compression.search.int8_layers import Regions
 from onnxcompress.compression.search.int8_ranges import CLIPS, OutputError, rounding_errors
 from onnxcompress.compression.search.int8_sensitive import neighbours, without_sensitive
+from onnxcompress.compression.search.int8_smooth import smoothing
 from onnxcompress.core.arithmetic import Arithmetic, Range, Rounded, Seen
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.parallel import each
@@ -31,6 +33,7 @@ from onnxcompress.graph.passes.compute_int8 import (
     STATIC_OPSET,
     compute_int8,
 )
+from onnxcompress.graph.passes.smooth_inputs import smooth_inputs
 
 FASTER = 0.97  # of the time, at most, for a model or a layer to count as faster
 SECONDS = 2.0  # for which whole models run in turns
@@ -123,6 +126,26 @@ def plan_int8(
     names = {name: region.source[name] for name in plan.region.ranged}
     own = {name: best[source][0] for name, source in names.items()}
     return _ranged(model, able, plan, {n: seen[s] for n, s in names.items()}, own, kept, judge)
+
+
+def smoothed(
+    model: Model, layers: Mapping[str, Layer], batches: Sequence[Sample], static: bool
+) -> Model:
+    """The model, which computes the same, with smoothed inputs where dynamic ranges may serve.
+
+    Args:
+        layers, batches, static: as `plan_int8` takes them.
+    """
+    able = {name: layer for name, layer in layers.items() if not _unfit(model, name, layer)}
+    taken = {*(_static(model, able) if static else ())}
+    readers = Counter(layer.shared for layer in layers.values())
+    products = {
+        name: layer
+        for name, layer in able.items()
+        if name not in taken and layer.op_type != "Conv" and readers[layer.shared] == 1
+    }
+    scales = smoothing(model, products, batches) if products else {}
+    return smooth_inputs(model, scales) if scales else model
 
 
 def _robust(
