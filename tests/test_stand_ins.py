@@ -118,6 +118,14 @@ def test_the_range_is_the_one_that_the_classes_tell_most_about(mean, scale, name
     assert f"--preprocess {name} " in made.words
 
 
+def test_where_the_mean_says_nothing_pixels_up_to_255_are_less_their_mean_and_blue_first():
+    def scores(batch):
+        edges = np.diff(batch["x"].astype(np.float64), axis=3).mean((1, 2))
+        return edges[:, :10] * 4
+
+    assert "--preprocess imagenet-caffe " in stand_ins(picture_model(), scores).words
+
+
 @pytest.mark.parametrize(
     ("op", "value", "name"),
     [

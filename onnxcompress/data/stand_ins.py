@@ -39,6 +39,8 @@ SCALES = (0.35, 1.0)  # sides of a crop, as shares of the largest that fits
 NOISE = 30.0  # 255ths: the largest deviation of noise, near what denoisers are trained with
 LOOKED_AT = 32  # pictures that tell the range of values,
 TOGETHER = 4  # so many at a time
+TIE = 0.9  # of the information of plain pixels, from which they are blue first and have no mean:
+# a network that takes values to 255 and subtracts nothing was usually trained with these
 CENTRED = 2.0  # an input's mean, and
 SPREAD = 20.0  # its scale, from which a model is meant for values up to 255
 
@@ -192,12 +194,16 @@ def _range_of(model: Model, source: _Source, scores: Scores) -> str:
         return "none" if abs(b / a) > CENTRED or abs(1 / a) > SPREAD else "unit"
     shape = source.spec.shape or ()
     gray = shape[1 if source.spec.layout == "NCHW" else 3] == 1
-    told = {
+    bits = {
         name: _information(source.samples(settings, LOOKED_AT), scores)
         for name, settings in PRESETS.items()
         if not gray or np.size(settings.mean) == 1
     }
-    return max(told, key=lambda name: told[name]) if any(told.values()) else "unit"
+    if not any(bits.values()):
+        return "unit"
+    best = max(bits, key=lambda name: bits[name])
+    caffe = best == "none" and bits.get("imagenet-caffe", 0) >= TIE * bits[best]
+    return "imagenet-caffe" if caffe else best
 
 
 def _information(samples: Samples, scores: Scores) -> float:

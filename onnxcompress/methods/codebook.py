@@ -35,7 +35,7 @@ from onnxcompress.methods.lookup.coded import Coded, Grid, Rows, grouped_for_fit
 from onnxcompress.methods.lookup.error_feedback import GRANULE, NARROW
 from onnxcompress.methods.lookup.fit import encode
 from onnxcompress.methods.lookup.kmeans import k_means, sizes
-from onnxcompress.methods.lookup.tables import DIGITS, shared, some_codes
+from onnxcompress.methods.lookup.tables import DIGITS, fits_half, levels_of, shared, some_codes
 from onnxcompress.methods.lookup.uniform import Uniform
 from onnxcompress.methods.lookup.weight import CodedWeight
 
@@ -156,7 +156,14 @@ class Codebook(Method):
             if plain is not None and plain.plain_error(layer, statistics) < fitted.error:
                 yield from plain.candidates(layer, statistics)
             else:
-                yield Candidate(setting, nbytes, shape, fitted.error)
+                yield Candidate(setting, nbytes + _wider(fitted), shape, fitted.error)
+
+
+def _wider(fitted: Coded) -> int:
+    """Bytes that the scales take more where float16 does not hold them."""
+    unit = np.abs(fitted.table).max() / 127
+    half = fits_half(fitted.scale * unit, levels_of([fitted.table]))
+    return 0 if half else 2 * fitted.scale.size
 
 
 def _palette(fitted: Coded, unit: float, levels: int, layer: Layer) -> CodedWeight:

@@ -145,7 +145,7 @@ class Integer(Method):
         zero = None if searched.zero is None else searched.zero.reshape(shape)
         energy = float(np.square(flat).sum(dtype=np.float64))
         close = float(searched.error.sum(dtype=np.float64)) < EXACT * energy
-        single = close or not fits_half(searched.scale, ROOM)
+        single = close or not fits_half(searched.scale, grid.levels, ROOM)
         single = single if self.scales is None else self.scales == "single"
         return grid, Rows(weight, tuple(starts), usual=1, zero=zero, single=single)
 

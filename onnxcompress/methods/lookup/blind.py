@@ -11,7 +11,7 @@ from onnxcompress.core.layer import Array
 from onnxcompress.core.parallel import side_by_side
 from onnxcompress.methods.lookup.coded import CHUNKED, LEARNED, TRIED, Coded, Grid, Rows
 from onnxcompress.methods.lookup.kmeans import means, nearest, pieces, seeded
-from onnxcompress.methods.lookup.tables import in_bytes, stored
+from onnxcompress.methods.lookup.tables import in_bytes, levels_of, stored
 
 BLIND_ROUNDS = 3  # of codes and scales
 
@@ -61,7 +61,8 @@ def _by_turns(rows: Rows, table: Array) -> tuple[Array, Array, Array]:
             own = columns == p if scale.shape[1] > 1 else slice(None)
             z, w = unit[:, own], weight[:, own]
             gain = np.einsum("rn,rn->r", z, w) / np.maximum(np.einsum("rn,rn->r", z, z), 1e-30)
-            scale[:, p] = np.maximum(gain, 0) if rows.single else stored(np.maximum(gain, 0))
+            gain = np.maximum(gain, 0)
+            scale[:, p] = gain if rows.single else stored(gain, levels_of([table]))
         return codes, scale, np.square(weight - unit * scale[:, columns]).sum(1)
 
     def better(one: tuple[Array, ...], other: tuple[Array, ...]) -> Any:

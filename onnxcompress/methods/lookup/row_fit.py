@@ -22,7 +22,7 @@ from onnxcompress.methods.lookup.error_feedback import (
     row_errors,
 )
 from onnxcompress.methods.lookup.kmeans import nearest
-from onnxcompress.methods.lookup.tables import stored
+from onnxcompress.methods.lookup.tables import levels_of, stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +231,7 @@ class RowFit:
             moved.append(alone)
         gain = np.where(below > 0, above / np.maximum(below, 1e-30), 1)
         better = scale[:, :, part] * np.clip(gain, 0.25, 4)
-        better = better if self.rows.single else stored(better)
+        better = better if self.rows.single else stored(better, levels_of([self.table]))
         ratio = (better / np.maximum(scale[:, :, part], 1e-30))[:, :, None]
         scale[:, :, part] = better
         for v, o, image, alone in zip(values, own, images, moved, strict=True):

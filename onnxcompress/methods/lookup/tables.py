@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from itertools import product
+from math import prod
 from zlib import crc32
 
 import numpy as np
@@ -16,20 +18,30 @@ LEVELS = {  # of a number -> of its digits
     64: (16, 4), 128: (16, 4, 2), 256: (256,),
 }  # fmt: skip
 
-SMALLEST, LARGEST = 2.0**-16, 65504.0  # that float16 has to 9 bits at least
+LOST, LARGEST = 2.0**-25, 65504.0  # what float16 rounds off the smallest numbers, and the largest
 
 NOTHING = 1e-28  # a scale of zeros is one below this
 
 
-def stored(scale: Array) -> Array:
+def levels_of(tables: Iterable[Array]) -> float:
+    """Values that each weight chooses from, of tables ``(k, d)`` for its digits."""
+    return prod(len(table) ** (1 / table.shape[1]) for table in tables)
+
+
+def stored(scale: Array, levels: float = 256) -> Array:
     """Scales as float16 has them, unless it cannot."""
-    return scale.astype(np.float16).astype(scale.dtype) if fits_half(scale) else scale
+    return scale.astype(np.float16).astype(scale.dtype) if fits_half(scale, levels) else scale
 
 
-def fits_half(scale: Array, room: float = 1.0) -> bool:
-    """Whether float16 has all scales to 9 bits, even after a factor of up to ``room``."""
+def fits_half(scale: Array, levels: float = 256, room: float = 1.0) -> bool:
+    """Whether float16 has all scales, even after a factor of up to ``room``.
+
+    What it rounds off the smallest, a share of at most 1 / levels, is less than what rounding a
+    row to so many levels does: a filter that is nearly dead needs no more.
+    """
     size = np.abs(scale[np.abs(scale) > NOTHING])
-    return not size.size or bool(size.min() >= SMALLEST * room and size.max() * room <= LARGEST)
+    least = LOST * levels * room
+    return not size.size or bool(size.min() >= least and size.max() * room <= LARGEST)
 
 
 def in_bytes(table: Array) -> Array:

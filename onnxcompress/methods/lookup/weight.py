@@ -12,7 +12,7 @@ import numpy as np
 from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
 from onnxcompress.core.method import DecodedWeight
 from onnxcompress.methods.lookup.coded import Coded
-from onnxcompress.methods.lookup.tables import counting, fits_half, is_shared, packed
+from onnxcompress.methods.lookup.tables import counting, fits_half, is_shared, levels_of, packed
 from onnxcompress.methods.lookup.uniform import Uniform
 
 ONE = np.ones((1, 1), np.int8)  # the zero point of grids that have a zero, but no others
@@ -45,7 +45,7 @@ class CodedWeight(DecodedWeight):
     def of(cls, codes: Array, scale: Array, tables: Sequence[Array], layer: Layer) -> Self:
         """From codes ``(out, pieces)`` of one table of vectors."""
         (table,) = tables
-        kind = np.float16 if fits_half(scale) else np.float32
+        kind = np.float16 if fits_half(scale, levels_of(tables)) else np.float32
         fan_in = (codes.shape[1] * table.shape[1],)
         flat = codes.astype(np.uint8).ravel()
         shape = layer.weight.shape
@@ -69,7 +69,7 @@ class CodedWeight(DecodedWeight):
             codes, tables = tuple(packed(fitted.codes, grid.levels)), counting(grid.levels)
         if tables and not grid.odd:
             scale, zero = scale / 2, ONE if zero is None else 2 * zero + 1
-        half = fits_half(scale) and not single
+        half = fits_half(scale, grid.levels) and not single
         return cls(
             codes,
             tables,
@@ -92,6 +92,11 @@ class CodedWeight(DecodedWeight):
         yield from filter(is_shared, self.tables)
 
     @property
+    def _levels(self) -> float:
+        """Values that each weight chooses from."""
+        return levels_of(self.tables) if self.tables else 256
+
+    @property
     def _one_zero(self) -> bool:
         """Whether all rows have the zero point of grids that need none of their own."""
         return self.zero is not None and self.zero.size < self.scale.size
@@ -105,7 +110,7 @@ class CodedWeight(DecodedWeight):
 
     def scaled(self, gain: Array) -> Self:
         both = self.scale.astype(np.float32) * gain[:, None]
-        half = self.scale.dtype == np.float16 and fits_half(both)
+        half = self.scale.dtype == np.float16 and fits_half(both, self._levels)
         return replace(self, scale=both.astype(np.float16 if half else np.float32))
 
     @property
