@@ -99,13 +99,13 @@ class Basis(Method):
         return super().declined(layer)
 
     def settings(self, layer: Layer) -> list[Basis]:
-        found = [
+        settings = [
             setting
             for unfolded in self._unfoldings(layer)
             for setting in unfolded._ranks(layer)
             if sum(map(prod, setting._shapes(layer))) < layer.weight.size
         ]
-        return sorted(found, key=lambda setting: sum(map(prod, setting._shapes(layer))))
+        return sorted(settings, key=lambda setting: sum(map(prod, setting._shapes(layer))))
 
     def fit(self, layer: Layer, statistics: Statistics) -> BasisWeight:
         assert self.rank is not None
@@ -179,8 +179,8 @@ class Basis(Method):
             return
         step = max(1, inputs // INPUT_RANKS)
         widest = max(step, int(inputs * WIDEST_INPUT_RANK))
-        given = [self.input_rank] if self.input_rank else range(step, widest + 1, step)
-        for input_rank in given:
+        input_ranks = [self.input_rank] if self.input_rank else range(step, widest + 1, step)
+        for input_rank in input_ranks:
             for rank in ranks:
                 if rank <= min(out, input_rank * prod(layer.kernel)):
                     yield replace(self, rank=rank, input_rank=input_rank)

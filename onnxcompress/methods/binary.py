@@ -104,13 +104,13 @@ class Binary(Method):
     def settings(self, layer: Layer) -> list[Binary]:
         """Own filters with each number of stacks; where nothing is given, some shared ones too."""
         stacks = [self.stacks] if self.stacks else range(1, MOST_STACKS + 1)
-        found = [self._complete(layer, replace(self, stacks=count)) for count in stacks]
+        settings = [self._complete(layer, replace(self, stacks=count)) for count in stacks]
         if self == Binary() and layer.weight.size > SMALL:
-            found += [
+            settings += [
                 self._complete(layer, Binary(count, parts=parts, share=share))
                 for count, parts, share in SHARED
             ]
-        sizes = {setting: setting._nbytes(layer) for setting in found}
+        sizes = {setting: setting._nbytes(layer) for setting in settings}
         useful = {setting: size for setting, size in sizes.items() if size < layer.weight.nbytes}
         return sorted(useful, key=lambda setting: useful[setting])
 

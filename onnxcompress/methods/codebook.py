@@ -83,18 +83,18 @@ class Codebook(Method):
 
     def settings(self, layer: Layer) -> list[Codebook]:
         if self.levels:
-            found = [self]
+            settings = [self]
         else:
             wide = layer.fan_in > NARROW  # there, metrics for other widths cost much
             vectors: Any = [d for d in VECTORS if not wide or GRANULE % d == 0]
             vectors = [self.vector] if self.vector else vectors
             both = ("shared", "own") if layer.weight.size < OWN else ("own",)
             tables: Any = [self.table] if self.table else both
-            found = [Codebook(d, kind) for kind in tables for d in vectors]
+            settings = [Codebook(d, kind) for kind in tables for d in vectors]
             if not self.table and self.vector:  # pinned to a size: the table that suits the layer
-                found = found[: 1 if self._own_costs(layer) else 2][-1:]
-        sizes = {s: s._nbytes(layer) for s in found}
-        useful = [s for s in found if sizes[s] < layer.weight.nbytes]
+                settings = settings[: 1 if self._own_costs(layer) else 2][-1:]
+        sizes = {s: s._nbytes(layer) for s in settings}
+        useful = [s for s in settings if sizes[s] < layer.weight.nbytes]
         return sorted(useful, key=lambda s: sizes[s])
 
     def _own_costs(self, layer: Layer) -> bool:
@@ -124,14 +124,14 @@ class Codebook(Method):
         table = np.repeat(np.sort(drawn, axis=0), 1 if self.levels else self._width, axis=1)
         return self._weight(Coded(codes, scale, table, 0.0), layer)
 
-    def _weight(self, found: Coded, layer: Layer) -> CodedWeight:
-        unit = np.abs(found.table).max() / 127
+    def _weight(self, fitted: Coded, layer: Layer) -> CodedWeight:
+        unit = np.abs(fitted.table).max() / 127
         if self.levels:
-            return _palette(found, unit, self.levels, layer)
-        table = np.rint(found.table / unit).astype(np.int8)
+            return _palette(fitted, unit, self.levels, layer)
+        table = np.rint(fitted.table / unit).astype(np.int8)
         if self.table == "shared":
             table = normal_vectors(self._width)
-        return CodedWeight.of(found.codes, found.scale * unit, [table], layer)
+        return CodedWeight.of(fitted.codes, fitted.scale * unit, [table], layer)
 
     def _encoded(self, layer: Layer, statistics: Statistics, trial: bool = False) -> Coded:
         weight = grouped_for_fit(layer)

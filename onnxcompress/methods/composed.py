@@ -58,8 +58,8 @@ class Packed(Method):
         return self.inner.declined(layer) or super().declined(layer)
 
     def settings(self, layer: Layer) -> list[Packed]:
-        found = [Packed(i, o) for i in self.inner.settings(layer) for o in self._outer(layer)]
-        return sorted(found, key=lambda s: s.blank(layer).nbytes)
+        settings = [Packed(i, o) for i in self.inner.settings(layer) for o in self._outer(layer)]
+        return sorted(settings, key=lambda s: s.blank(layer).nbytes)
 
     def _outer(self, layer: Layer) -> Sequence[Method]:
         return [self.outer] if self.outer.fixed else self.outer.settings(layer)
@@ -128,11 +128,11 @@ class Packed(Method):
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
         """Errors as if those of the methods added up, and those of the chain's weights too."""
         outer = [Packed(self.inner, o) for o in self._outer(layer)]
-        found = list(self.inner.candidates(layer, statistics))
-        found = found[:: max(1, len(found) // TRIED)]
+        candidates = list(self.inner.candidates(layer, statistics))
+        candidates = candidates[:: max(1, len(candidates) // TRIED)]
         for packed in outer:
             [alone] = [c.error for c in packed.outer.candidates(layer, statistics)][:1] or [0.0]
-            for c in found:
+            for c in candidates:
                 assert c.setting is not None
                 setting = Packed(c.setting, packed.outer)
                 blank = setting.blank(layer)
@@ -235,8 +235,8 @@ class _Unpacking:
 
     def __getattr__(self, op_type: str) -> Any:
         def emit(*inputs: Any, **attributes: Any) -> Value:
-            found = [self._unpacked(x) if isinstance(x, Array) else x for x in inputs]
-            return getattr(self._op, op_type)(*found, **attributes)
+            unpacked = [self._unpacked(x) if isinstance(x, Array) else x for x in inputs]
+            return getattr(self._op, op_type)(*unpacked, **attributes)
 
         return emit
 

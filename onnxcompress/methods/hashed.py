@@ -77,8 +77,8 @@ class Hashed(Method):
     def settings(self, layer: Layer) -> list[Hashed]:
         whole = replace(self, allocation=self.allocation or "best")
         shares = [self.share] if self.share else sorted(SHARES, reverse=True)
-        found = [replace(whole, share=share) for share in shares]
-        return [s for s in found if (s.share or 1) * SMALLEST <= layer.weight.size]
+        settings = [replace(whole, share=share) for share in shares]
+        return [s for s in settings if (s.share or 1) * SMALLEST <= layer.weight.size]
 
     def fit(self, layer: Layer, statistics: Statistics) -> HashedWeight:
         assert self.share
@@ -188,16 +188,16 @@ class HashedWeight(CompressedWeight):
 
         span = op.Range(np.array(0), np.array(tile.filters * n), np.array(1))
         position = op.Cast(span, to=np.uint32)
-        found = op.Add(op.Mul(position, number(GOLDEN)), number(tile.seed))
+        bits = op.Add(op.Mul(position, number(GOLDEN)), number(tile.seed))
         half = number(1 << 16)
         for multiplier in MULTIPLIERS:
-            found = op.Add(op.Div(found, half), op.Mul(found, half))
-            found = op.Mul(found, op.Add(op.Mul(found, number(2)), number(multiplier)))
-        found = op.Div(found, number(1 << 8))
+            bits = op.Add(op.Div(bits, half), op.Mul(bits, half))
+            bits = op.Mul(bits, op.Add(op.Mul(bits, number(2)), number(multiplier)))
+        bits = op.Div(bits, number(1 << 8))
         if (tile.blocks, tile.filters) != tile.shape:
-            found = op.Reshape(found, np.array([tile.filters, n]))
-        found = op.Mod(found, (2 * counts[0]).astype(np.uint32))
-        return op.Add(op.Cast(found, to=np.int64), 2 * counts[1])
+            bits = op.Reshape(bits, np.array([tile.filters, n]))
+        bits = op.Mod(bits, (2 * counts[0]).astype(np.uint32))
+        return op.Add(op.Cast(bits, to=np.int64), 2 * counts[1])
 
 
 def _wide(op: Emitter, array: Array) -> Any:

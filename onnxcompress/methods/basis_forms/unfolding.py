@@ -123,12 +123,12 @@ class Unfolding:
                 np.sum(np.square(w), (1, 2), keepdims=True), 1e-30
             )
             gram = turned @ w
-            wanted = turned @ self._weight
+            rows = turned @ self._weight
 
             def image(seeds: Array, gram: Array = gram) -> Array:
                 return self._gathered(gram @ self._images(seeds))
 
-            right = self._gathered(self._statistics.times(wanted))
+            right = self._gathered(self._statistics.times(rows))
             rounding = (4 * np.finfo(right.dtype).eps) ** 2 * np.square(right, dtype=np.float64)
             least = rounding.sum((1, 2), keepdims=True)  # what rounding leaves of a residual
             residual = right - image(self.seeds)
@@ -185,8 +185,8 @@ def _blocks(setting: Basis) -> int:
 def _largest(setting: Basis, layer: Layer) -> int:
     """The most seeds that any rank of this unfolding uses."""
     tucker = setting.unfolding == "tucker"
-    if given := setting.input_rank if tucker else setting.rank:
-        return given
+    if rank := setting.input_rank if tucker else setting.rank:
+        return rank
     settings = replace(setting, rank=None, input_rank=None).settings(layer)
     return max(map(_blocks, settings), default=1)
 

@@ -30,9 +30,9 @@ def fit_own(rows: Array, fits: list[list[Block]], form: Form) -> tuple[Array, Ar
     """Signs ``(stacks, out, fan_in)`` and scales ``(stacks, out, parts)``."""
     signs, scales = [], []
     for weight, blocks in zip(rows, fits, strict=True):
-        found = [_own_block(weight[:, part], metric, form) for part, metric in blocks]
-        signs.append(np.concatenate([s for s, _ in found], axis=2))
-        scales.append(np.concatenate([a for _, a in found], axis=2))
+        results = [_own_block(weight[:, part], metric, form) for part, metric in blocks]
+        signs.append(np.concatenate([s for s, _ in results], axis=2))
+        scales.append(np.concatenate([a for _, a in results], axis=2))
     return np.concatenate(signs, axis=1), np.concatenate(scales, axis=1)
 
 
@@ -79,8 +79,8 @@ def _aware(weight: Array, metric: Array, scale: Array, patterns: Array) -> tuple
                 codes = _recoded(codes, turn, turn_next)
                 turn = turn_next
                 values = _decoded(codes, sorted_levels)
-                given = (codes[None], values[None], ((values - weight) @ metric)[None])
-                codes = descend(*given, _pick(sorted_levels, width), metric[None])[0][0]
+                state = (codes[None], values[None], ((values - weight) @ metric)[None])
+                codes = descend(*state, _pick(sorted_levels, width), metric[None])[0][0]
     return best_signs, best_scale
 
 
@@ -157,11 +157,11 @@ def _least_squares(weight: Array, signs: Array, scale: Array, metric: Array | No
     for p in range(parts):
         own = slice(p * width, (p + 1) * width)
         z = signs[:, :, own].astype(np.float64)
-        wanted = weight - _combined(signs, scale)
-        wanted[:, own] += np.einsum("srd,sr->rd", z, scale[:, :, p])
+        target = weight - _combined(signs, scale)
+        target[:, own] += np.einsum("srd,sr->rd", z, scale[:, :, p])
         images = z if metric is None else z @ metric[own, own]
         gram = np.einsum("srd,trd->rst", images, z)
-        seen = wanted[:, own] if metric is None else wanted @ metric[:, own]
+        seen = target[:, own] if metric is None else target @ metric[:, own]
         right = np.einsum("srd,rd->rs", z, seen)
         gram += 1e-9 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(stacks)
         scale[:, :, p] = np.linalg.solve(gram, right[:, :, None])[:, :, 0].T

@@ -35,8 +35,8 @@ def fit_shared(rows: Array, fits: list[list[Block]], form: Form) -> tuple[Array,
     filters = np.concatenate([filters, rng.choice([-1.0, 1.0], (extra, form.width))])
     blind = [(g, _blind(place)) for g, place in places]
     starts = [filters, _rounds(rows, blind, filters, form, rng)[1]]
-    found = [_rounds(rows, places, start, form, rng) for start in starts]
-    _, filters, select, scale = min(found, key=lambda result: result[0])
+    results = [_rounds(rows, places, start, form, rng) for start in starts]
+    _, filters, select, scale = min(results, key=lambda result: result[0])
     shape = (form.stacks, form.shape[0], form.parts)
     return filters, select.reshape(shape), scale.reshape(shape)
 
@@ -112,33 +112,33 @@ def _coded(
     targets = []
     for g, place in places:
         part = place.own.start // form.width
-        wanted = left[g][:, place.own]
-        targets.append(wanted.copy())
-        picked, a = _picked(wanted, filters, place.metric, form.stacks)
+        target = left[g][:, place.own]
+        targets.append(target.copy())
+        picked, a = _picked(target, filters, place.metric, form.stacks)
         select[:, g, :, part], scale[:, g, :, part] = picked, a
-        off = wanted - np.einsum("srd,sr->rd", filters[picked], a)
+        off = target - np.einsum("srd,sr->rd", filters[picked], a)
         error += float(row_errors(off, place.metric).sum())
         left[g][:, place.later] -= off @ place.spread
     return select, scale, targets, error
 
 
-def _picked(wanted: Array, filters: Array, metric: Array, stacks: int) -> tuple[Array, Array]:
+def _picked(rows: Array, filters: Array, metric: Array, stacks: int) -> tuple[Array, Array]:
     """The best filter for each stack and the scales, ``(stacks, rows)`` both."""
     images = filters @ metric
     sizes = np.maximum(np.einsum("md,md->m", images, filters), 1e-30)
-    picked = np.zeros((stacks, len(wanted)), np.int64)
+    picked = np.zeros((stacks, len(rows)), np.int64)
     scale = np.zeros(picked.shape)
     for turn in range(stacks if stacks == 1 else 2 * stacks):  # again, given the later stacks
         s = turn % stacks
         others = [t for t in range(stacks) if t != s]
-        left = wanted - np.einsum("srd,sr->rd", filters[picked[others]], scale[others])
+        left = rows - np.einsum("srd,sr->rd", filters[picked[others]], scale[others])
         match = left @ images.T
         picked[s] = np.argmax(np.square(match) / sizes, axis=1)
-        scale[s] = match[np.arange(len(wanted)), picked[s]] / sizes[picked[s]]
+        scale[s] = match[np.arange(len(rows)), picked[s]] / sizes[picked[s]]
     z = filters[picked]
     gram = np.einsum("srd,trd->rst", images[picked], z)
     gram += 1e-9 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(stacks)
-    right = np.einsum("srd,rd->rs", images[picked], wanted)
+    right = np.einsum("srd,rd->rs", images[picked], rows)
     scale = np.linalg.solve(gram, right[:, :, None])[:, :, 0].T
     return picked, stored(scale)
 
@@ -161,9 +161,9 @@ def _improved(
         a, picked = scale[:, g, :, part], select[:, g, :, part]
         off = targets[index] - np.einsum("srd,sr->rd", filters[picked], a)
         for chosen, size in zip(picked, a, strict=True):
-            wanted = off + size[:, None] * filters[chosen]  # given the other stacks
+            target = off + size[:, None] * filters[chosen]  # given the other stacks
             np.add.at(weights[index], chosen, np.square(size))
-            np.add.at(linear, chosen, (size[:, None] * wanted) @ place.metric)
+            np.add.at(linear, chosen, (size[:, None] * target) @ place.metric)
     result = filters.copy()
     metrics = np.stack([place.metric for _, place in places])
     for start in range(0, m, 64):

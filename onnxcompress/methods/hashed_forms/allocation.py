@@ -48,8 +48,8 @@ def _beta(sizes: Array, budget: int) -> tuple[int, ...]:
     density = x ** (ALPHA - 1) * (1 - x + 0.5 / len(sizes)) ** (BETA - 1)
     buckets, left = [], float(budget)
     for band, size in enumerate(sizes):
-        wanted = left * density[band] * size / (density[band:] * sizes[band:]).sum()
-        count = int(min(size, wanted))
+        share = left * density[band] * size / (density[band:] * sizes[band:]).sum()
+        count = int(min(size, share))
         left -= count
         buckets.append(EXACT if count == size else max(count, DROPPED))
     return tuple(buckets)

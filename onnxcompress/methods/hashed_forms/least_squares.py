@@ -46,7 +46,7 @@ class Problem:
         """Energy for each coefficient of a band, of the outputs and of the weight itself."""
         power = np.square(self._forward(self._weight)).reshape(-1, len(self.tile.bands)).mean(0)
         bands, known = self.tile.bands, self._diagonal().mean((0, 1))
-        return [np.bincount(bands, found) / np.bincount(bands) for found in (power * known, power)]
+        return [np.bincount(bands, total) / np.bincount(bands) for total in (power * known, power)]
 
     def solve(self, buckets: Sequence[int], steps: int) -> tuple[tuple[Array, Array], float]:
         """Values ``(blocks, n)`` and exact coefficients ``(blocks, filters, n)``, and their error.
@@ -105,8 +105,8 @@ class Problem:
 
     def _places(self, counts: Array) -> tuple[Array, Array]:
         """The value that every hashed position of a block takes, and its sign."""
-        found = self.tile.indices(counts).ravel() if counts.shape[1] else np.zeros(0, np.int64)
-        return found // 2, (1 - 2 * (found % 2)).astype(np.float32)
+        picked = self.tile.indices(counts).ravel() if counts.shape[1] else np.zeros(0, np.int64)
+        return picked // 2, (1 - 2 * (picked % 2)).astype(np.float32)
 
     def _diagonal(self) -> Array:
         """About the diagonal of the metric in the frequency domain, ``(groups, in, k)``."""

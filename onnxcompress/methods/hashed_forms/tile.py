@@ -75,8 +75,8 @@ class Tile:
 
 def split_bands(tile: Tile, buckets: Sequence[int]) -> tuple[Array, Array, Array]:
     """Exact frequencies, hashed frequencies, and the counts of the latter's bands."""
-    given = np.array(buckets)
-    offsets = np.concatenate([[0], np.cumsum(np.maximum(given, 0))[:-1]])
+    sizes = np.array(buckets)
+    offsets = np.concatenate([[0], np.cumsum(np.maximum(sizes, 0))[:-1]])
     bands = tile.bands
-    exact, hashed = np.flatnonzero(given[bands] == EXACT), np.flatnonzero(given[bands] > 0)
-    return exact, hashed, np.stack([given, offsets])[:, bands[hashed]]
+    exact, hashed = np.flatnonzero(sizes[bands] == EXACT), np.flatnonzero(sizes[bands] > 0)
+    return exact, hashed, np.stack([sizes, offsets])[:, bands[hashed]]

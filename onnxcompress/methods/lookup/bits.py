@@ -28,22 +28,22 @@ def unpack(stored: Array, bits: int, count: int) -> Array:
 
 def emit_unpack(op: Emitter, stored: Array, bits: int, shape: Shape) -> Value:
     """Nodes that compute the numbers of a packed array, int32 of that shape."""
-    count, wanted = prod(shape), np.array(shape)
+    count, target = prod(shape), np.array(shape)
     width = bits if 8 % bits == 0 else 1
-    found = op.Cast(stored, to=np.int32)
+    values = op.Cast(stored, to=np.int32)
     if width < 8:
         parts = (1 << np.arange(8 - width, -1, -width)).astype(np.int32)
-        column = op.Reshape(found, np.array([-1, 1]))
-        found = op.Mod(op.Div(column, parts), np.array(1 << width, np.int32))
+        column = op.Reshape(values, np.array([-1, 1]))
+        values = op.Mod(op.Div(column, parts), np.array(1 << width, np.int32))
     if width == bits:
-        return op.Reshape(_first(op, found, count, len(stored) * 8 // width), wanted)
-    stream = _first(op, found, count * bits, len(stored) * 8)
+        return op.Reshape(_first(op, values, count, len(stored) * 8 // width), target)
+    stream = _first(op, values, count * bits, len(stored) * 8)
     powers = (1 << np.arange(bits - 1, -1, -1)).astype(np.int32)
     parts = op.Mul(op.Reshape(stream, np.array([*shape, bits])), powers)
     return op.ReduceSum(parts, np.array([-1]), keepdims=0)
 
 
-def _first(op: Emitter, found: Value, count: int, length: int) -> Value:
+def _first(op: Emitter, values: Value, count: int, length: int) -> Value:
     if count == length:
-        return found
-    return op.Slice(op.Reshape(found, np.array([-1])), np.array([0]), np.array([count]))
+        return values
+    return op.Slice(op.Reshape(values, np.array([-1])), np.array([0]), np.array([count]))

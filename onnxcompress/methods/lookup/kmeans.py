@@ -57,14 +57,14 @@ def means(weight: Array, codes: Array, scale: Array, table: Array) -> Array:
     targets = weight.reshape(-1, table.shape[1]) * size
     below = np.bincount(flat, size[:, 0] ** 2, len(table))
     sums = [np.bincount(flat, targets[:, i], len(table)) for i in range(table.shape[1])]
-    found = np.stack(sums, axis=1) / np.maximum(below, 1e-30)[:, None]
+    centers = np.stack(sums, axis=1) / np.maximum(below, 1e-30)[:, None]
     unused = np.flatnonzero(below == 0)
-    found[unused] = table[unused]
+    centers[unused] = table[unused]
     if table.shape[1] > 1:  # single values stay in order
         pieces = weight.reshape(-1, table.shape[1])
-        worst = largest(np.square(pieces - found[flat] * size).sum(1), len(unused))
-        found[unused[: len(worst)]] = pieces[worst] / np.maximum(size[worst], 1e-30)
-    return found.astype(table.dtype)
+        worst = largest(np.square(pieces - centers[flat] * size).sum(1), len(unused))
+        centers[unused[: len(worst)]] = pieces[worst] / np.maximum(size[worst], 1e-30)
+    return centers.astype(table.dtype)
 
 
 CHUNK = 2**16  # pieces that are looked up at a time without a metric
@@ -73,8 +73,8 @@ CHUNK = 2**16  # pieces that are looked up at a time without a metric
 def sizes(weight: Array, parts: int) -> Array:
     """Root mean square of every part of every row, ``(groups, rows, parts)``."""
     size = -(-weight.shape[2] // parts)
-    found = [weight[:, :, p * size : (p + 1) * size] for p in range(parts)]
-    return np.stack([np.sqrt(np.square(part).mean(2)) for part in found], axis=2)
+    pieces = [weight[:, :, p * size : (p + 1) * size] for p in range(parts)]
+    return np.stack([np.sqrt(np.square(part).mean(2)) for part in pieces], axis=2)
 
 
 def nearest(weight: Array, table: Array, scale: Array, zero: Array | None = None) -> Array:
@@ -96,6 +96,6 @@ def _places(table: Array, targets: Array) -> Array:
     middle = (table[1:] + table[:-1]) / 2
     steps = np.diff(middle)
     if len(steps) and np.allclose(steps, steps.mean()):  # faster than a search
-        found = np.ceil((targets - middle[0]) / steps.mean())
-        return np.clip(found, 0, len(middle)).astype(np.intp)
+        places = np.ceil((targets - middle[0]) / steps.mean())
+        return np.clip(places, 0, len(middle)).astype(np.intp)
     return np.searchsorted(middle, targets)

@@ -67,13 +67,13 @@ def counting(levels: int) -> tuple[Array, ...]:
 
 def packed(numbers: Array, levels: int) -> list[Array]:
     """Numbers from 0 to ``levels - 1``, less than 256 of them, as bytes for each digit's table."""
-    found, numbers = [], numbers.astype(np.uint8, copy=False)
+    result, numbers = [], numbers.astype(np.uint8, copy=False)
     for radix in reversed(LEVELS[levels]):
         digits, numbers = numbers % radix, numbers // radix
         count = DIGITS[radix]
         flat = np.pad(digits.ravel(), (0, -digits.size % count)).reshape(-1, count)
-        found.append(flat @ (radix ** np.arange(count - 1, -1, -1)).astype(np.uint8))
-    return found[::-1]
+        result.append(flat @ (radix ** np.arange(count - 1, -1, -1)).astype(np.uint8))
+    return result[::-1]
 
 
 def some_codes(layer: Layer, width: int, parts: int = 1, levels: int = 256) -> tuple[Array, Array]:

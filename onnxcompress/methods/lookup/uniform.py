@@ -117,9 +117,9 @@ def _search(rows: Array, grid: Uniform) -> Searched:
 
     def consider(shares: Array) -> None:
         nonlocal share, error
-        found = grid.errors(rows, widest * shares, zero)
-        better = found < error
-        share, error = np.where(better, shares, share), np.where(better, found, error)
+        tried = grid.errors(rows, widest * shares, zero)
+        better = tried < error
+        share, error = np.where(better, shares, share), np.where(better, tried, error)
 
     for part in COARSE_MANY if grid.levels >= MANY else COARSE:
         consider(np.full_like(widest, part))
