@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from html import unescape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import click
+import latex2mathml.converter
 import numpy as np
 from mkdocs.structure.files import File, Files
 from PIL import Image
@@ -56,7 +59,14 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 def on_page_content(html: str, **_: Any) -> str:
     """Docstrings end the line before an indented block with two colons; a page needs one."""
-    return html.replace("<p>::</p>\n", "").replace("::</p>", ":</p>")
+    html = html.replace("<p>::</p>\n", "").replace("::</p>", ":</p>")
+    return re.sub(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', _formula, html, flags=re.S)
+
+
+def _formula(found: re.Match[str]) -> str:
+    """LaTeX as MathML, which browsers show without a script; wide formulas scroll."""
+    formula = latex2mathml.converter.convert(unescape(found[1]), display="block")
+    return f'<div style="overflow-x: auto">{formula}</div>'
 
 
 def _schema() -> dict[str, Any]:
