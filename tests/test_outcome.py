@@ -19,8 +19,9 @@ from onnxcompress.cli.commands import main
 from onnxcompress.cli.json_schema import FILE, json_schema
 from onnxcompress.core.errors import OnnxCompressError
 from onnxcompress.core.foreign import contain_errors
+from onnxcompress.execution.latency import Latency
 from onnxcompress.report import tables
-from onnxcompress.report.report import Report, Row
+from onnxcompress.report.report import Comparison, Report, Row, Size
 from onnxcompress.report.words import small
 
 LINE = "model.onnx out.onnx --method half --jobs 1"
@@ -382,6 +383,17 @@ def test_a_table_fits_the_terminal_and_shortens_names_in_the_middle(monkeypatch,
     assert first.startswith("model") and "…" in first and second.startswith("head")
     assert "SNR dB" in head and "KB" in head and "31.2" in first
     assert ("weight" in head) == (columns > 100)
+
+
+@pytest.mark.parametrize("columns", [50, 60, 70])
+def test_no_table_breaks_a_word_however_narrow_the_terminal(monkeypatch, columns):
+    lines = layers_on_a_terminal(monkeypatch, columns)
+    table = lines[: lines.index("")]
+    assert len(table) == 3 and max(map(len, table)) <= columns
+    both = Comparison(Size(10_000, 9000, 9), Size(2000, 900, 9), 8, True, {"y": 9.0}, None, None,
+                      Latency(1.0, 1.0, 1.0, 0.9, 1.1))  # fmt: skip
+    said = re.sub(r"\x1b\[[0-9;]*m", "", tables.render_comparison(Report(comparison=both), False))
+    assert {"multiplications", "inconclusive:"} <= set(said.split()) and "…" not in said
 
 
 def test_a_wide_terminal_has_every_column_and_small_errors_are_not_zero(monkeypatch):

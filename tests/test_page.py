@@ -80,7 +80,7 @@ REFINED = Refinement(
 )  # fmt: skip
 MADE = {
     "command": ["in.onnx", "out file.onnx"],
-    "metadata": {"onnxcompress.config": '{"seed":0}'},
+    "metadata": {"onnxcompress.config": '{"methods":["3 bits"],"seed":0}'},
     "sha256": {"in.onnx": "ab" * 32},
     "versions": {"onnx": "1.2.3"},
 }
@@ -115,13 +115,21 @@ def test_the_sections_come_in_order():
     [verdict] = found.text["h1"]
     assert verdict.startswith("Asked: 5 times smaller file. Reached: file 5.00 times smaller, ")
     assert "top1 91.50 → 91.00" in verdict and "memory as the original" in verdict
-    assert verdict.endswith(
-        "; same class on 63 of 64 held-out samples (98.4 %, 95 % interval 92 to 100)."
-    )
+    said = "Same class on 63 of 64 held-out samples (98.4 %, 95 % interval 92 to 100)."
+    assert found.text["p"][1] == said and found.attributes["p"][1] == {"class": "quality"}
     assert any("--skip 'it'\"'\"'s' --skip too" in text for text in found.text["pre"])
     assert found.text["pre"][-1] == "onnxcompress in.onnx 'out file.onnx'"
     everything = found.text["body"][0]
-    for fact in ("12.0", "13.0", "0.9", "its weight is computed", "ab" * 32, "1.2.3", '{"seed":0}'):
+    for fact in (
+        "12.0",
+        "13.0",
+        "0.9",
+        "its weight is computed",
+        "ab" * 32,
+        "1.2.3",
+        "seed",
+        "3 bits",
+    ):
         assert fact in everything
     names = [title for title in found.text["title"] if "4 bits everywhere" in title]
     assert len(names) == 1 and "3.33, 10.0 dB" in names[0]
@@ -136,6 +144,34 @@ def test_the_page_tells_what_the_table_and_the_json_tell():
     assert WHOLE.to_dict()["comparison"]["shares"]["y"]["agreed"] == 63
     assert "63 of 64" in cells
     json.dumps(WHOLE.to_dict())
+
+
+def test_decisions_that_changed_are_coloured_and_a_layer_is_named_as_it_is():
+    shares = {"y": Share("classes", 91, 100, 100)}
+    both = replace(COMPARISON, shares=shares)
+    _, found = render(replace(WHOLE, comparison=both, warnings=("conv10 alone causes 90%",)))
+    assert {"class": "bad"} in found.attributes["tr"]
+    assert {"class": "quality worse"} in found.attributes["p"]
+    assert any("Warning: conv10 alone" in text for text in found.text["p"])
+    _, found = render(WHOLE)
+    assert {"class": "bad"} not in found.attributes["tr"]
+    assert [title for title in found.text["th"] if title.startswith(("KB", "MMACs"))] == [
+        "KB before", "KB after", "MMACs before", "MMACs after",
+    ]  # fmt: skip
+    assert {"1", "2", "3"} <= set(found.text["text"])
+
+
+def test_what_layers_compute_in_is_on_the_page_and_in_the_table_where_it_is_not_float():
+    rows = (row("a", arithmetic="int8 (static ranges)"), row("b"))
+    for text in (render(replace(WHOLE, rows=rows))[0], str(replace(WHOLE, rows=rows))):
+        assert "1 of 2 layers compute in int8" in text and "computes in" in text
+        assert "int8 (static ranges)" in text
+    assert "computes in" not in render(WHOLE)[0]
+
+
+def test_how_long_it_took_is_on_the_page():
+    _, found = render(replace(WHOLE, seconds=75.2))
+    assert "1 min 15 s" in found.text["dd"] and "duration" in found.text["dt"]
 
 
 def test_a_missed_target_is_the_first_thing_said():
@@ -204,17 +240,16 @@ def test_random_samples_are_no_measurement():
     _, found = render(replace(WHOLE, comparison=both))
     assert any("random inputs, which say little" in text for text in found.text["p"])
     assert not any("this result" in title for title in found.text["title"])
-    assert (
-        "SNR 25.0 dB on 64 RANDOM samples, QUALITY NOT CHECKED ON YOUR DATA" in found.text["h1"][0]
-    )
+    said = "SNR 25.0 dB on 64 RANDOM samples, QUALITY NOT CHECKED ON YOUR DATA"
+    assert said in found.text["p"][1]
 
 
 def test_pictures_that_stand_in_are_no_measurement_on_the_users_data():
     both = replace(COMPARISON, real=False, pictures=True)
     _, found = render(replace(WHOLE, comparison=both))
     assert any("pictures that stand in" in text for text in found.text["p"])
-    assert "on 63 of 64 STAND-IN samples" in found.text["h1"][0]
-    assert "QUALITY NOT CHECKED ON YOUR DATA (no --calib)" in found.text["h1"][0]
+    assert "on 63 of 64 STAND-IN samples" in found.text["p"][1]
+    assert "QUALITY NOT CHECKED ON YOUR DATA (no --calib)" in found.text["p"][1]
 
 
 @pytest.mark.parametrize(
@@ -242,6 +277,8 @@ def test_a_sweep_is_its_points_and_their_curve():
     assert found.text["h2"] == ["Trade-off", "Points", "How it was made"]
     assert len(found.attributes["circle"]) == 2 and "original" in "".join(found.text["text"])
     assert "top5" in found.text["th"]
+    _, found = render(Report(points=tuple(replace(p, metric=None) for p in points)))
+    assert "top1" not in found.text["th"]
 
 
 def test_a_sweep_of_which_nothing_could_be_measured_is_a_page_without_a_curve():

@@ -33,7 +33,7 @@ INSPECTION = {
     "ir_version": COUNT, "inputs": {"type": "array", "items": ANY},
     "outputs": {"type": "array", "items": ANY}, "compressed_before": {"type": "boolean"},
     "layers": {"type": "array", "items": ANY}, "estimates": {"type": "array", "items": ANY},
-    "note": {"type": ["string", "null"]},
+    "note": {"type": ["string", "null"]}, "made": {"type": ["string", "null"]},
 }  # fmt: skip
 EXPANSION = {
     "expanded": {"type": "array", "items": TEXT}, "before": COUNT, "after": COUNT,

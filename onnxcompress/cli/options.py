@@ -17,7 +17,7 @@ from onnxcompress.core.messages import shorten
 
 SECTIONS = {  # of the help page; what is in none of them comes last
     "Method": ("specs", "energy", "compute", "no_correct", "only", "skip", "rules"),
-    "Target": ("ratio", "macs", "latency", "min_agreement", "min_snr", "max_drop"),
+    "Target": ("ratio", "ratios", "macs", "latency", "min_agreement", "min_snr", "max_drop"),
     "Data": (
         "calib",
         "samples",

@@ -56,7 +56,7 @@ def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         if shapes:
             raise
         note = f"the multiplications are unknown: {error}"
-    properties = {entry.key for entry in model.proto.metadata_props}
+    properties = {entry.key: entry.value for entry in model.proto.metadata_props}
     return {
         "file": original.nbytes,
         "weights": original.weight_bytes,
@@ -67,6 +67,7 @@ def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         "inputs": [_tensor(spec) for spec in input_specs(model)],
         "outputs": [_tensor(spec) for spec in output_specs(model)],
         "compressed_before": "onnxcompress.version" in properties,
+        "made": properties.get("onnxcompress.config"),
         "layers": list(_rows(model, macs)),
         "estimates": _estimates(model),
         "strip": original.nbytes - strip(original).nbytes,

@@ -81,7 +81,8 @@ def without_ballast(
     if stripped:
         result = strip(model)
         what = "notes of the exporter, and types that can be inferred"
-        changes.append(change(what, model, result))
+        if result.nbytes < model.nbytes:
+            changes.append(change(what, model, result))
     if simplified:
         other, steps = simplify(name_nodes(result), samples)
         result, changes = (other, changes + steps) if steps else (result, changes)

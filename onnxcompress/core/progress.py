@@ -29,7 +29,8 @@ BUILT = (  # and after
     ("comparing outputs", 0.01),
     ("evaluating", 0.01),
 )
-FEW = 0.1  # of the items of a step: as long as fewer are done, what the step takes is a guess
+LARGEST_FIRST = "fitting"  # the step whose items take the longer the earlier they come
+FEW = 0.2  # of the work of a step: as long as less is done, what the step takes is a guess
 
 
 Track = Callable[[Iterable[T], str, int], Iterable[T]]  # (items, what is being done, how many)
@@ -54,6 +55,12 @@ class Step:
     share: float
     begun: float
     done: int = 0
+
+    @property
+    def part(self) -> float:
+        """How much of its work is done, 0 to 1."""
+        part = self.done / self.total
+        return 1 - (1 - part) ** 2 if self.what == LARGEST_FIRST else part
 
 
 class Course:
@@ -139,7 +146,7 @@ class Course:
         if not self._steps:
             return 0.0 if self._usual else None
         step = self._steps[0]
-        spent, part = self._clock() - step.begun, step.done / step.total
+        spent, part = self._clock() - step.begun, step.part
         usual = self._usual and step.share * (step.begun - self._begun) / self._usual
         if not usual:
             return spent * (1 - part) / part if part else None

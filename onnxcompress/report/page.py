@@ -9,6 +9,7 @@ the network.
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
@@ -105,7 +106,9 @@ def _shown(report: Report, title: str, place: str, metric: str, count: int) -> d
         "report": report,
         "title": title,
         "place": place,
-        "reached": words.reached(report),
+        "gains": words.gains(report),
+        "quality": words.quality_of(report),
+        "computes": words.computes(report),
         "facts": [*words.facts(both, "held-out" if report.rows else "", refined)] if both else [],
         "curve": _curve(report, metric),
         "points": words.points(report.points, metric),
@@ -118,7 +121,7 @@ def _shown(report: Report, title: str, place: str, metric: str, count: int) -> d
         "training": words.training(both, refined) if both and refined else "",
         "losses": plots.training(refined).svg() if refined else "",
         "command": [quote(w) for w in ("onnxcompress", *report.provenance.get("command", ()))],
-        "made": dict(_made(report.provenance)),
+        "made": dict(_made(report)),
         "words": words,
     }
 
@@ -132,16 +135,26 @@ def _curve(report: Report, metric: str) -> str:
     return plots.trade_off(report.trade_off, report.comparison).svg()
 
 
-def _made(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _made(report: Report) -> Iterator[tuple[str, str]]:
     """What else is to be known to repeat the run."""
-    if "onnxcompress.config" in provenance.get("metadata", {}):
-        yield "configuration", provenance["metadata"]["onnxcompress.config"]
+    provenance = report.provenance
+    if report.seconds is not None:
+        yield "duration", words.duration(report.seconds)
+    yield from _configuration(provenance.get("metadata", {}).get("onnxcompress.config", "{}"))
     for path, digest in provenance.get("sha256", {}).items():
         yield f"SHA-256 of {short(path)}", digest
     if "versions" in provenance:
         yield "versions", ", ".join(" ".join(pair) for pair in provenance["versions"].items())
     if "machine" in provenance:
         yield "machine", provenance["machine"]
+
+
+def _configuration(text: str) -> Iterator[tuple[str, str]]:
+    """The settings that the result records, one by one."""
+    for key, value in json.loads(text).items():
+        if isinstance(value, dict):
+            value = [f"{name} {some}" for name, some in value.items()]
+        yield key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def plain(text: str) -> str:

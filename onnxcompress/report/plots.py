@@ -16,6 +16,8 @@ LINE = 22  # height of a line of text
 
 PANEL, HEAD = 80, 44  # height of a row of bars, and of the room above for its name
 
+NUMBER, NUMBERS = 24, 26  # width of a layer's number, and height of the line of numbers
+
 NOISE, SAME = 0.0, 100.0  # dB of outputs that hold nothing, or everything
 
 COLOURS = (
@@ -150,16 +152,24 @@ def layers(rows: Sequence[Row]) -> str:
                         f'<rect class="{kind}" x="{x}" y="{round(bottom - height, 1)}" '
                         f'width="{wide}" height="{height}"/>'
                     )
-    tall = len(panels) * (PANEL + HEAD) + 4
+    tall = len(panels) * (PANEL + HEAD) + NUMBERS
+    every = ceil(NUMBER / step)
+    numbers = [_number(i + 1, step, tall) * (not (i + 1) % every) for i in range(len(rows))]
     for index, (row, column) in enumerate(zip(rows, bars, strict=True)):
         parts.append(
             f'<g class="layer" data-error="{row.error:.6g}" '
             f'transform="translate({round(index * step, 2)} 0)">'
             f"<title>{escape(layer(row))}</title>"
             f'<rect class="back" y="0" width="{round(step, 2)}" height="{tall}"/>'
-            f"{''.join(column)}</g>"
+            f"{''.join(column)}{numbers[index]}</g>"
         )
     return _svg("layers in network order", tall, parts)
+
+
+def _number(number: int, step: float, tall: int) -> str:
+    """Of a layer, below its bars."""
+    where = f'x="{round(step / 2, 2)}" y="{tall - 6}" text-anchor="middle"'
+    return f'<text class="soft" {where}>{number}</text>'
 
 
 def _svg(title: str, height: int, parts: Sequence[str], look: str = "") -> str:

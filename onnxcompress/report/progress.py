@@ -38,13 +38,13 @@ def progress(
         yield shown
     elif not shown:
         yield untracked
-    elif (console := Console(stderr=True, force_jupyter=False)).is_terminal:
-        with _bar(console) as show:
-            yield Course(show, without, quick, results).track
-    elif handle := _notebook():
+    elif handle := _notebook():  # before it is taken for a terminal, which a kernel claims to be
         write = _seldom(lambda line: handle.update(_Line(line)), OFTEN)
         yield Course(write, without, quick, results).track
         handle.update(_Line(""))
+    elif (console := Console(stderr=True, force_jupyter=False)).is_terminal:
+        with _bar(console) as show:
+            yield Course(show, without, quick, results).track
     else:
         yield Course(_seldom(LOG.info, EVERY), without, quick, results).track
 

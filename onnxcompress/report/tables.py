@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +17,7 @@ from onnxcompress.core.messages import printable, shorten
 from onnxcompress.report.report import Comparison, Point, Refinement, Report, Row
 from onnxcompress.report.words import (
     change,
+    computes,
     duration,
     facts,
     number,
@@ -79,6 +81,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     if report.rows:
         yield _layers(report.rows)
     if report.worse and report.curves:
+        yield _text("the least errors at these shares of a layer's cost:")
         yield _curves(report.curves)
     if report.comparison:
         yield _comparison(report.comparison, "held-out", report.refined)
@@ -103,24 +106,27 @@ def _layers(rows: Sequence[Row]) -> Table:
         _Column("SNR dB", [number(row.snr, ".1f") for row in rows], number=True),
     ]  # fmt: skip
     if any(row.arithmetic != "float" for row in rows):
-        columns.append(_Column("computes in", [row.arithmetic for row in rows]))
+        columns.append(_Column("computes in", [row.arithmetic for row in rows], wraps=True))
     return _fitted(columns, ["" if row.method else "dim" for row in rows])
 
 
 def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Table:
     """The error of every layer at some shares of its cost: why the target is out of reach."""
-    table = _table("least error at this share of a layer's cost")
-    for share in CURVE:
-        table.add_column(f"{share:.0%}", justify="right")
-    for name, curve in curves.items():
-        least = [min((e for cost, e in curve if cost <= share), default=None) for share in CURVE]
-        table.add_row(_text(name), *("-" if e is None else small(e) for e in least))
-    return table
+
+    def least(share: float) -> list[str]:
+        errors = [
+            min((e for c, e in pairs if c <= share), default=None) for pairs in curves.values()
+        ]
+        return ["-" if error is None else small(error) for error in errors]
+
+    shares = [_Column(f"{share:.0%}", least(share), number=True) for share in CURVE]
+    return _fitted([_Column("layer", [*curves]), *shares], [""] * len(curves))
 
 
 def _notes(report: Report) -> Text | None:
     """Warnings, and why layers are as they were: those with the same reason in one line."""
     lines = [_text(saved(change)) for change in report.changes]
+    lines += [_text(line) for line in filter(None, [computes(report)])]
     lines += [_text(f"warning: {warning}", "yellow") for warning in report.warnings]
     for (what, reason), names in reasons(report).items():
         more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
@@ -147,6 +153,11 @@ def _comparison(comparison: Comparison, which: str, refined: Refinement | None =
     if not comparison.finite:
         wrong = Text("NaN or infinities where the original has none", "bold red")
         table.add_row("", *("" for _ in columns), wrong)
+    console = Console()
+    anywhere = console.options.update(max_width=WIDE)
+    least = Measurement.get(console, anywhere, _whole_words(table)).minimum
+    if console.is_terminal and least > console.width:
+        del table.columns[-1]  # of words, which the numbers say as well
     return table
 
 
@@ -159,10 +170,10 @@ def _points(found: Sequence[Point], metric: str) -> Table:
     [first, *names], *rows = points(found, metric)
     table = _table(first)
     for name in names:
-        table.add_column(_text(name), justify="right" if name else "left")
+        table.add_column(_text(name), justify="right" if name else "left", no_wrap=bool(name))
     for row, point in zip(rows, found, strict=True):
         table.add_row(*map(_text, row), style="dim" if point.failures else "")
-    return table
+    return _whole_words(table)
 
 
 def render_inspection(facts: Mapping[str, Any]) -> str:
@@ -184,6 +195,7 @@ def render_inspection(facts: Mapping[str, Any]) -> str:
     table = _fitted(columns, ["" if row["methods"] else "dim" for row in rows])
     parts: list[RenderableType] = [table]
     if facts["estimates"]:
+        parts.append(_text("estimated SNR without data, in dB, of a file so many times smaller:"))
         parts.append(_estimates(facts["estimates"]))
     return _render(*parts, Text("\n".join(map(printable, _facts(facts)))))
 
@@ -198,13 +210,16 @@ def _able(row: Mapping[str, Any]) -> str:
 
 def _estimates(found: Sequence[Mapping[str, Any]]) -> Table:
     """What each method would give, as far as the weights alone tell: with data it is more."""
-    names = {ratio: f"{ratio} times smaller" for ratio in found[0]["snr"]}
-    table = _table("estimated SNR without data, dB", **dict.fromkeys(names.values(), True))
-    table.add_column("speed")
-    for row in found:
-        cells = [number(row["snr"][ratio], ".0f") for ratio in names]
-        table.add_row(row["method"], *cells, "faster" if row["faster"] else "as before")
-    return table
+    ratios = [*found[0]["snr"]]
+    columns = [
+        _Column("method", [row["method"] for row in found]),
+        *(
+            _Column(f"{ratio} x", [number(row["snr"][ratio], ".0f") for row in found], number=True)
+            for ratio in ratios
+        ),
+        _Column("speed", ["faster" if row["faster"] else "as before" for row in found]),
+    ]
+    return _fitted(columns, [""] * len(found))
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -226,6 +241,8 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
         + ", compressed before"
         * facts["compressed_before"]
     )
+    if facts["made"]:
+        yield f"compressed with {facts['made']}"
     if facts["strip"]:
         yield f"--strip drops {facts['strip']:,} bytes that no runtime reads"
     if (saving := facts["simplify"]) and saving["nodes"]:
@@ -234,7 +251,10 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
     for way in ("inputs", "outputs"):
         yield from (f"{way[:-1]} {_tensor(tensor)}" for tensor in facts[way])
     if able:
-        yield "next: onnxcompress IN OUT --ratio 4 --calib SAMPLES, or --macs 0.5 to be faster"
+        yield (
+            "next: onnxcompress IN OUT --ratio 4 --calib SAMPLES; "
+            "to be faster, --macs 0.5 or --compute int8"
+        )
 
 
 def _tensor(facts: Mapping[str, Any]) -> str:
@@ -247,7 +267,7 @@ def render_methods(summaries: Mapping[str, str]) -> str:
     table = _table("method", "")
     for name, summary in summaries.items():
         table.add_row(name, Text(summary))
-    return _render(table)
+    return _render(_whole_words(table))
 
 
 def render_method(
@@ -298,17 +318,30 @@ def _fitted(columns: Sequence[_Column], styles: Sequence[str]) -> Table:
         while least + _width(columns[1:]) > console.width and any(c.leaves for c in columns):
             columns.remove(min((c for c in columns if c.leaves), key=lambda c: c.leaves))
         room = console.width - _width(columns[1:]) - GAP
+        if room < SHORTEST_NAME:
+            widest = max(columns[1:], key=lambda c: 0 if c.number or c.wraps else c.width)
+            less = widest.width - (SHORTEST_NAME - room)
+            columns[columns.index(widest)] = replace(widest, longest=max(less, SHORTEST_NAME))
         columns[0] = replace(columns[0], longest=max(room, SHORTEST_NAME))
         columns = [replace(c, cells=[shorten(x, c.longest) for x in c.cells]) for c in columns]
     for column in columns:
         table.add_column(
             column.title,
             justify="right" if column.number else "left",
-            no_wrap=column.number,
+            no_wrap=not column.wraps,
             overflow="fold",
         )
     for row, style in zip(zip(*(c.cells for c in columns), strict=True), styles, strict=True):
         table.add_row(*map(Text, row), style=style)
+    return _whole_words(table)
+
+
+def _whole_words(table: Table) -> Table:
+    """The same with columns wide enough for each of their words, so that none is broken."""
+    for column in table.columns:
+        if not column.no_wrap:
+            words = [w for cell in (column.header, *column.cells) for w in str(cell).split()]
+            column.min_width = min(max(map(cell_len, words), default=1), WRAPPED)
     return table
 
 

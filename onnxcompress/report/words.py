@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from onnxcompress.report.report import (
     Change,
@@ -17,6 +18,7 @@ from onnxcompress.report.report import (
 )
 
 MEGABYTE = 1e6
+MOST_AGREE = 0.98  # share of decisions that a result without a target keeps
 ALIKE = 1.1  # times the original's memory: from one loading to the next it varies by less
 
 SAME = {
@@ -29,19 +31,19 @@ SAME = {
 
 def reached(report: Report) -> str:
     """What was reached, in a few clauses, the last of which is the quality."""
-    return _joined(_gains(report), _quality_of(report))
+    return _joined(gains(report), quality_of(report))
 
 
 def verdict(report: Report, place: str) -> str:
     """The same with where the result is: the line that a run ends with."""
-    return _joined(_gains(report), place, _quality_of(report))
+    return _joined(gains(report), place, quality_of(report))
 
 
 def _joined(*clauses: str) -> str:
     return "; ".join(filter(None, clauses))
 
 
-def _gains(report: Report) -> str:
+def gains(report: Report) -> str:
     """What was won, and what was measured by labels."""
     both = report.comparison
     if report.points:
@@ -76,7 +78,8 @@ def _memory(both: Comparison) -> Iterator[str]:
         yield "memory as the original" if rest > 1 / ALIKE else f"{rest:.0%} of the memory"
 
 
-def _quality_of(report: Report) -> str:
+def quality_of(report: Report) -> str:
+    """How near the outputs are to the original's; "" where nothing was compared."""
     both = report.comparison
     return "" if both is None else quality(both, "held-out" if report.rows else "")
 
@@ -156,13 +159,19 @@ def _speed(share: float, verdict: str) -> str:
 
 @dataclass(frozen=True)
 class Fact:
-    """One line of two models side by side; ``between`` stands for the model before a refinement."""
+    """One line of two models side by side.
+
+    Attributes:
+        between: of the model before a refinement.
+        bad: whether more has changed than a result without a target may change.
+    """
 
     what: str
     before: str
     after: str
     note: str
     between: str = ""
+    bad: bool = False
 
 
 def facts(both: Comparison, which: str = "", refined: Refinement | None = None) -> Iterator[Fact]:
@@ -203,8 +212,9 @@ def facts(both: Comparison, which: str = "", refined: Refinement | None = None) 
         was = number(refined.agreement if refined and worst else None, ".1%")
         note = f"{interval(share)}, {told}"
         yield Fact(
-            f"{SAME[share.kind]}, {name}", "", f"{share.agreed:,} of {share.total:,}", note, was
-        )
+            f"{SAME[share.kind]}, {name}", "", f"{share.agreed:,} of {share.total:,}", note, was,
+            share.value < MOST_AGREE,
+        )  # fmt: skip
     for name, share in both.detections.items():
         yield Fact(f"same detection, {name}", "", f"{share.agreed:,} of {share.total:,}",
                    f"{interval(share)}, boxes that overlap by half, {told}")  # fmt: skip
@@ -262,8 +272,9 @@ def points(found: Sequence[Point], metric: str) -> list[tuple[str, ...]]:
         for point in found
     ]
     snr = f"SNR dB{guessed(found)}"
-    table = [("target", "ratio", "MMACs", snr, "same class", metric, ""), *rows]
-    return table if any(point.failures for point in found) else [row[:-1] for row in table]
+    names = ("target", "ratio", "MMACs", snr, "same class", metric, "")
+    known = [any(column) for column in zip(*rows, strict=True)]
+    return [tuple(compress(row, known)) for row in (names, *rows)]
 
 
 def refusal(point: Point) -> str:
@@ -281,6 +292,13 @@ def reasons(report: Report) -> dict[tuple[str, str], list[str]]:
     for name, reason in report.skipped.items():
         result["skipped", reason].append(name)
     return dict(result)
+
+
+def computes(report: Report) -> str:
+    """How many layers compute in int8; "" where none does."""
+    some = [row for row in report.rows if row.arithmetic != "float"]
+    count = f"{len(some)} of {len(report.rows)} layers"
+    return f"{count} compute in int8, where that was measured to be faster" if some else ""
 
 
 def saved(change: Change) -> str:
