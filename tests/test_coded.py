@@ -217,3 +217,14 @@ def test_a_table_of_its_own_may_have_more_rows_than_a_weight_has_pieces(rng):
     statistics = Statistics.of(rng.normal(size=(1, 200, 24)).astype(np.float32))
     approximation = fitted("codebook:vector=3,table=own", layer, statistics).decode()
     assert statistics.error(layer.weight, approximation) < 1e-3
+
+
+def test_a_nearly_dead_filter_leaves_the_scales_in_16_bits_and_has_its_own_precision(rng):
+    weight = rng.normal(size=(8, 64)).astype(np.float32)
+    weight[3] *= 2e-5
+    layer = Layer("layer", "MatMul", weight)
+    for method in (oc.Integer(bits=4), oc.Codebook(vector=2, table="shared")):
+        fit = method.fit(layer, Statistics.white(layer))
+        row = fit.decode()[3] - weight[3]
+        assert fit.scale.dtype == np.float16
+        assert np.sum(np.square(row)) < 0.03 * np.sum(np.square(weight[3]))
