@@ -25,6 +25,7 @@ from onnxcompress.graph import (
     find_constants,
     find_layers,
     inline_functions,
+    int8_bytes,
     linear_nodes,
     strip,
 )
@@ -96,12 +97,13 @@ def _rows(model: Model, macs: Mapping[str, int]) -> list[dict[str, Any]]:
     nodes = linear_nodes(model)
     types = {name: node.op_type for name, (_, node) in model.nodes.items()}
     able = layers | find_constants(model, layers)
+    in_int8 = int8_bytes(model)
     return [
         {
             "layer": name,
             "type": able[name].op_type if name in able else types.get(name, ""),
             "shape": [],
-            "bytes": None,
+            "bytes": in_int8.get(name),
             "macs": macs.get(name),
             "methods": [],
             "reason": skipped.get(name, ""),

@@ -16,6 +16,7 @@ from onnxcompress.graph.find_layers import (
     recurrent_inputs,
 )
 from onnxcompress.graph.input_hints import first_scaling, index_ranges
+from onnxcompress.graph.int8_nodes import int8_bytes
 from onnxcompress.graph.load import as_model, load, read_tensor
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import OPERATORS, reads
@@ -100,6 +101,7 @@ __all__ = [
     "inline_functions",
     "inner_nodes",
     "inner_shapes",
+    "int8_bytes",
     "layer_input",
     "layer_inputs",
     "linear_inputs",

@@ -36,7 +36,7 @@ class Emitter:
             constant = all(isinstance(x, Array) or self._folds(x) for x in inputs)
             tensors: list[Any] = [self._tensor(x, constant) for x in inputs]
             name = self._store.unique("" if constant else f"{self._prefix}/{op_type}")
-            output = gs.Variable(name if constant else f"{name}_out")
+            output = gs.Variable(name if constant else self._store.unique(f"{name}_out"))
             if constant:  # it folds away when the model is loaded: no name needs to be read
                 self._constant[output.name] = output
                 name = ""

@@ -14,6 +14,7 @@ from onnx import NodeProto
 from onnxcompress.core.errors import ModelError
 from onnxcompress.core.layer import Array, Layer, Unread
 from onnxcompress.core.messages import one_line
+from onnxcompress.graph.int8_nodes import INTEGER, in_8_bits
 from onnxcompress.graph.model import FLOATS, Model, weight_of, weight_root
 from onnxcompress.graph.nodes import attributes_of, is_linear
 from onnxcompress.graph.operations import linear_nodes
@@ -27,6 +28,7 @@ SMALL = 64  # entries of a constant up to which several layers are likely to sha
 RECURRENT = ("GRU", "LSTM", "RNN")
 STRIP = 8  # rows of a matrix that are transposed together: longer ways through memory take longer
 UNREAD = 1 << 20  # bytes of a weight that is not kept in memory, where it can be read again
+IN_8_BITS = "it computes in 8 bits: its input and its weight are quantized"
 LARGEST_WEIGHT = 1e15  # magnitude with which float32 can compute errors
 
 
@@ -43,7 +45,11 @@ def find_layers(
     alike: dict[tuple[Any, ...], list[str]] = {}
     runs = linear_nodes(model)
     for key, (scope, node) in model.nodes.items():
-        if not is_linear(node) or (only is not None and key not in only):
+        if only is not None and key not in only:
+            continue
+        if node.op_type in INTEGER and not node.domain:
+            skipped[key] = IN_8_BITS
+        if not is_linear(node):
             continue
         if scope.outer is None and key not in runs:
             skipped[key] = "it runs once, when the model is loaded"
@@ -189,10 +195,12 @@ def recurrent_inputs(model: Model) -> dict[str, tuple[str, int]]:
 
 def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
     tensor, root = weight_of(model, scope, node), weight_root(model, scope, node)
+    if scope.outer is None and in_8_bits(model, node):
+        raise _SkippedError(IN_8_BITS)
     if not model.fixed(tensor):
         raise _SkippedError("its weight is computed while the model runs")
     if {*map(scope.key, node.input[:2])} <= model.quantized:
-        raise _SkippedError("it computes in 8 bits: its input and its weight are quantized")
+        raise _SkippedError(IN_8_BITS)
     try:
         weight, attributes = model.read(tensor), attributes_of(node)
     except ModelError:

@@ -95,7 +95,8 @@ class Builder:
     def _fit(self, name: str, setting: Method, statistics: Statistics) -> CompressedWeight:
         """A layer's weight in this setting."""
         weight = setting.fit(self.job.layers[name].read(), statistics)
-        if self.job.int8 is not None and self.job.int8.kind(name) != "float":
+        plan = self.job.int8
+        if plan is not None and any(plan.kind(n) != "float" for n in self.job.readers(name)):
             weight = in_integers(weight)
         return weight.mapped(self.job.model.keep)
 

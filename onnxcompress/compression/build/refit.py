@@ -81,8 +81,9 @@ def refit(
             weight = fitted[layer.shared].weight
             fitted[name] = fit.corrected(weight, gain=False)
         else:
-            alone = sum(other.shared == layer.shared for other in layers.values()) == 1
-            whole = int8 is not None and int8.kind(name) != "float"
+            readers = [n for n, other in layers.items() if other.shared == layer.shared]
+            alone = len(readers) == 1
+            whole = int8 is not None and any(int8.kind(n) != "float" for n in readers)
             target = fit.target() if alone and not whole else layer
             weight = settings[name].fit(target, fit.statistics)
             if whole:

@@ -10,21 +10,24 @@ of the outputs (`int8_ranges`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 import numpy as np
 
-from onnxcompress.compression.measure.int8_times import Times, spent, time_dynamic, time_region
+from onnxcompress.compression.measure.int8_times import time_dynamic
 from onnxcompress.compression.measure.observe import observe
-from onnxcompress.compression.search.int8_layers import Regions
+from onnxcompress.compression.search.int8_choice import (
+    FASTER,
+    Choice,
+    fastest,
+    robust,
+    together,
+)
 from onnxcompress.compression.search.int8_ranges import CLIPS, OutputError, rounding_errors
-from onnxcompress.compression.search.int8_sensitive import neighbours, without_sensitive
 from onnxcompress.compression.search.int8_smooth import smoothing
 from onnxcompress.core.arithmetic import Arithmetic, Range, Rounded, Seen
 from onnxcompress.core.layer import Array, Layer
-from onnxcompress.core.parallel import each
 from onnxcompress.execution.session import Sample, Session
 from onnxcompress.graph import Model, expose, layer_input, linear_nodes
 from onnxcompress.graph.int8_region import Int8Region, int8_region
@@ -35,11 +38,8 @@ from onnxcompress.graph.passes.compute_int8 import (
 )
 from onnxcompress.graph.passes.smooth_inputs import smooth_inputs
 
-FASTER = 0.97  # of the time, at most, for a model or a layer to count as faster
-SECONDS = 2.0  # for which whole models run in turns
 RANGES = 32  # samples that ranges are drawn from,
 TRIED = 16  # and at most so many that decide how far they are cut
-SPARE = 3.0  # dB that rounded inputs leave of a target, for rounded weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,27 +97,31 @@ def plan_int8(
     """
     reasons = {name: r for name, layer in layers.items() if (r := _unfit(model, name, layer))}
     able = {name: layer for name, layer in layers.items() if name not in reasons}
-    fixed = _static(model, able) if static else []
+    fixed = _static(model, able) if static and not model.large else []
     first = batches[0]
     dynamic = [name for name in able if name not in fixed and able[name].op_type != "Conv"]
     times = time_dynamic(model, {n: able[n] for n in dynamic}, _reads(model, able, first))
     slow = [name for name in dynamic if times[name].after > FASTER * times[name].before]
     quick = {name: times[name] for name in dynamic if name not in slow}
-    fast = _fastest(original, model, able, fixed, quick, _values(model, fixed, first), first)
-    judge = OutputError.beside(model, batches[:TRIED])
+    values = _values(model, fixed, first)
+    first_choice = fastest(original, model, able, fixed, quick, values, first)
+    fast = first_choice.only(together(layers, first_choice.chosen))
+    judge = OutputError.beside(model, batches[: 1 if model.large else TRIED])
     region = int8_region(model, fast.static)
     seen = observe(model, able, region.ranged, batches[:RANGES], jobs) if fast.static else {}
     best = rounding_errors(model, region, seen, judge, jobs)
-    kept = _robust(original, model, able, fast, region, best, judge, jobs, least)
-    for name in able:
-        if name in fast.chosen and name not in kept.chosen:
+    kept = robust(original, model, able, fast, region, best, judge, jobs, least)
+    for name in (name for name in able if name not in kept.chosen):
+        if name in fast.chosen:
             reasons[name] = "int8 would cost the outputs more there than it gains time"
-        elif name in fixed and name not in fast.chosen:
+        elif name in first_choice.chosen:
+            reasons[name] = "another layer computes with its weight in float"
+        elif name in fixed:
             reasons[name] = "int8 is not faster there, what it takes to round its input counted"
-        elif name in slow or (name in quick and name not in fast.chosen):
-            reasons[name] = "int8 is not faster there"
-        elif able[name].op_type == "Conv" and name not in fixed:
+        elif able[name].op_type == "Conv":
             reasons[name] = _no_ranges(model, static)
+        else:
+            reasons[name] = "int8 is not faster there"
     floats = {name: Arithmetic(reason=reason) for name, reason in reasons.items()}
     kinds = dict.fromkeys(kept.dynamic, Arithmetic("dynamic"))
     plan = Int8Plan(floats | kinds, int8_region(model, kept.static), {}, kept.share)
@@ -148,71 +152,10 @@ def smoothed(
     return smooth_inputs(model, scales) if scales else model
 
 
-def _robust(
-    original: Model,
-    model: Model,
-    layers: Mapping[str, Layer],
-    fast: _Fast,
-    region: Int8Region,
-    best: Mapping[str, tuple[Range, float]],
-    judge: OutputError,
-    jobs: int,
-    least: float | None,
-) -> _Fast:
-    """The choice without the layers that are too sensitive for what they gain."""
-    if not fast.chosen:
-        return fast
-    alone = _dynamic_errors(model, layers, fast, judge, jobs)
-    regions = cache(lambda names: int8_region(model, names))
-
-    def static(names: Collection[str]) -> tuple[str, ...]:
-        return tuple(name for name in fast.static if name in names)
-
-    @cache
-    def error(names: Sequence[str]) -> float:
-        rounded = {region.source.get(n, n) for n in regions(static(names)).ranged}
-        return sum(best[n][1] for n in rounded) + sum(alone[n] for n in names if n in alone)
-
-    @cache
-    def seconds(names: Sequence[str]) -> float:
-        spent = fast.seconds
-        if fast.regions is not None:
-            spent += fast.regions.seconds(static(names)) - fast.regions.seconds(fast.static)
-        return spent + sum(t.before - t.after for n, t in fast.dynamic.items() if n not in names)
-
-    def groups(names: Sequence[str]) -> Iterator[list[str]]:
-        yield from neighbours(model, regions(static(names)), static(names))
-        yield from ([name] for name in names if name in alone)
-
-    asked = 0.0 if least is None else 10 ** (-(least + SPARE) / 10)
-    most = FASTER * fast.original
-    kept = without_sensitive(fast.chosen, groups, error, seconds, most, asked)
-    if len(kept) == len(fast.chosen):
-        return fast
-    tried = _plainly(model, layers, fast.static, kept)
-    before, after = spent([original, tried], [judge.batches[0]] * 2, SECONDS)
-    if after > FASTER * before:
-        return fast
-    left = {name: t for name, t in fast.dynamic.items() if name in kept}
-    return replace(fast, static=list(static(kept)), dynamic=left, seconds=after, original=before)
-
-
-def _dynamic_errors(
-    model: Model, layers: Mapping[str, Layer], fast: _Fast, judge: OutputError, jobs: int
-) -> dict[str, float]:
-    """Layer -> the error of the outputs where it alone finds a range for what it reads."""
-    judge = judge.within(len(fast.dynamic))
-
-    def error(name: str) -> float:
-        weight = {name: Rounded.of(layers[name].read().weight)}
-        return judge.of(compute_int8(model, weight, {name: Arithmetic("dynamic")}, {}))
-
-    found = each(error, fast.dynamic, jobs, len(fast.dynamic))
-    return dict(zip(fast.dynamic, found, strict=True))
-
-
 def _unfit(model: Model, name: str, layer: Layer) -> str | None:
     """Why a layer cannot compute in int8, whatever its time."""
+    if layer.op_type == "Constant":
+        return "nodes that compute in float read it"
     if layer.op_type not in ("Conv", "Gemm", "MatMul"):
         return f"{layer.op_type} computes in float"
     if name not in linear_nodes(model):
@@ -278,82 +221,13 @@ def _reads(model: Model, layers: Mapping[str, Layer], sample: Sample) -> dict[st
     return {name: values[tensor] for name, tensor in read.items()}
 
 
-@dataclass(frozen=True, eq=False)
-class _Fast:
-    """Layers that compute in int8, and what that takes.
-
-    Attributes:
-        static, dynamic: the layers; the latter with their times alone.
-        seconds, original: of this model and of the original, measured.
-        regions: predicts the time of other choices among the static ones.
-    """
-
-    static: Sequence[str]
-    dynamic: Mapping[str, Times]
-    seconds: float
-    original: float
-    regions: Regions | None = None
-
-    @property
-    def chosen(self) -> list[str]:
-        return [*self.static, *self.dynamic]
-
-    @property
-    def share(self) -> float:
-        return self.seconds / self.original if self.chosen else 1.0
-
-
-def _fastest(
-    original: Model,
-    model: Model,
-    layers: Mapping[str, Layer],
-    static: Sequence[str],
-    dynamic: Mapping[str, Times],
-    values: Mapping[str, Array],
-    sample: Sample,
-) -> _Fast:
-    """The fastest of a few choices of layers, none if none is faster than the original."""
-    regions, choices = None, list[Sequence[str]]()
-    if static:
-        region = int8_region(model, static)
-        times, border = time_region(model, region, layers, values)
-        regions = Regions(model, times, {n: v.size for n, v in values.items()}, border)
-        pruned = regions.best(static)
-        choices = [static, pruned] if pruned != list(static) else [static]
-    if dynamic:
-        choices.append([])
-    choices = [choice for choice in choices if choice or dynamic]
-    models = [_plainly(model, layers, static, [*choice, *dynamic]) for choice in choices]
-    first, *after = spent([original, *models], [sample] * (1 + len(models)), SECONDS)
-    best = int(np.argmin(after)) if after else -1
-    if best < 0 or after[best] > FASTER * first:
-        return _Fast([], {}, first, first)
-    return _Fast(list(choices[best]), dynamic, after[best], first, regions)
-
-
-def _plainly(
-    model: Model, layers: Mapping[str, Layer], static: Sequence[str], chosen: Sequence[str]
-) -> Model:
-    """A model that takes the time of one with these layers in int8."""
-    fixed = [name for name in chosen if name in static]
-    region = int8_region(model, fixed)
-    ranges = dict.fromkeys(region.ranged, Range(1 / 256, 128))
-    behind = {name for i in region.cuts.values() for name in model.graph.node[i].output}
-    ranges |= {name: Range(1 / 256, 0) for name in behind if name in ranges}  # within any Clip
-    kinds = {
-        n: Arithmetic("static" if n in static else "dynamic", Range(1 / 256, 128)) for n in chosen
-    }
-    weights = {name: Rounded.of(layers[name].read().weight) for name in chosen}
-    return compute_int8(model, weights, kinds, ranges, failed={}, region=region)
-
-
 def _ranged(
     model: Model,
     layers: Mapping[str, Layer],
     plan: Int8Plan,
     seen: Mapping[str, Seen],
     own: Mapping[str, Range],
-    fast: _Fast,
+    fast: Choice,
     judge: OutputError,
 ) -> Int8Plan:
     """The plan with the ranges that harm the outputs least: one cut for all, or ``own`` ones."""

@@ -1,0 +1,179 @@
+"""Which layers compute in int8: the fastest of a few choices, but for those that are sensitive."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from onnxcompress.compression.measure.int8_times import Times, spent, time_region
+from onnxcompress.compression.search.int8_layers import Regions
+from onnxcompress.compression.search.int8_ranges import OutputError
+from onnxcompress.compression.search.int8_sensitive import neighbours, without_sensitive
+from onnxcompress.core.arithmetic import Arithmetic, Range, Rounded
+from onnxcompress.core.layer import Array, Layer
+from onnxcompress.core.parallel import each
+from onnxcompress.execution.session import Sample
+from onnxcompress.graph import Model, compute_int8
+from onnxcompress.graph.int8_region import Int8Region, int8_region
+
+FASTER = 0.97  # of the time, at most, for a model or a layer to count as faster
+SECONDS = 2.0  # for which whole models run in turns
+SPARE = 3.0  # dB that rounded inputs leave of a target, for rounded weights
+ENDS = ("before", "after")
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Layers that compute in int8, and what that takes.
+
+    Attributes:
+        static, dynamic: the layers; the latter with their times alone.
+        seconds, original: of this model and of the original, measured.
+        regions: predicts the time of other choices among the static ones.
+    """
+
+    static: Sequence[str]
+    dynamic: Mapping[str, Times]
+    seconds: float
+    original: float
+    regions: Regions | None = None
+
+    @property
+    def chosen(self) -> list[str]:
+        return [*self.static, *self.dynamic]
+
+    def only(self, names: Collection[str]) -> Choice:
+        """The same with these layers alone; the time is that of all."""
+        dynamic = {name: times for name, times in self.dynamic.items() if name in names}
+        return replace(self, static=[n for n in self.static if n in names], dynamic=dynamic)
+
+    @property
+    def share(self) -> float:
+        return self.seconds / self.original if self.chosen else 1.0
+
+
+def fastest(
+    original: Model,
+    model: Model,
+    layers: Mapping[str, Layer],
+    static: Sequence[str],
+    dynamic: Mapping[str, Times],
+    values: Mapping[str, Array],
+    sample: Sample,
+) -> Choice:
+    """The fastest of a few choices of layers, none if none is faster than the original.
+
+    A model that runs in parts is not timed as a whole: what is faster alone is taken.
+    """
+    if model.large:
+        before, after = (sum(getattr(t, end) for t in dynamic.values()) for end in ENDS)
+        return Choice([], dynamic, after, before or 1.0)
+    regions, choices = None, list[Sequence[str]]()
+    if static:
+        region = int8_region(model, static)
+        times, border = time_region(model, region, layers, values)
+        regions = Regions(model, times, {n: v.size for n, v in values.items()}, border)
+        pruned = regions.best(static)
+        choices = [static, pruned] if pruned != list(static) else [static]
+    if dynamic:
+        choices.append([])
+    choices = [choice for choice in choices if choice or dynamic]
+    models = [_in_int8(model, layers, static, [*choice, *dynamic]) for choice in choices]
+    first, *after = spent([original, *models], [sample] * (1 + len(models)), SECONDS)
+    best = int(np.argmin(after)) if after else -1
+    if best < 0 or after[best] > FASTER * first:
+        return Choice([], {}, first, first)
+    return Choice(list(choices[best]), dynamic, after[best], first, regions)
+
+
+def _in_int8(
+    model: Model, layers: Mapping[str, Layer], static: Sequence[str], chosen: Sequence[str]
+) -> Model:
+    """A model that takes the time of one with these layers in int8."""
+    fixed = [name for name in chosen if name in static]
+    region = int8_region(model, fixed)
+    ranges = dict.fromkeys(region.ranged, Range(1 / 256, 128))
+    behind = {name for i in region.cuts.values() for name in model.graph.node[i].output}
+    ranges |= {name: Range(1 / 256, 0) for name in behind if name in ranges}  # within any Clip
+    kinds = {
+        n: Arithmetic("static" if n in static else "dynamic", Range(1 / 256, 128)) for n in chosen
+    }
+    weights = {name: Rounded.of(layers[name].read().weight) for name in chosen}
+    return compute_int8(model, weights, kinds, ranges, failed={}, region=region)
+
+
+def robust(
+    original: Model,
+    model: Model,
+    layers: Mapping[str, Layer],
+    fast: Choice,
+    region: Int8Region,
+    best: Mapping[str, tuple[Range, float]],
+    judge: OutputError,
+    jobs: int,
+    least: float | None,
+) -> Choice:
+    """The choice without the layers that are too sensitive for what they gain."""
+    if not fast.chosen or model.large:
+        return fast
+    alone = _dynamic_errors(model, layers, fast, judge, jobs)
+    regions = cache(lambda names: int8_region(model, names))
+
+    def static(names: Collection[str]) -> tuple[str, ...]:
+        return tuple(name for name in fast.static if name in names)
+
+    @cache
+    def error(names: Sequence[str]) -> float:
+        rounded = {region.source.get(n, n) for n in regions(static(names)).ranged}
+        return sum(best[n][1] for n in rounded) + sum(alone[n] for n in names if n in alone)
+
+    @cache
+    def seconds(names: Sequence[str]) -> float:
+        spent = fast.seconds
+        if fast.regions is not None:
+            spent += fast.regions.seconds(static(names)) - fast.regions.seconds(fast.static)
+        return spent + sum(t.before - t.after for n, t in fast.dynamic.items() if n not in names)
+
+    def groups(names: Sequence[str]) -> Iterator[list[str]]:
+        others = ([name] for name in names if name in alone)
+        for group in (*neighbours(model, regions(static(names)), static(names)), *others):
+            leaders = {layers[name].shared for name in group}
+            yield [name for name in names if layers[name].shared in leaders]
+
+    asked = 0.0 if least is None else 10 ** (-(least + SPARE) / 10)
+    most = FASTER * fast.original
+    kept = without_sensitive(fast.chosen, groups, error, seconds, most, asked)
+    if len(kept) == len(fast.chosen):
+        return fast
+    tried = _in_int8(model, layers, fast.static, kept)
+    before, after = spent([original, tried], [judge.batches[0]] * 2, SECONDS)
+    if after > FASTER * before:
+        return fast
+    return replace(fast.only(kept), seconds=after, original=before)
+
+
+def together(layers: Mapping[str, Layer], chosen: Collection[str]) -> set[str]:
+    """Those of the chosen that share their weight with no layer that is not: it is stored once."""
+    others = {
+        layer.shared
+        for name, layer in layers.items()
+        if name not in chosen and layer.op_type != "Constant"
+    }
+    return {name for name in chosen if layers[name].shared not in others}
+
+
+def _dynamic_errors(
+    model: Model, layers: Mapping[str, Layer], fast: Choice, judge: OutputError, jobs: int
+) -> dict[str, float]:
+    """Layer -> the error of the outputs where it alone finds a range for what it reads."""
+    judge = judge.within(len(fast.dynamic))
+
+    def error(name: str) -> float:
+        weight = {name: Rounded.of(layers[name].read().weight)}
+        return judge.of(compute_int8(model, weight, {name: Arithmetic("dynamic")}, {}))
+
+    found = each(error, fast.dynamic, jobs, len(fast.dynamic))
+    return dict(zip(fast.dynamic, found, strict=True))
