@@ -79,6 +79,15 @@ def test_a_step_without_items_is_not_shown_and_of_steps_in_each_other_the_inner_
     assert course.now is None
 
 
+def test_what_follows_a_fit_of_fixed_settings_is_foreseen():
+    clock, left = Clock(), []
+    course = Course(lambda course: left.append(course.left), ABSENT, True, clock=clock)
+    for what in ("refitting (30.0 dB expected)", "checking corrections"):
+        for _ in course.track(range(4), what, 4):
+            clock.now += 1
+    assert left[0] is None and None not in left[1:]
+
+
 def test_what_several_results_need_each_is_still_to_come():
     clock = Clock()
     one, many = (Course(lambda _: None, ABSENT, False, results, clock) for results in (1, 8))

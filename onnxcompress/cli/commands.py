@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
@@ -154,6 +155,7 @@ def sweep(source: Path, **options: Any) -> int:
     from onnxcompress.compression import pipeline
     from onnxcompress.core.errors import BudgetError
 
+    begun = time.perf_counter()
     with redirect_stdout(sys.stderr):
         targets = arguments.read_targets(options["ratios"], options["macs"])
         methods = arguments.read_methods(options["specs"], None, targets[0])
@@ -170,8 +172,9 @@ def sweep(source: Path, **options: Any) -> int:
     if all(point.ratio is None for point in points):
         raise BudgetError("; ".join(points[0].failures))
     made = provenance.describe_run(metadata(None), {str(source): source}, endings.command_line())
+    seconds = time.perf_counter() - begun
     with ExitStack() as stack:
-        return endings.end_sweep(stack, points, made, source, options).publish()
+        return endings.end_sweep(stack, points, made, source, options, seconds).publish()
 
 
 @cli.command()

@@ -105,12 +105,13 @@ def end_sweep(
     made: Mapping[str, Any],
     source: Path,
     options: Mapping[str, Any],
+    seconds: float,
 ) -> Outcome:
-    """What `sweep` ends with."""
+    """What `sweep` ends with, after so many seconds."""
     from onnxcompress.report import plots, tables
     from onnxcompress.report.report import Report
 
-    report = Report(points=tuple(points), provenance=made)
+    report = Report(points=tuple(points), seconds=seconds, provenance=made)
     title = f"{source.name}, {len(points)} sizes"
     files = _paged(stack, report, options, title)
     if options["plot"]:

@@ -17,7 +17,7 @@ MEASURED = {  # steps before the search, each with what goes before it
     "measuring sensitivity": 0.05,
     "estimating errors on held-out samples": 0.02,
 }
-AGAIN = ("refitting", 0.1), ("checking corrections", 0.01)  # by one of several methods alone
+AGAIN = ("refitting", 0.1), ("checking corrections", 0.02)  # by one of several methods alone
 BUILT = (  # and after
     ("searching", 0.3),
     ("refitting", 0.06),

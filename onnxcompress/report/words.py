@@ -163,7 +163,7 @@ class Fact:
 
     Attributes:
         between: of the model before a refinement.
-        bad: whether more has changed than a result without a target may change.
+        bad: whether surely more has changed than a result without a target may change.
     """
 
     what: str
@@ -213,7 +213,7 @@ def facts(both: Comparison, which: str = "", refined: Refinement | None = None) 
         note = f"{interval(share)}, {told}"
         yield Fact(
             f"{SAME[share.kind]}, {name}", "", f"{share.agreed:,} of {share.total:,}", note, was,
-            share.value < MOST_AGREE,
+            share.interval[1] < MOST_AGREE,
         )  # fmt: skip
     for name, share in both.detections.items():
         yield Fact(f"same detection, {name}", "", f"{share.agreed:,} of {share.total:,}",
