@@ -10,11 +10,17 @@ from test_int8 import images, network, products, static
 from onnxcompress.compression.expand import expand
 from onnxcompress.compression.inspect import examine
 from onnxcompress.compression.measure.int8_times import Times
+from onnxcompress.compression.pipeline import compress
 from onnxcompress.compression.search import plan_int8 as planning
+from onnxcompress.compression.search import size_limit
 from onnxcompress.compression.search.int8_choice import Choice, together
 from onnxcompress.compression.search.plan_int8 import plan_int8
+from onnxcompress.compression.target import Target
+from onnxcompress.compression.validate import validation
 from onnxcompress.core.arithmetic import Arithmetic
 from onnxcompress.core.statistics import Statistics
+from onnxcompress.data.samples import from_batches
+from onnxcompress.execution.latency import Latency
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, compute_int8, find_layers
 from onnxcompress.methods.integer import Integer
@@ -137,3 +143,20 @@ def test_int8_layers_are_listed_with_their_bytes_and_expand_to_integers(make):
                for t in written.graph.initializer)  # fmt: skip
     assert "Gather" not in [node.op_type for node in written.graph.node]
     assert np.array_equal(*(Session(m).run(sample)[0] for m in (result, written)))
+
+
+@pytest.mark.parametrize("target", [Target(latency=0.9), Target(ratio=5)])
+def test_targets_of_time_and_size_are_met_with_whole_numbers(all_faster, monkeypatch, target):
+    spent = Latency(1.0, 0.5, 0.5, 0.5, 0.5)
+    for place in (size_limit, validation):
+        monkeypatch.setattr(place, "latency", lambda *given: spent)
+    model = network(channels=32)
+    samples = from_batches([{"x": x[None]} for x in images(24)])
+    methods = [Integer(zero_point="none", group=1 << 20, bits=8 if target.latency else None)]
+    result, report = compress(model, samples=samples, compute="int8", jobs=1, target=target,
+                              methods=methods)  # fmt: skip
+    rows = [row for row in report.rows if row.arithmetic != "float"]
+    assert rows and all("integer" in row.method for row in rows)
+    assert model.nbytes / result.nbytes >= (target.ratio or 2)
+    if target.latency:
+        assert all("bits=8" in row.method for row in rows)

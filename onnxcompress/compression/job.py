@@ -167,6 +167,11 @@ class Job:
         readers = [name for name in self.readers(leader) if name in self.shapes]
         return sum(self.layers[name].macs(self.shapes[name], *factors) for name in readers)
 
+    def in_int8(self, leader: str) -> bool:
+        """Whether a layer that reads this weight computes in int8."""
+        plan = self.int8
+        return plan is not None and any(plan.kind(n) != "float" for n in self.readers(leader))
+
     def rewritten(
         self,
         model: Model,

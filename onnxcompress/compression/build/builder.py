@@ -95,8 +95,7 @@ class Builder:
     def _fit(self, name: str, setting: Method, statistics: Statistics) -> CompressedWeight:
         """A layer's weight in this setting."""
         weight = setting.fit(self.job.layers[name].read(), statistics)
-        plan = self.job.int8
-        if plan is not None and any(plan.kind(n) != "float" for n in self.job.readers(name)):
+        if self.job.in_int8(name):
             weight = in_integers(weight)
         return weight.mapped(self.job.model.keep)
 

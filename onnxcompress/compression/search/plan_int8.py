@@ -106,7 +106,7 @@ def plan_int8(
     values = _values(model, fixed, first)
     first_choice = fastest(original, model, able, fixed, quick, values, first)
     fast = first_choice.only(together(layers, first_choice.chosen))
-    judge = OutputError.beside(model, batches[: 1 if model.large else TRIED])
+    judge = OutputError.beside(model, batches[: TRIED if fast.chosen and not model.large else 1])
     region = int8_region(model, fast.static)
     seen = observe(model, able, region.ranged, batches[:RANGES], jobs) if fast.static else {}
     best = rounding_errors(model, region, seen, judge, jobs)

@@ -34,8 +34,8 @@ class Curves:
         sensitivities: how much the error of each weight reaches the output.
         cost: what is limited: bytes, macs, or latency.
         second: what is limited besides: macs or latency; "" for nothing.
-        options: of every weight; those of a pinned one do not leave it as it is, unless nothing
-            makes it smaller.
+        options: of every weight; those of a pinned one, or one of a layer in int8, do not leave it
+            as it is, unless nothing makes it smaller.
         whole: what the layers cost as they are.
     """
 
@@ -172,7 +172,8 @@ def price(job: Job, measured: Measured, units: tuple[str, str]) -> Curves:
             candidates = [c for c in candidates if len(c.factors) < 2 or c.factors in known]
         kept = costs.of_original()
         useful = [o for o in map(costs.of, candidates) if o.cost < kept.cost]
-        options[name] = useful if name in job.pinned and useful else [*useful, kept]
+        fixed = name in job.pinned or job.in_int8(name)  # which has whole numbers in any case
+        options[name] = useful if fixed and useful else [*useful, kept]
         whole[name] = float(kept.cost)
     return Curves(job, measured.sensitivities, *units, options, whole)
 
@@ -218,9 +219,11 @@ def units_of(job: Job, candidates: Mapping[str, Sequence[Candidate]]) -> tuple[s
     """What the target limits, and what it limits besides; "" for nothing.
 
     Without a size target it is multiplications where every candidate saves some, else bytes.
+    Where layers compute in int8, and no chains are offered, time does not depend on the candidates.
     """
     target = job.target
-    if target.ratio is not None:
+    chained = any(len(c.factors) > 1 for some in candidates.values() for c in some)
+    if target.ratio is not None or (job.int8 is not None and not chained and not target.macs):
         first = "bytes"
     elif target.faster:
         first = "latency" if target.latency else "macs"
