@@ -29,6 +29,7 @@ BUILT = (  # and after
     ("comparing outputs", 0.01),
     ("evaluating", 0.01),
 )
+TIMED = 2.0  # seconds in the end, in which both models are timed: however large they are
 LARGEST_FIRST = "fitting"  # the step whose items take the longer the earlier they come
 FEW = 0.2  # of the work of a step: as long as less is done, what the step takes is a guess
 
@@ -139,7 +140,7 @@ class Course:
         if self._steps:
             usual += self._steps[0].share
         per_share = (self.elapsed + rest) / usual if usual else 0.0
-        return rest + per_share * sum(share for _, share in self._ahead)
+        return rest + per_share * sum(share for _, share in self._ahead) + TIMED
 
     def _rest_of_step(self) -> float | None:
         """Seconds that the outermost step still takes."""
