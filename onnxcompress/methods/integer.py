@@ -174,7 +174,7 @@ class Integer(Method):
         """Errors from some of the filters, where there are many."""
         weight = grouped_for_fit(layer)
         for setting in self.settings(layer):
-            variants = [*setting._variants(layer, weight)]
+            variants = [setting] if self.fixed else [*setting._variants(layer, weight)]
             if self.count is None and setting.count in GROUPED:
                 variants += setting._grouped(layer, weight)
             for tried in variants:
