@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-QUICK, SLOW = 0.1, 0.7  # what fitting takes, by the kind of methods, in the unit of these:
+QUICK, SLOW = 0.1, 0.6  # what fitting takes, by the kind of methods, in the unit of these:
 MEASURED = {  # steps before the search, each with what goes before it
     "calibrating": 0.06,
     "fitting": SLOW,
@@ -17,7 +17,7 @@ MEASURED = {  # steps before the search, each with what goes before it
     "measuring sensitivity": 0.05,
     "estimating errors on held-out samples": 0.02,
 }
-AGAIN = ("refitting", 0.1), ("checking corrections", 0.02)  # by one of several methods alone
+AGAIN = ("refitting", 0.15), ("checking corrections", 0.02)  # by one of several methods alone
 BUILT = (  # and after
     ("searching", 0.3),
     ("refitting", 0.06),
