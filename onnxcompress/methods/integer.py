@@ -44,7 +44,8 @@ SPREADS = (0.75, 0.9, 1.0, 1.1, 1.3)  # of first scales around the best for norm
 NORMAL = {  # half the best step for normal weights in units of their deviation (Max 1960)
     2: 0.798, 3: 0.612, 4: 0.498, 6: 0.367, 8: 0.293, 12: 0.211, 16: 0.168, 24: 0.119, 32: 0.094,
 }  # fmt: skip
-PAYS = 0.95  # of the error, below which another kind of grid is worth its bytes and nodes
+PAYS = 0.95  # of the error, below which another kind of grid is worth its bytes and nodes,
+PAYS_ZERO = 0.8  # and zero points are: smaller gains are lost in how the roundings happen to add up
 EXACT = 1e-6  # of the energy, an error below which shows what float16 rounds off the scales
 ROOM = 2.0  # factor by which fits and corrections may change a scale, either way
 GROUP = 64  # input channels that share a scale, tried where the group is open
@@ -160,7 +161,8 @@ class Integer(Method):
             more = (*more, "shifted")
         [(least, grid)] = best_kinds(flat, levels, plain)
         for error, other in best_kinds(flat, levels, more):
-            if error < PAYS * least:
+            pays = PAYS_ZERO if other.kind == "shifted" else PAYS
+            if error < pays * least:
                 least, grid = error, other
         return grid
 
