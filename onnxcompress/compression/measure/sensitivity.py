@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def weigh(
 
     def sensitivity(name: str) -> float:
         layer = job.layers[name].read()
-        weight, error = _noisy(layer, statistics[name])
+        weight, error = _changed(layer, candidates[name], statistics[name])
         readers = job.readers(name)
         shift = statistics[name].shift(layer.weight, weight.astype(np.float32).decode())
         biases = {
@@ -65,6 +66,19 @@ def weigh(
     typical = float(np.median(list(weights.values()))) or 1.0
     usable = {name: w if np.isfinite(w) and w > 0 else typical for name, w in weights.items()}
     return dict.fromkeys(candidates, typical) | usable
+
+
+def _changed(
+    layer: Layer, candidates: Sequence[Candidate], statistics: Statistics
+) -> tuple[CompressedWeight, float]:
+    """A layer's weight as compression may change it, and its error.
+
+    Rounding is like noise, which costs nothing; what low ranks leave out is not.
+    """
+    if any(len(candidate.factors) == 1 for candidate in candidates):
+        return _noisy(layer, statistics)
+    close = min(candidates, key=lambda c: (abs(c.error - WEIGH_ERROR), c.nbytes))
+    return close.fitted(layer, replace(statistics)), close.error
 
 
 def _noisy(layer: Layer, statistics: Statistics) -> tuple[CompressedWeight, float]:
