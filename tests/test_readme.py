@@ -129,7 +129,7 @@ def test_its_two_set_up_commands_are_where_continuous_integration_looks_for_them
     commands = re.findall(r"^ *(python3 -m venv .*)$", README, re.MULTILINE)
     assert len(commands) == 2
     assert "onnxcompress models/cifar10_resnet.onnx" in commands[0]
-    assert commands[1].endswith("pytest -q")
+    assert commands[1].endswith("pytest -q -n auto")
 
 
 def test_every_option_that_the_documentation_names_exists():
