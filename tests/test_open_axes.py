@@ -48,3 +48,11 @@ def test_indices_are_among_the_rows_of_what_they_choose_from():
     net = model(IDS.replace("ROWS", ", ".join("0" * 100)))
     ids = np.concatenate([sample["ids"].ravel() for sample in inputs_that_run(net, 9, {})])
     assert ids.min() >= 0 and 25 < ids.max() < 50
+
+
+def test_of_a_recurrent_state_the_batch_is_one():
+    text = ONE_ROW.replace(
+        "float[batch, length] x", "float[2, other, 128] state, float[batch, length] x"
+    )
+    net = model(text.replace("{1, 1, 5000}", "{1, 1, 512}"))
+    assert shapes_that_run(net, {}, 0) == {"state": (2, 1, 128), "x": (1, 512)}

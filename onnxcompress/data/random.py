@@ -102,11 +102,14 @@ def _default_shape(
     if spec.shape is None:
         raise DataError(f"the input {spec} needs a shape: --input-shapes {spec.name}:1,8")
     sides = {None: (), "NCHW": (2, 3), "NHWC": (1, 2)}[spec.layout]
+    first, *rest = spec.shape or (None,)
+    state = len(rest) == 2 and isinstance(first, int) and isinstance(rest[1], int)
+    batch = 1 if state else 0  # of a recurrent state the batch follows the layers
 
     def size(axis: int, dim: int | str | None) -> int:
         if isinstance(dim, int) and dim > 0:
             return dim
-        default = 1 if axis == 0 else sizes[0] if axis in sides else sizes[1]
+        default = 1 if axis == batch else sizes[0] if axis in sides else sizes[1]
         return symbols.setdefault(dim, default) if isinstance(dim, str) and dim else default
 
     return tuple(size(axis, dim) for axis, dim in enumerate(spec.shape))

@@ -45,7 +45,7 @@ NORMAL = {  # half the best step for normal weights in units of their deviation 
     2: 0.798, 3: 0.612, 4: 0.498, 6: 0.367, 8: 0.293, 12: 0.211, 16: 0.168, 24: 0.119, 32: 0.094,
 }  # fmt: skip
 PAYS = 0.95  # of the error, below which another kind of grid is worth its bytes and nodes,
-PAYS_ZERO = 0.8  # and zero points are: smaller gains are lost in how the roundings happen to add up
+PAYS_ZERO = 0.8  # and of bytes zero points: less is lost in how the roundings happen to add up
 EXACT = 1e-6  # of the energy, an error below which shows what float16 rounds off the scales
 ROOM = 2.0  # factor by which fits and corrections may change a scale, either way
 GROUP = 64  # input channels that share a scale, tried where the group is open
@@ -161,7 +161,7 @@ class Integer(Method):
             more = (*more, "shifted")
         [(least, grid)] = best_kinds(flat, levels, plain)
         for error, other in best_kinds(flat, levels, more):
-            pays = PAYS_ZERO if other.kind == "shifted" else PAYS
+            pays = PAYS_ZERO if other.kind == "shifted" and levels == 256 else PAYS
             if error < pays * least:
                 least, grid = error, other
         return grid

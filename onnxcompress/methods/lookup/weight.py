@@ -192,7 +192,7 @@ class CodedWeight(DecodedWeight):
     def _emit_zero(self, op: Emitter, column: Shape) -> Array | Value:
         assert self.zero is not None
         if self._one_zero:
-            return np.float32(self.zero[0, 0]).reshape(())
+            return np.array(self.zero[0, 0], np.float32)
         return op.Cast(self.zero.reshape(column), to=np.float32)
 
     def _emit_units(self, op: Emitter, shape: Shape) -> Value:
