@@ -188,7 +188,7 @@ class Integer(Method):
                 fitted = encode(layer, statistics, rows, Grid(grid.table), trial=True)
                 nbytes, shape = tried._nbytes(layer), (layer.weight.shape,)
                 if nbytes < layer.weight.nbytes:
-                    yield Candidate(tried, nbytes, shape, fitted.error)
+                    yield Candidate(setting if self.fixed else tried, nbytes, shape, fitted.error)
 
     def _grouped(self, layer: Layer, weight: Array) -> Iterator[Integer]:
         """The same with more scales, where these lower the error by more than their bits would."""
