@@ -19,8 +19,7 @@ def auto(target: Target | None, compute: str = "float") -> list[Method]:
 
     Fewer multiplications need chains of smaller layers, smaller files need fewer bits, and both
     together need chains of few bits.  On no layer that we measured did a chain make the better
-    small file.  In int8, where neither size nor quality is asked for, numbers of 8
-    bits serve.
+    small file.  In int8, where neither size nor quality is asked for, numbers of 8 bits serve.
     """
     if compute == "int8":  # where a layer multiplies whole numbers by one scale for each channel
         whole = Integer(zero_point="none", group=WHOLE)

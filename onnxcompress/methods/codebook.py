@@ -125,7 +125,7 @@ class Codebook(Method):
         return self._weight(Coded(codes, scale, table, 0.0), layer)
 
     def _weight(self, fitted: Coded, layer: Layer) -> CodedWeight:
-        unit = np.abs(fitted.table).max() / 127
+        unit = _unit(fitted)
         if self.levels:
             return _palette(fitted, unit, self.levels, layer)
         table = np.rint(fitted.table / unit).astype(np.int8)
@@ -159,10 +159,14 @@ class Codebook(Method):
                 yield Candidate(setting, nbytes + _wider(fitted), shape, fitted.error)
 
 
+def _unit(fitted: Coded) -> float:
+    """What 1 stands for in a table that is stored as int8."""
+    return np.abs(fitted.table).max() / 127
+
+
 def _wider(fitted: Coded) -> int:
     """Bytes that the scales take more where float16 does not hold them."""
-    unit = np.abs(fitted.table).max() / 127
-    half = fits_half(fitted.scale * unit, levels_of([fitted.table]))
+    half = fits_half(fitted.scale * _unit(fitted), levels_of([fitted.table]))
     return 0 if half else 2 * fitted.scale.size
 
 

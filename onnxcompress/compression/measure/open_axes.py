@@ -17,25 +17,24 @@ from onnxcompress.graph import Model, index_ranges
 def shapes_that_run(
     model: Model, shapes: Mapping[str, Sequence[int]], seed: int
 ) -> dict[str, Sequence[int]]:
-    """Shapes for the inputs; as they are given where the defaults serve, or all are known.
+    """Shapes for the inputs; as they are given where the defaults serve, or no other can be tried.
 
     Raises:
         ModelError: the model runs with none of the sizes that are tried.
     """
-    inputs, given = input_specs(model), dict(shapes)
-    default = default_shapes(inputs, shapes)
-    if all(s.shape == default[s.name] or s.name in shapes for s in inputs):
-        return given
+    inputs = input_specs(model)
+    default, *others = (default_shapes(inputs, shapes, sizes) for sizes in OPEN_SIZES)
+    if all(other == default for other in others):  # none is open, or the batch alone
+        return dict(shapes)
     session, ranges, first = Session(runnable(model)), index_ranges(model), None
-    for sizes in OPEN_SIZES:
-        tried = default_shapes(inputs, shapes, sizes)
+    for tried in (default, *others):
         sample = next(iter(random_samples(inputs, 1, seed, tried, ranges)))
         try:
             session.run(sample, FIRST_RUN)
         except ModelError as error:
             first = first or error
             continue
-        return given if tried == default else {**tried}
+        return dict(shapes if tried is default else tried)
     raise ModelError(
         "the model does not run on random inputs of any shape that was tried: give --input-shapes "
         f"or --calib ({first})"
