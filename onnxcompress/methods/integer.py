@@ -173,22 +173,32 @@ class Integer(Method):
         return statistics.error(layer.weight, nearest.decoded(layer))
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
-        """Errors from some of the filters, where there are many."""
+        """Errors from some of the filters, where there are many.
+
+        What a setting leaves open is tried too where it may be the better choice.
+        """
         weight = grouped_for_fit(layer)
         for setting in self.settings(layer):
-            variants = [setting] if self.fixed else [*setting._variants(layer, weight)]
-            if self.count is None and setting.count in GROUPED:
-                variants += setting._grouped(layer, weight)
-            for tried in variants:
-                grid, rows = tried._start(weight, tried._parts(layer))
-                if grid.kind == "shifted":
-                    tried = replace(tried, zero_point="channel")
-                if rows.single:
-                    tried = replace(tried, scales="single")
-                fitted = encode(layer, statistics, rows, Grid(grid.table), trial=True)
-                nbytes, shape = tried._nbytes(layer), (layer.weight.shape,)
-                if nbytes < layer.weight.nbytes:
-                    yield Candidate(setting if self.fixed else tried, nbytes, shape, fitted.error)
+            decided, own = setting._candidate(layer, statistics, weight)
+            tried, more = [replace(own, setting=setting) if self.fixed else own], list[Integer]()
+            if not self.fixed and setting.zero_point != decided.zero_point:
+                more.append(replace(setting, zero_point="none"))
+            if not self.fixed and setting.count in GROUPED:
+                more += setting._grouped(layer, weight)
+            tried += [other._candidate(layer, statistics, weight)[1] for other in more]
+            yield from (c for c in tried if c.nbytes < layer.weight.nbytes)
+
+    def _candidate(
+        self, layer: Layer, statistics: Statistics, weight: Array
+    ) -> tuple[Integer, Candidate]:
+        """The setting with its zero points and scales decided, and what it gives."""
+        grid, rows = self._start(weight, self._parts(layer))
+        decided = replace(self, zero_point="channel") if grid.kind == "shifted" else self
+        if rows.single:
+            decided = replace(decided, scales="single")
+        fitted = encode(layer, statistics, rows, Grid(grid.table), trial=True)
+        nbytes, shape = decided._nbytes(layer), (layer.weight.shape,)
+        return decided, Candidate(decided, nbytes, shape, fitted.error)
 
     def _grouped(self, layer: Layer, weight: Array) -> Iterator[Integer]:
         """The same with more scales, where these lower the error by more than their bits would."""
@@ -204,14 +214,6 @@ class Integer(Method):
         more = 16 * (parts - 1) / layer.fan_in  # bits for each weight
         if errors[0] > errors[1] * 10 ** (more * BIT / 10):
             yield grouped
-
-    def _variants(self, layer: Layer, weight: Array) -> Iterator[Integer]:
-        """The setting, and what it leaves open where that may be the better choice."""
-        yield self
-        if self.zero_point is None:
-            grid, _ = self._start(weight, self._parts(layer))
-            if grid.kind == "shifted":
-                yield replace(self, zero_point="none")
 
 
 def _balanced(fitted: Coded, grid: Uniform, layer: Layer) -> Coded:
