@@ -273,16 +273,16 @@ def test_layers_go_back_to_float_as_long_as_that_is_worth_its_time():
     errors = {"a": 0.5, "b": 0.004, "c": 0.001}  # of all, what these layers cost
     times = {"a": 0.02, "b": 0.5, "c": 0.4}  # and gain
 
-    def kept(asked=0.0, most=10.0):
+    def kept(enough=0.0, most=10.0):
         return without_sensitive(
             [*errors], lambda names: [[n] for n in names],
             lambda names: 0.1 * sum(errors[n] for n in names),
-            lambda names: 2 - sum(times[n] for n in names), most, asked,
+            lambda names: 2 - sum(times[n] for n in names), most, enough,
         )  # fmt: skip
 
     assert kept() == ["b", "c"]
-    assert kept(asked=0.0003) == ["c"]
-    assert kept(asked=0.0003, most=1.15) == ["b", "c"]
+    assert kept(enough=0.0003) == ["c"]
+    assert kept(enough=0.0003, most=1.15) == ["b", "c"]
 
 
 def test_layers_in_int8_are_fitted_to_their_own_weights():

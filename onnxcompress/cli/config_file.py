@@ -51,8 +51,8 @@ class Rules(BaseModel):
 
     def of(self, name: str, op_type: str) -> Rule | None:
         """The rule for a layer; None if there is none."""
-        found = [rule for pattern, rule in self.layers.items() if matches(name, pattern)]
-        return found[-1] if found else self.op_types.get(op_type)
+        rules = [rule for pattern, rule in self.layers.items() if matches(name, pattern)]
+        return rules[-1] if rules else self.op_types.get(op_type)
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -70,14 +70,14 @@ def read(path: Path, known: Iterable[str]) -> tuple[dict[str, Any], Rules]:
         DataError: no such file, or no YAML.
         ConfigError: an unknown key, or a rule that is none.
     """
-    found = read_yaml(path, "a configuration", "options such as 'ratio: 8'")
+    content = read_yaml(path, "a configuration", "options such as 'ratio: 8'")
     known = list(known)
-    options = {str(key): value for key, value in found.items() if key not in Rules.model_fields}
+    options = {str(key): value for key, value in content.items() if key not in Rules.model_fields}
     for key in options:
         if key not in known:
             raise ConfigError(f"{path}: no option is called {key!r}{nearest(key, known)}")
     try:
-        rules = {key: found[key] for key in Rules.model_fields if found.get(key) is not None}
+        rules = {key: content[key] for key in Rules.model_fields if content.get(key) is not None}
         return options, Rules.model_validate(rules)
     except ValidationError as error:
         first = error.errors()[0]

@@ -98,7 +98,7 @@ def described(method: type[Method]) -> tuple[str, list[tuple[str, str, str]]]:
     text = getdoc(method) or ""
     meanings = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE))
     settings = [
-        (key, _wanted(kinds), " ".join(meanings.get(key, "").split()))
+        (key, _values_in_words(kinds), " ".join(meanings.get(key, "").split()))
         for key, kinds in _kinds(method).items()
     ]
     return text.partition("\n")[0], settings
@@ -136,11 +136,11 @@ def _value(pair: str, text: str, kinds: Sequence[Any]) -> Any:
         if (kind is str and text) or (get_origin(kind) is Literal and text in get_args(kind)):
             return text
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    near = nearest(text, words) if words else f", which must be {_wanted(kinds)}"
+    near = nearest(text, words) if words else f", which must be {_values_in_words(kinds)}"
     raise MethodError(f"{pair} has no value that fits{near}")
 
 
-def _wanted(kinds: Sequence[Any]) -> str:
+def _values_in_words(kinds: Sequence[Any]) -> str:
     """The values in words."""
     return " or ".join(
         ", ".join(map(str, get_args(kind)))

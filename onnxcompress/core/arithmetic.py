@@ -47,8 +47,8 @@ class Seen:
         size = np.abs(values).view(np.int32) >> (23 - MANTISSA)
         size[np.abs(values) < ZERO] = 0
         key = np.where(values < 0, ~size, size) + shift  # ascending, as the values are
-        given = None if weights is None else np.broadcast_to(weights, values.shape).ravel()
-        counts = np.bincount(key.ravel(), given, 2 * shift)
+        weights = None if weights is None else np.broadcast_to(weights, values.shape).ravel()
+        counts = np.bincount(key.ravel(), weights, 2 * shift)
         low, high = (float(f(values, initial=0.0)) for f in (np.min, np.max))
         return cls(counts.astype(np.float64), low, high)
 

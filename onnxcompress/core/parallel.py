@@ -97,7 +97,7 @@ def _in_order(submit: Callable[[T], Task], items: Iterable[T], ahead: int) -> It
 
 
 @contextmanager
-def given_away(engine: Engine) -> Iterator[None]:
+def delegated(engine: Engine) -> Iterator[None]:
     """Let this engine do what `apart` is asked for."""
     before = _engine.set(engine)
     try:

@@ -23,7 +23,7 @@ from typing import Any
 from cloudpickle import dumps, loads
 
 from onnxcompress.core.errors import WorkerError
-from onnxcompress.core.parallel import given_away, one_thread_each
+from onnxcompress.core.parallel import delegated, one_thread_each
 
 
 async def _answered(place: str) -> None:
@@ -80,7 +80,7 @@ def engine(name: str) -> Iterator[None]:
             ) from None
         try:
             _check_alike(client)
-            with given_away(_Cluster(client)):
+            with delegated(_Cluster(client)):
                 yield
         finally:
             client.close()

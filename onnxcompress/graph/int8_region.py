@@ -133,8 +133,8 @@ class _Search:
             return False
         after = self.cut(index) if not keeps else None
         outputs = self.nodes[index if after is None else after].output
-        wanted = any(i in region.nodes for name in outputs for i in self.readers[name])
-        if not all(made) and not wanted:
+        feeds = any(i in region.nodes for name in outputs for i in self.readers[name])
+        if not all(made) and not feeds:
             return False
         for name in read:
             self.reads(name)

@@ -72,8 +72,8 @@ class Taught:
 def teach(teacher: Session, samples: Samples, size: int, jobs: int, kept: bool = True) -> Taught:
     """Samples, and what the teacher says to them unless that is not to be kept."""
     counts = [len(next(iter(batch.values()))) for batch in samples.batches(size)]
-    asked = islice(samples.batches(size), None if kept else 1)
-    answers = [floating(y) for y in each(teacher.run, asked, jobs)]
+    batches = islice(samples.batches(size), None if kept else 1)
+    answers = [floating(y) for y in each(teacher.run, batches, jobs)]
     whole = samples.exact or any(
         y.ndim == 0 or len(y) != count or y.shape[1:] != first.shape[1:]
         for count, outputs in zip(counts, answers, strict=False)

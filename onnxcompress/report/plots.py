@@ -60,8 +60,8 @@ def sweep(points: Sequence[Point], metric: str) -> Plot:
     for point, work in zip(shown, macs, strict=True):
         x = max(macs) / work if fewer else point.ratio or 1.0
         y = (point.metric if labelled else point.snr) or 0.0
-        told = ", ".join(filter(None, (f"{x:.3g}: {y:.2f}", refusal(point))))
-        marks.append(Mark((x, y), "open" if point.failures else "", told))
+        label = ", ".join(filter(None, (f"{x:.3g}: {y:.2f}", refusal(point))))
+        marks.append(Mark((x, y), "open" if point.failures else "", label))
     opened = "; open: refused" * any(point.failures for point in shown)
     return Plot(
         x=SMALLER["macs" if fewer else "bytes"],
@@ -73,28 +73,28 @@ def sweep(points: Sequence[Point], metric: str) -> Plot:
     )
 
 
-def trade_off(found: TradeOff, both: Comparison | None) -> Plot:
+def trade_off(curve: TradeOff, both: Comparison | None) -> Plot:
     """What the candidates allowed, what was chosen of it, and what came of that."""
 
     def place(pair: Pair) -> Pair:
-        return found.whole / max(pair[0], 1e-9), pair[1]
+        return curve.whole / max(pair[0], 1e-9), pair[1]
 
     def mark(pair: Pair, kind: str, name: str) -> Mark:
         x, y = place(pair)
         return Mark((x, y), kind, f"{name}: {x:.2f}, {y:.1f} dB")
 
-    marks = [mark(found.chosen, "open", "predicted")]
+    marks = [mark(curve.chosen, "open", "predicted")]
     if both is not None and both.real and both.worst_snr is not None:
         before, after = both.before, both.after
-        cost = {"bytes": after.nbytes, "macs": after.macs}.get(found.cost) or found.chosen[0]
-        whole = {"bytes": before.nbytes, "macs": before.macs}.get(found.cost) or found.whole
-        marks.insert(0, mark((cost * found.whole / whole, both.worst_snr), "", "this result"))
-    if found.grid is not None:
-        marks.append(mark(found.grid, "other", "4 bits everywhere"))
+        cost = {"bytes": after.nbytes, "macs": after.macs}.get(curve.cost) or curve.chosen[0]
+        whole = {"bytes": before.nbytes, "macs": before.macs}.get(curve.cost) or curve.whole
+        marks.insert(0, mark((cost * curve.whole / whole, both.worst_snr), "", "this result"))
+    if curve.grid is not None:
+        marks.append(mark(curve.grid, "other", "4 bits everywhere"))
     marks = [m for m in marks if m.place[1] < SAME]
     lowest = min([NOISE, *(m.place[1] for m in marks)])
-    line = [place(pair) for pair in found.points if lowest <= pair[1] < SAME]
-    return Plot(SMALLER[found.cost], "SNR of the outputs, dB", [("", line)], marks)
+    line = [place(pair) for pair in curve.points if lowest <= pair[1] < SAME]
+    return Plot(SMALLER[curve.cost], "SNR of the outputs, dB", [("", line)], marks)
 
 
 def training(refined: Refinement) -> Plot:
@@ -283,6 +283,6 @@ def _powers(low: float, high: float) -> list[float]:
     """Round numbers on a logarithmic axis."""
     if high / low < 4:
         return _even(low, high)
-    found = [2.0**k for k in range(ceil(log2(low)), floor(log2(high)) + 1)]
+    powers = [2.0**k for k in range(ceil(log2(low)), floor(log2(high)) + 1)]
     between = [1.5 * 2.0**k for k in range(ceil(log2(low / 1.5)), floor(log2(high / 1.5)) + 1)]
-    return sorted(found + between) if len(found) < 5 else found
+    return sorted(powers + between) if len(powers) < 5 else powers

@@ -161,17 +161,17 @@ def _comparison(comparison: Comparison, which: str, refined: Refinement | None =
     return table
 
 
-def render_points(found: Sequence[Point], metric: str) -> str:
+def render_points(sweep: Sequence[Point], metric: str) -> str:
     """A trade-off, one target a line."""
-    return _render(_points(found, metric))
+    return _render(_points(sweep, metric))
 
 
-def _points(found: Sequence[Point], metric: str) -> Table:
-    [first, *names], *rows = points(found, metric)
+def _points(sweep: Sequence[Point], metric: str) -> Table:
+    [first, *names], *rows = points(sweep, metric)
     table = _table(first)
     for name in names:
         table.add_column(_text(name), justify="right" if name else "left", no_wrap=bool(name))
-    for row, point in zip(rows, found, strict=True):
+    for row, point in zip(rows, sweep, strict=True):
         table.add_row(*map(_text, row), style="dim" if point.failures else "")
     return _whole_words(table)
 
@@ -208,18 +208,20 @@ def _able(row: Mapping[str, Any]) -> str:
     return f"{able} ({row['reason']})" if able else f"no: {row['reason']}"
 
 
-def _estimates(found: Sequence[Mapping[str, Any]]) -> Table:
+def _estimates(estimates: Sequence[Mapping[str, Any]]) -> Table:
     """What each method would give, as far as the weights alone tell: with data it is more."""
-    ratios = [*found[0]["snr"]]
+    ratios = [*estimates[0]["snr"]]
     columns = [
-        _Column("method", [row["method"] for row in found]),
+        _Column("method", [row["method"] for row in estimates]),
         *(
-            _Column(f"{ratio} x", [number(row["snr"][ratio], ".0f") for row in found], number=True)
+            _Column(
+                f"{ratio} x", [number(row["snr"][ratio], ".0f") for row in estimates], number=True
+            )
             for ratio in ratios
         ),
-        _Column("speed", ["faster" if row["faster"] else "as before" for row in found]),
+        _Column("speed", ["faster" if row["faster"] else "as before" for row in estimates]),
     ]
-    return _fitted(columns, [""] * len(found))
+    return _fitted(columns, [""] * len(estimates))
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -121,25 +121,25 @@ def interval(share: Share) -> str:
     return f"{100 * share.value:.1f} %, 95 % interval {low:.0f} to {high:.0f}"
 
 
-def _range(found: Sequence[Point]) -> str:
+def _range(sweep: Sequence[Point]) -> str:
     """Of a sweep: the ends of what `compress` would write."""
-    met = [point for point in found if not point.failures]
+    met = [point for point in sweep if not point.failures]
     if not met:
         return "no target is met"
     fewer = len({point.macs for point in met}) > 1
 
-    def told(point: Point) -> str:
+    def result(point: Point) -> str:
         work, size = (point.macs or 0) / 1e6, ratio(point.ratio or 1)
         snr = f"SNR {number(point.snr, '.1f')} dB"
         snr += "" if point.real else f" on {_kind(point)}samples"
         quality = snr if point.metric is None else f"{point.metric:.2f} by labels"
         return f"{quality} with {f'{work:,.2f} MMACs' if fewer else f'a file {size}'}"
 
-    parts = [", ".join(map(told, met if len(met) < 2 else (met[0], met[-1])))]
+    parts = [", ".join(map(result, met if len(met) < 2 else (met[0], met[-1])))]
     if met[0].baseline is not None:
         parts.append(f"the original has {met[0].baseline:.2f}")
-    if len(met) < len(found):
-        parts.append(f"{len(found) - len(met)} of {len(found)} targets refused")
+    if len(met) < len(sweep):
+        parts.append(f"{len(sweep) - len(met)} of {len(sweep)} targets refused")
     return "; ".join(parts)
 
 
@@ -206,27 +206,27 @@ def facts(both: Comparison, which: str = "", refined: Refinement | None = None) 
         was = number(refined and refined.metric, ".2f")
         old, new = f"{before.metric:.2f}", f"{after.metric:.2f}"
         yield Fact(f"{both.metric}, by labels", old, new, change, was)
-    told = seen(both, which)
+    samples = seen(both, which)
     for name, share in both.shares.items():
         worst = refined and both.worst_share and name == both.worst_share[0]
         was = number(refined.agreement if refined and worst else None, ".1%")
-        note = f"{interval(share)}, {told}"
+        note = f"{interval(share)}, {samples}"
         yield Fact(
             f"{SAME[share.kind]}, {name}", "", f"{share.agreed:,} of {share.total:,}", note, was,
             share.interval[1] < MOST_AGREE,
         )  # fmt: skip
     for name, share in both.detections.items():
         yield Fact(f"same detection, {name}", "", f"{share.agreed:,} of {share.total:,}",
-                   f"{interval(share)}, boxes that overlap by half, {told}")  # fmt: skip
+                   f"{interval(share)}, boxes that overlap by half, {samples}")  # fmt: skip
     for name, snr in both.snr.items():
         was = number(refined and refined.snr.get(name), ".2f")
-        yield Fact(f"SNR of {name}, dB", "", f"{snr:.2f}", told, was)
+        yield Fact(f"SNR of {name}, dB", "", f"{snr:.2f}", samples, was)
 
 
 def seen(both: Comparison | Point, which: str = "") -> str:
     """What outputs were compared on, of samples of this kind."""
-    told = f"on {both.samples:,} {_kind(both, which)}samples"
-    return told if both.samples else "by itself, on RANDOM inputs"
+    samples = f"on {both.samples:,} {_kind(both, which)}samples"
+    return samples if both.samples else "by itself, on RANDOM inputs"
 
 
 def _kind(both: Comparison | Point, which: str = "") -> str:
@@ -235,9 +235,9 @@ def _kind(both: Comparison | Point, which: str = "") -> str:
     return f"{kind} " if kind else ""
 
 
-def guessed(found: Sequence[Point]) -> str:
+def guessed(sweep: Sequence[Point]) -> str:
     """What the outputs of a sweep were compared on if that says little, else ""."""
-    return next((f" {seen(point)}" for point in found if not point.real), "")
+    return next((f" {seen(point)}" for point in sweep if not point.real), "")
 
 
 def training(both: Comparison, refined: Refinement) -> str:
@@ -257,7 +257,7 @@ def training(both: Comparison, refined: Refinement) -> str:
     return f"{spent}, the best is number {best.epoch}: {', '.join(gains)}"
 
 
-def points(found: Sequence[Point], metric: str) -> list[tuple[str, ...]]:
+def points(sweep: Sequence[Point], metric: str) -> list[tuple[str, ...]]:
     """A trade-off as a table: a line of names, then one for each target."""
     rows = [
         (
@@ -269,9 +269,9 @@ def points(found: Sequence[Point], metric: str) -> list[tuple[str, ...]]:
             number(point.metric, ".2f"),
             refusal(point),
         )
-        for point in found
+        for point in sweep
     ]
-    snr = f"SNR dB{guessed(found)}"
+    snr = f"SNR dB{guessed(sweep)}"
     names = ("target", "ratio", "MMACs", snr, "same class", metric, "")
     known = [any(column) for column in zip(*rows, strict=True)]
     return [tuple(compress(row, known)) for row in (names, *rows)]

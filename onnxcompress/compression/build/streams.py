@@ -123,8 +123,8 @@ class Streams:
         read = {name for node in nodes for name in reads(node)} - made
         inputs = {name: values[name] for name in sorted(read) if name in values}
         first = {name: value[0] for name, value in inputs.items()}
-        found = self._run(segment(model, nodes, first, needed), inputs)
-        values |= self._rounded(found) if values is self._compressed else found
+        computed = self._run(segment(model, nodes, first, needed), inputs)
+        values |= self._rounded(computed) if values is self._compressed else computed
 
     def _up_to_bytes(self, nodes: Sequence[Any]) -> list[list[Any]]:
         """The nodes in runs, each of which ends where a tensor becomes bytes."""

@@ -48,8 +48,8 @@ def observe(
                 values |= dict(zip(session.outputs, session.run(batch), strict=True))
             return {name: _seen(values[name], weights.get(name)) for name in names}
 
-        for found in each(look, batches, jobs):
-            for name, seen in found.items():
+        for histograms in each(look, batches, jobs):
+            for name, seen in histograms.items():
                 result[name] = result[name] + seen if name in result else seen
     return result
 
@@ -62,16 +62,16 @@ def best_ranges(seen: Mapping[str, Seen]) -> dict[str, Range]:
 def _seen(x: Array, weight: tuple[int, Array] | None) -> Seen:
     """Of some of the values of a tensor, and all of its ends."""
     low, high = float(x.min(initial=0)), float(x.max(initial=0))
-    axis, given = weight or (-1, None)
-    if given is None or x.ndim < 2 or x.shape[axis] != len(given):
+    axis, channels = weight or (-1, None)
+    if channels is None or x.ndim < 2 or x.shape[axis] != len(channels):
         flat = x.ravel()
         some = flat[:: max(1, flat.size // VALUES)]
-        found = Seen.of(some)
+        histogram = Seen.of(some)
     else:
-        rows = np.moveaxis(x, axis, -1).reshape(-1, len(given))
+        rows = np.moveaxis(x, axis, -1).reshape(-1, len(channels))
         step = max(1, rows.size // VALUES)
-        found = Seen.of(rows[::step], given)
-    return Seen(found.counts, low, high)
+        histogram = Seen.of(rows[::step], channels)
+    return Seen(histogram.counts, low, high)
 
 
 def _channel_weights(model: Model, layers: Mapping[str, Layer]) -> dict[str, tuple[int, Array]]:

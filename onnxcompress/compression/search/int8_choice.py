@@ -143,9 +143,9 @@ def robust(
             leaders = {layers[name].shared for name in group}
             yield [name for name in names if layers[name].shared in leaders]
 
-    asked = 0.0 if least is None else 10 ** (-(least + SPARE) / 10)
+    enough = 0.0 if least is None else 10 ** (-(least + SPARE) / 10)
     most = FASTER * fast.original
-    kept = without_sensitive(fast.chosen, groups, error, seconds, most, asked)
+    kept = without_sensitive(fast.chosen, groups, error, seconds, most, enough)
     if len(kept) == len(fast.chosen):
         return fast
     tried = _in_int8(model, layers, fast.static, kept)
@@ -175,5 +175,5 @@ def _dynamic_errors(
         weight = {name: Rounded.of(layers[name].read().weight)}
         return judge.of(compute_int8(model, weight, {name: Arithmetic("dynamic")}, {}))
 
-    found = each(error, fast.dynamic, jobs, len(fast.dynamic))
-    return dict(zip(fast.dynamic, found, strict=True))
+    errors = each(error, fast.dynamic, jobs, len(fast.dynamic))
+    return dict(zip(fast.dynamic, errors, strict=True))

@@ -78,6 +78,6 @@ class Regions:
                 if group in joined:
                     owner[name] = index
             owner.update(dict.fromkeys(node.output, index))
-        wanted = set(layers)
-        found = [[keys[i] for i in sorted(g) if keys[i] in wanted] for g in groups.values()]
-        return [group for group in found if len(group) > 1] if len(found) > 1 else found
+        members = set(layers)
+        chains = [[keys[i] for i in sorted(g) if keys[i] in members] for g in groups.values()]
+        return [group for group in chains if len(group) > 1] if len(chains) > 1 else chains

@@ -89,7 +89,7 @@ def rounding_errors(
         return judge.of(with_bytes(model, alone, {name: own}))
 
     best: dict[str, tuple[Range, float]] = {}
-    for (name, own), found in zip(work, each(error, work, jobs, len(work)), strict=True):
-        if name not in best or found < best[name][1]:
-            best[name] = own, found
+    for (name, own), loss in zip(work, each(error, work, jobs, len(work)), strict=True):
+        if name not in best or loss < best[name][1]:
+            best[name] = own, loss
     return best

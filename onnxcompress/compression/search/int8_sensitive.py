@@ -31,7 +31,7 @@ def without_sensitive(
     error: Sum,
     seconds: Sum,
     most: float,
-    asked: float = 0.0,
+    enough: float = 0.0,
 ) -> list[str]:
     """The layers that stay in int8.
 
@@ -39,7 +39,7 @@ def without_sensitive(
         groups: of some layers, those that may go back together.
         error: of the outputs with these layers in int8, and the seconds that the model takes.
         most: seconds that it may take.
-        asked: the error that is to be reached where `most` allows it; 0 for none.
+        enough: the error that is to be reached where `most` allows it; 0 for none.
     """
     kept = tuple(layers)
     now, time = error(kept), seconds(kept)
@@ -54,7 +54,7 @@ def without_sensitive(
             worth = gain / max(log(longer / time), NEXT_TO_NO_TIME)
             if best is None or worth > best[0]:
                 best = worth, rest, after, longer
-        if best is None or (best[0] < WORTH and (not asked or now <= asked)):
+        if best is None or (best[0] < WORTH and (not enough or now <= enough)):
             break
         _, kept, now, time = best
     return list(kept)

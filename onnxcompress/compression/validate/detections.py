@@ -34,7 +34,7 @@ def matches(a: Array, b: Array) -> tuple[int, int]:
     """Detections of either output that the other one has too, and all, over the images."""
     agreed = total = 0
     for first, second in zip(a, b, strict=True):
-        ours, theirs = _found(first), _found(second)
+        ours, theirs = _boxes(first), _boxes(second)
         overlapping = _overlaps(ours[0], theirs[0]) > OVERLAP
         same = overlapping & (ours[1][:, None] == theirs[1][None])
         agreed += int(same.any(1).sum() + same.any(0).sum())
@@ -42,7 +42,7 @@ def matches(a: Array, b: Array) -> tuple[int, int]:
     return agreed, total
 
 
-def _found(output: Array) -> tuple[Array, Array]:
+def _boxes(output: Array) -> tuple[Array, Array]:
     """The corners of the boxes that are found, and their classes."""
     scores = output[4:].max(0)
     best = np.argsort(-scores, kind="stable")[:MOST]

@@ -172,12 +172,12 @@ class Fidelity:
 
     def shares(self, samples: int) -> dict[str, Share]:
         """Output name -> how many decisions are the same, on so many samples."""
-        found = {}
+        shares = {}
         for name, total in self.decided.items():
             decision = self.decisions.get(name) or Decision("ids")
             draws = min(total, samples) if name in self._nested else total
-            found[name] = Share(decision.kind, self.agreed[name], total, draws)
-        return found
+            shares[name] = Share(decision.kind, self.agreed[name], total, draws)
+        return shares
 
     def detections(self, samples: int) -> dict[str, Share]:
         """Output name -> detections that both have, of those that either has, on these samples."""

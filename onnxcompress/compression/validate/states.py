@@ -25,7 +25,7 @@ def find_states(model: Model) -> dict[str, str]:
     `SUFFIXES`; there has to be another input, which moves the model on.
     """
     inputs, outputs = declared_inputs(model), declared_outputs(model)
-    found = {}
+    states = {}
     for name, dtype, shape in inputs:
         able = [
             other
@@ -33,8 +33,8 @@ def find_states(model: Model) -> dict[str, str]:
             if kind == dtype and _continues(name, other) and _fits(dims, shape)
         ]
         if len(able) == 1:
-            found[able[0]] = name
-    return found if len(found) < len(inputs) else {}
+            states[able[0]] = name
+    return states if len(states) < len(inputs) else {}
 
 
 def check_states(model: Model, states: Mapping[str, str]) -> None:
@@ -45,8 +45,8 @@ def check_states(model: Model, states: Mapping[str, str]) -> None:
     """
     outputs = [name for name, _, _ in declared_outputs(model)]
     inputs = [name for name, _, _ in declared_inputs(model)]
-    for output, given in states.items():
-        for kind, name, names in (("output", output, outputs), ("input", given, inputs)):
+    for output, state in states.items():
+        for kind, name, names in (("output", output, outputs), ("input", state, inputs)):
             if name not in names:
                 raise TargetError(f"the model has no {kind} {name!r}{nearest(name, names)}")
 
@@ -57,7 +57,7 @@ def run(session: Session, samples: Samples, states: Mapping[str, str]) -> Iterat
     for sample in samples.batches(1):
         outputs = session.run({**sample, **state})
         named = dict(zip(session.outputs, outputs, strict=True))
-        state = {given: named[output] for output, given in states.items()}
+        state = {name: named[output] for output, name in states.items()}
         yield outputs
 
 

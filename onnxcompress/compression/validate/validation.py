@@ -115,8 +115,8 @@ class Validation:
             batches = self._track(batches, "comparing outputs", -(-len(samples) // size))
         result = Fidelity(dict(self.decisions), changed_outputs(self.original, model))
         # The original's outputs come first: only when these are asked for one more are they kept.
-        found = each(session.run, batches, self._threads(size))
-        for expected, outputs in zip(self._expected(samples), found, strict=True):
+        answers = each(session.run, batches, self._threads(size))
+        for expected, outputs in zip(self._expected(samples), answers, strict=True):
             result.add(session.outputs, expected, outputs)
         if limit is None and self.states:
             result.merge(self._run(session, result), AS_A_RUN)

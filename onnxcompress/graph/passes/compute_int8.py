@@ -186,15 +186,15 @@ def bytes_only(model: Model) -> Model:
     result = model.copy()
     graph = result.graph
     made = {name: node for node in graph.node for name in node.output}
-    given = {value.name: value for value in graph.input}
+    inputs = {value.name: value for value in graph.input}
     ends = [made.get(output.name) for output in graph.output]
     for output, end in zip(graph.output, ends, strict=True):
         if end is not None and end.op_type == "DequantizeLinear":
             output.name = end.input[0]
             graph.node.remove(end)
     for node in list(graph.node):
-        if node.op_type == "QuantizeLinear" and node.input[0] in given:
-            value = given[node.input[0]]
+        if node.op_type == "QuantizeLinear" and node.input[0] in inputs:
+            value = inputs[node.input[0]]
             value.name = node.output[0]
             value.type.tensor_type.elem_type = onnx.TensorProto.UINT8
             graph.node.remove(node)
