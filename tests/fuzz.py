@@ -1,6 +1,6 @@
-"""Damaged models and samples by the thousand: each must end in a result or in a one-line error.
+"""Damaged models, samples and command lines by the thousand, each a result or a one-line error.
 
-    python tests/fuzz.py 20000
+    python tests/fuzz.py 20000 [FIRST [SECONDS]]
 
 Input number i is the same every time.  The inputs run one after the other in a child process; when
 it crashes, takes too long or too much memory, that is counted, and a new one goes on.
@@ -27,10 +27,29 @@ from PIL import Image
 
 from models import KINDS, layer_model, network
 
-SECONDS = 60  # for one input
+SECONDS = 60  # for one input, on a machine with nothing else to do
+LONGEST = 2000  # characters of an error
 MEMORY = 4 << 30  # bytes that the child may have
 NUMBERS = (-1, 0, 1, 2, 3, 7, 16, 127, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1)
 WORDS = ("", "x", "y", "w", "layer", "../x", "/etc/passwd", "a\0b", "\x1b[2J", "Loop", "If", "NHWC")
+COMMANDS = ("inspect", "compare", "expand", "sweep", "methods", "compress")
+OPTIONS = (
+    "--method", "--ratio", "--macs", "--energy", "--latency", "--min-snr", "--min-agreement",
+    "--max-drop", "--calib", "--eval", "--metric", "--preprocess", "--samples", "--select",
+    "--only", "--skip", "--input-shapes", "--seed", "--json", "--report", "--dry-run", "--quiet",
+    "--verbose", "--strip", "--simplify", "--force", "--config", "--classes", "--state",
+    "--compute", "--save-as-external-data", "--providers", "--cache", "--help", "--version",
+    "--no", "--", "-",
+)  # fmt: skip
+VALUES = (
+    *("", "0", "1", "-1", "0.5", "4", "64", "nan", "inf", "1e999", "98%", "\u00b2", "9" * 5000),
+    *("half", "integer", "integer:bits=4", "integer:bits=99", "basis:rank=1e9", "codebook:dim=0"),
+    *("basis+integer:bits=8", "auto", ":", "=", "[", "*", "***" * 2000, "layer", "y", "y:z"),
+    *("x:1,32", "x:0,32", "x:-1", "x:9999999999,32", "none", "unit", "imagenet", "int8", "top1"),
+    *("data.npz", "page.html", "kept", "sub", ".", "model.onnx", "out.onnx", "missing", "sub/a/b"),
+    *("\udcfe", "\x1b[2J", "\U0001f4a9" * 300, "CPUExecutionProvider", "os:nothing"),
+)  # fmt: skip
+LINE = "model.onnx out.onnx --method half --method integer:bits=4"
 OPERATORS = sorted({schema.name for schema in onnx.defs.get_all_schemas()})
 
 
@@ -64,6 +83,7 @@ def seeds():
     files["input_0.pb"] = tensor.SerializeToString()
     files["p.yaml"] = b"resize: [16, 16]\ncrop: 8\ncolor: rgb\nscale: 255\nmean: [0.1, 0.2, 0.3]\n"
     files["labels.csv"] = b"file,label\na.png,1\nb.png,0\n"
+    files["line"] = LINE.replace(" ", "\n").encode()
     return files
 
 
@@ -82,6 +102,8 @@ def mutant(index, files):
     name = rng.choice(sorted(files)) if rng.random() < 0.3 else rng.choice(
         [name for name in sorted(files) if name.endswith(".onnx")]
     )  # fmt: skip
+    if rng.random() < 0.15:
+        return "line", "\n".join(_change_words(rng)).encode(errors="surrogateescape")
     data = files[name]
     if name.endswith((".onnx", ".pb")) and rng.random() < 0.6:
         message = (onnx.ModelProto if name.endswith(".onnx") else TensorProto)()
@@ -93,6 +115,20 @@ def mutant(index, files):
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         data = _change_bytes(rng, data, files)
     return name, data
+
+
+def _change_words(rng):
+    """A command line with options and values that may not belong together."""
+    words = LINE.split() + ["--calib", "data.npz"] * rng.randrange(2)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        place, kind = rng.randrange(len(words) + 1), rng.randrange(5)
+        if kind < 3:
+            words[place:place] = [rng.choice(OPTIONS), *[rng.choice(VALUES)] * rng.randrange(2)]
+        elif kind == 3 and words:
+            words[min(place, len(words) - 1)] = rng.choice(VALUES)
+        else:
+            del words[place : place + 1]
+    return [rng.choice(COMMANDS)] * (rng.random() < 0.3) + words
 
 
 def _change_bytes(rng, data, files):
@@ -171,10 +207,12 @@ def command(name, data, folder):
     (folder / "sub").mkdir()
     (folder / "sub" / "extra.bin").write_bytes(bytes(8192))
     (folder / "x").write_bytes(bytes(8192))
-    words = "model.onnx out.onnx --method half,integer:bits=4 --jobs 1".replace(",", " --method ")
+    words = f"{LINE} --jobs 1"
     if name.endswith(".onnx"):
         (folder / "model.onnx").write_bytes(data)
         return words.split() if hash_of(data) % 4 else ["inspect", "model.onnx"]
+    if name == "line":
+        np.savez(folder / "data.npz", x=np.random.default_rng(0).normal(size=(8, 32)).astype("f"))
     picture = name.endswith((".png", ".jpeg", ".bmp", ".webp", ".yaml", ".csv"))
     shape = [1, 3, 8, 8] if picture else [1, 32]
     node = "Conv" if picture else "MatMul"
@@ -185,6 +223,8 @@ def command(name, data, folder):
         weight = np.linspace(-1, 1, 8 * 3 * 25, dtype=np.float32).reshape(8, 3, 5, 5)
         proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
     onnx.save(proto, folder / "model.onnx")
+    if name == "line":
+        return [w for w in data.decode(errors="surrogateescape").split("\n") if "\0" not in w]
     words += " --method half --calib "
     if not picture and name != "input_0.pb":
         (folder / name).write_bytes(data)
@@ -209,20 +249,49 @@ def trial(name, data, folder):
     from onnxcompress.cli.commands import main
 
     words = command(name, data, folder)
-    out, err = io.StringIO(), io.StringIO()
+    before, out, err = _content(folder), io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main(words)
     except SystemExit as stop:
         code = stop.code or 0
     lines = [line for line in err.getvalue().splitlines() if line.startswith("Error")]
-    if code not in (0, 1, 2) or len(lines) != (code != 0):
+    if code not in (0, 1, 2) or len(lines) != (code != 0) or "Traceback" in err.getvalue():
         return code, f"exit code {code}: {' '.join(lines)}"
     if "\x1b" in out.getvalue() + err.getvalue():
         return code, "the terminal is sent control characters"
-    if code and (folder / "out.onnx").exists():
-        return code, "it wrote a file"
-    return code, "not enough memory" if any("not enough memory" in e for e in lines) else ""
+    if any(len(line) > LONGEST for line in lines):
+        return code, "its error is long"
+    return code, _harm(code, words, before, _content(folder)) or (
+        "not enough memory" if any("not enough memory" in e for e in lines) else ""
+    )
+
+
+def _content(folder):
+    """Every file below a folder -> what is in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+        if path.is_file() or path.name.startswith(".")
+    }
+
+
+def _harm(code, words, before, after):
+    """What a command did to files that it should not have done."""
+    kept = {name for name in before if after.get(name) == before[name]}
+    made = {name for name in after if name not in kept and not name.startswith("kept/")}
+    if any(Path(name).name.startswith(".") for name in made):
+        return f"it left {made}"
+    if code and (made or len(kept) < len(before)):
+        return f"it failed and changed {made or set(before) - kept}"
+    if "--force" not in words and len(kept) < len(before):
+        return f"it changed {set(before) - kept}"
+    if "out.onnx" in made:
+        try:
+            onnx.checker.check_model("out.onnx")
+        except (onnx.checker.ValidationError, ValueError) as error:
+            return f"the result is no valid model: {error}"
+    return ""
 
 
 def prepare():
@@ -234,6 +303,8 @@ def prepare():
     validation.latency = lambda *_: Latency(1, 1, 1, 0.9, 1.1)
     shapes.FIRST_RUN = 5.0
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    if hasattr(os, "sched_setaffinity"):  # one job, unless a command line asks for more
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def work(first, last):
@@ -286,7 +357,8 @@ if __name__ == "__main__":
         work(int(sys.argv[2]), int(sys.argv[3]))
     else:
         start = int(sys.argv[2]) if sys.argv[2:] else 0
-        findings, codes, most = campaign(start, start + int(sys.argv[1]))
+        limit = int(sys.argv[3]) if sys.argv[3:] else SECONDS
+        findings, codes, most = campaign(start, start + int(sys.argv[1]), limit)
         print(
             f"{sys.argv[1]} inputs, exit codes {dict(codes)}, {most} MB, {len(findings)} findings"
         )
