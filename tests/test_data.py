@@ -113,6 +113,12 @@ def test_the_split_keeps_labels_with_samples_and_spreads_the_classes(tmp_path):
         assert np.ptp(np.bincount(part.labels)) <= 1
 
 
+def test_of_a_sequence_the_last_samples_are_held_out(tmp_path):
+    x = np.arange(80, dtype=np.float32).reshape(20, 4)
+    fit, validate = load_samples(npz(tmp_path, x=x), FLAT).split(sequence=True)
+    assert np.array_equal(everything(fit), x[:10]) and np.array_equal(everything(validate), x[10:])
+
+
 def test_a_single_sample_serves_for_both_parts_and_says_so(tmp_path):
     fit, validate = load_samples(npz(tmp_path, x=np.zeros((1, 4), np.float32)), FLAT).split()
     assert len(fit) == len(validate) == 1

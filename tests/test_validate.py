@@ -149,6 +149,16 @@ def test_errors_of_a_state_add_up_in_a_run_and_targets_hold_for_it(rng):
     assert stated.snr.keys() == {"y", "stateN"} and reaches(stated, None, between)
 
 
+def test_a_run_with_a_state_is_the_last_samples_in_their_order_and_the_report_says_so(rng):
+    net, samples = recurrent(rng), frames(rng, 64)
+    _, report = oc.compress(net, methods=[oc.Half()], samples=samples, force=True)
+    said = [each for each in report.warnings if "state" in each]
+    assert said == ["its state is fed back: the last 16 samples, in order, are held out"]
+    assert report.comparison.samples == 16
+    _, report = oc.compress(net, methods=[oc.Half()], samples=samples, states={}, force=True)
+    assert not [each for each in report.warnings if "state" in each]
+
+
 def test_a_state_of_no_such_name_is_refused_with_the_nearest(rng):
     with pytest.raises(oc.TargetError, match="no input 'stat'; did you mean 'state'"):
         Validation(recurrent(rng), frames(rng, 2), states={"stateN": "stat"})

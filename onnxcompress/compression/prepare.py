@@ -17,6 +17,7 @@ from onnxcompress.compression.search.plan_int8 import plan_int8, smoothed
 from onnxcompress.compression.simplify import without_ballast
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
+from onnxcompress.compression.validate.states import find_states
 from onnxcompress.compression.validate.validation import Validation
 from onnxcompress.core.errors import ModelError, TargetError
 from onnxcompress.core.layer import Layer
@@ -82,7 +83,7 @@ def prepare(
     instead = None
     if samples is None and not unknown and not model.large and layers:
         instead = find_stand_ins(model, settings.seed, settings.shapes)
-    fit, held_out = _parts(samples, instead)
+    fit, held_out = _parts(samples, instead, model, settings)
     run, shapes, macs = runnable(opened), dict[str, tuple[int, ...]](), dict[str, int]()
     if not unknown:
         first = random_inputs(model, settings) if settings.shapes or not fit else fit
@@ -144,12 +145,20 @@ def _on(job: Job, model: Model) -> Job:
 
 
 def _parts(
-    samples: Samples | None, instead: StandIns | None
+    samples: Samples | None, instead: StandIns | None, model: Model, settings: Settings
 ) -> tuple[Samples | None, Samples | None]:
-    """Samples to fit with and to validate with, or what stands in for them."""
-    if samples is not None:
-        return samples.split()
-    return (None, None) if instead is None else (instead.fit, instead.held_out)
+    """Samples to fit with and to validate with, or what stands in for them.
+
+    What a model with a state makes of a run shows only in samples that follow one another.
+    """
+    if samples is None:
+        return (None, None) if instead is None else (instead.fit, instead.held_out)
+    states = find_states(model) if settings.states is None else settings.states
+    fit, held_out = samples.split(sequence=bool(states))
+    if states and fit is not held_out:
+        said = f"its state is fed back: the last {len(held_out)} samples, in order, are held out"
+        held_out = replace(held_out, notes=(*held_out.notes, said))
+    return fit, held_out
 
 
 def usable(methods: Methods, opset: int) -> Offer:

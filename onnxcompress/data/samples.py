@@ -117,7 +117,9 @@ class Samples:
         """A view of ``count`` samples, evenly spread over this one; whole batches where exact."""
         return self.take(self._rows(spread(len(self) // self._unit, -(-count // self._unit))))
 
-    def split(self, held_out: int | None = None) -> tuple[Samples, Samples]:
+    def split(
+        self, held_out: int | None = None, sequence: bool = False
+    ) -> tuple[Samples, Samples]:
         """Samples to fit with, and samples to validate with, evenly spread between them.
 
         Parameters
@@ -125,6 +127,8 @@ class Samples:
         held_out : int
             Samples to validate with, by default a quarter, but 16 to 256 and not above a half;
             rounded up to whole batches where exact.  A single batch serves for both.
+        sequence : bool
+            The samples to validate with are the last ones, which follow one another.
         """
         total = len(self) // self._unit
         if total < 2:
@@ -133,7 +137,8 @@ class Samples:
             return both, both
         most = total // 2 if held_out is None else total - 1
         count = min(max(len(self) // 4, 16), 256) if held_out is None else held_out
-        held = spread(total, min(-(-count // self._unit), most))
+        count = min(-(-count // self._unit), most)
+        held = np.arange(total - count, total) if sequence else spread(total, count)
         kept = np.setdiff1d(np.arange(total), held)
         return self.take(self._rows(kept)), self.take(self._rows(held))
 
