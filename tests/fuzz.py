@@ -268,18 +268,18 @@ def trial(name, data, folder):
 
 
 def _content(folder):
-    """Every file below a folder -> what is in it."""
+    """Every file below a folder -> what is in it; a cache may be filled whatever comes of it."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
         for path in folder.rglob("*")
-        if path.is_file() or path.name.startswith(".")
+        if (path.is_file() and path.suffix != ".pickle") or path.name.startswith(".")
     }
 
 
 def _harm(code, words, before, after):
     """What a command did to files that it should not have done."""
     kept = {name for name in before if after.get(name) == before[name]}
-    made = {name for name in after if name not in kept and not name.startswith("kept/")}
+    made = {name for name in after if name not in kept}
     if any(Path(name).name.startswith(".") for name in made):
         return f"it left {made}"
     if code and (made or len(kept) < len(before)):

@@ -18,6 +18,13 @@ ONE_ROW = """
 net (float[batch, length] x) => (float[batch, n] y) <int64[3] shape = {1, 1, 5000}>
 { rows = Reshape (x, shape)  y = Flatten (rows) }
 """
+FAR = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[1, 4] x) => (float[1, 4, 64] y)
+<float far = {1e6}, float[2, 4] table = {1, 2, 3, 4, 5, 6, 7, 8}, float[4, 64] w = {WEIGHTS}>
+{ scaled = Mul (x, far)  ids = Cast <to: int = 7> (scaled)
+  rows = Gather (table, ids)  y = MatMul (rows, w) }
+"""
 IDS = """
 <ir_version: 8, opset_import: ["" : 17]>
 net (int64[batch, length] ids) => (float[batch, length, 2] y) <float[50, 2] table = {ROWS}>
@@ -42,6 +49,12 @@ def test_a_model_that_runs_with_none_says_what_to_give():
     with pytest.raises(oc.ModelError, match="--input-shapes or --calib"):
         shapes_that_run(model(ONE_ROW), {}, 0)
     assert shapes_that_run(model(ONE_ROW), {"x": (1, 5000)}, 0) == {"x": (1, 5000)}
+
+
+def test_a_model_of_fixed_shapes_that_does_not_run_says_it_too():
+    net = model(FAR.replace("WEIGHTS", ", ".join("1" * 256)))
+    with pytest.raises(oc.ModelError, match="random inputs: give --input-shapes or --calib"):
+        oc.compress(net, methods=[oc.Half()])
 
 
 def test_indices_are_among_the_rows_of_what_they_choose_from():

@@ -320,7 +320,7 @@ def test_a_target_that_asks_for_nothing_changes_nothing(net, batches, target):
 
 def test_a_method_that_needs_a_newer_opset_is_refused_in_one_line(net, batches, monkeypatch):
     monkeypatch.setattr(oc.Basis, "opset", 99)
-    with pytest.raises(oc.ModelError, match=r"basis needs opset 99, and the model has \d+"):
+    with pytest.raises(oc.BudgetError, match=r"basis needs opset 99, and the model has \d+"):
         oc.compress(net, target=oc.Target(macs=0.6), samples=batches)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -11,7 +12,7 @@ from onnxcompress.compression.job import Job, Methods, Settings, random_inputs
 from onnxcompress.compression.measure.at_once import largest_input
 from onnxcompress.compression.measure.batch_axis import fit_batches
 from onnxcompress.compression.measure.no_data import find_stand_ins
-from onnxcompress.compression.measure.open_axes import shapes_that_run
+from onnxcompress.compression.measure.open_axes import explained, shapes_that_run
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.search.plan_int8 import plan_int8, smoothed
 from onnxcompress.compression.simplify import without_ballast
@@ -19,7 +20,7 @@ from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
 from onnxcompress.compression.validate.states import find_states
 from onnxcompress.compression.validate.validation import Validation
-from onnxcompress.core.errors import ModelError, TargetError
+from onnxcompress.core.errors import BudgetError, TargetError
 from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Method
 from onnxcompress.core.parallel import elsewhere
@@ -57,7 +58,8 @@ def prepare(
 
     Raises:
         TargetError: what is needed to judge the target is missing, such as samples.
-        ModelError: the methods need a newer opset.
+        BudgetError: the methods need a newer opset.
+        ModelError: the model does not run.
     """
     if settings.refinement is not None and samples is None:
         raise TargetError("a refinement needs calibration samples: give --calib")
@@ -81,13 +83,14 @@ def prepare(
     opened, layers, skipped = _find_layers(changed, offer, settings.only)
     leaders = {name: layer for name, layer in layers.items() if layer.shared == name}
     instead = None
-    if samples is None and not unknown and not model.large and layers:
-        instead = find_stand_ins(model, settings.seed, settings.shapes)
-    fit, held_out = _parts(samples, instead, model, settings)
     run, shapes, macs = runnable(opened), dict[str, tuple[int, ...]](), dict[str, int]()
-    if not unknown:
-        first = random_inputs(model, settings) if settings.shapes or not fit else fit
-        shapes, macs = input_shapes(run, next(iter(first.batches(1))))
+    with explained() if samples is None else nullcontext():
+        if samples is None and not unknown and not model.large and layers:
+            instead = find_stand_ins(model, settings.seed, settings.shapes)
+        fit, held_out = _parts(samples, instead, model, settings)
+        if not unknown:
+            first = random_inputs(model, settings) if settings.shapes or not fit else fit
+            shapes, macs = input_shapes(run, next(iter(first.batches(1))))
     largest = largest_input(shapes.values())
     job = Job(
         settings=replace(settings, methods=offer),
@@ -165,7 +168,7 @@ def usable(methods: Methods, opset: int) -> Offer:
     """Says for each layer which of the methods a model of this opset can hold.
 
     Raises:
-        ModelError: all of them need a newer opset (when it is called).
+        BudgetError: all of them need a newer opset (when it is called).
     """
 
     def offered(layer: Layer) -> list[Method]:
@@ -173,7 +176,9 @@ def usable(methods: Methods, opset: int) -> Offer:
         fitting = [method for method in own if method.opset <= opset]
         if own and not fitting:
             needed = min(own, key=lambda method: method.opset)
-            raise ModelError(f"{needed.name} needs opset {needed.opset}, and the model has {opset}")
+            raise BudgetError(
+                f"{needed.name} needs opset {needed.opset}, and the model has {opset}"
+            )
         return fitting
 
     return offered

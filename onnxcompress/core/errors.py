@@ -11,6 +11,10 @@ class ModelError(OnnxCompressError):
     """A model that cannot be read, is invalid, or cannot be written."""
 
 
+class RunError(ModelError):
+    """A model that cannot be run on some inputs; others may suit it."""
+
+
 class DataError(OnnxCompressError):
     """Samples that cannot be used."""
 

@@ -117,9 +117,7 @@ class Samples:
         """A view of ``count`` samples, evenly spread over this one; whole batches where exact."""
         return self.take(self._rows(spread(len(self) // self._unit, -(-count // self._unit))))
 
-    def split(
-        self, held_out: int | None = None, sequence: bool = False
-    ) -> tuple[Samples, Samples]:
+    def split(self, held_out: int | None = None, sequence: bool = False) -> tuple[Samples, Samples]:
         """Samples to fit with, and samples to validate with, evenly spread between them.
 
         Parameters

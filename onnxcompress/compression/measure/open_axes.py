@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from onnxcompress.compression.measure.shapes import FIRST_RUN
-from onnxcompress.core.errors import ModelError
+from onnxcompress.core.errors import ModelError, RunError
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import OPEN_SIZES, default_shapes, random_samples
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.runnable import runnable
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, index_ranges
+
+NO_SHAPE = "the model does not run on random inputs"
+HELP = "give --input-shapes or --calib"
 
 
 def shapes_that_run(
@@ -31,14 +35,24 @@ def shapes_that_run(
         sample = next(iter(random_samples(inputs, 1, seed, tried, ranges)))
         try:
             session.run(sample, FIRST_RUN)
-        except ModelError as error:
+        except ModelError as error:  # not run, or not in time
             first = first or error
             continue
         return dict(shapes if tried is default else tried)
-    raise ModelError(
-        "the model does not run on random inputs of any shape that was tried: give --input-shapes "
-        f"or --calib ({first})"
-    )
+    raise ModelError(f"{NO_SHAPE} of any shape that was tried: {HELP} ({first})")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Random inputs may be at fault where a model does not run: the error says what to give.
+
+    Raises:
+        ModelError: the model does not run.
+    """
+    try:
+        yield
+    except RunError as error:
+        raise ModelError(f"{NO_SHAPE}: {HELP} ({error})") from None
 
 
 def inputs_that_run(
