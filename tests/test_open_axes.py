@@ -6,6 +6,7 @@ import pytest
 
 import onnxcompress as oc
 from onnxcompress.compression.measure.open_axes import inputs_that_run, shapes_that_run
+from onnxcompress.core.errors import SlowError
 
 SQUARE = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -53,8 +54,26 @@ def test_a_model_that_runs_with_none_says_what_to_give():
 
 def test_a_model_of_fixed_shapes_that_does_not_run_says_it_too():
     net = model(FAR.replace("WEIGHTS", ", ".join("1" * 256)))
-    with pytest.raises(oc.ModelError, match="random inputs: give --input-shapes or --calib"):
+    with pytest.raises(oc.ModelError, match="random inputs: give --input-shapes"):
         oc.compress(net, methods=[oc.Half()])
+
+
+def test_shapes_of_the_user_with_which_it_does_not_run_are_an_error_before_the_work():
+    with pytest.raises(oc.ModelError, match="--input-shapes or --calib"):
+        oc.compress(model(ONE_ROW), methods=[oc.Half()], shapes={"x": (1, 20)})
+
+
+def test_a_model_that_does_not_end_is_tried_once(monkeypatch):
+    times = []
+
+    def run(*_):
+        times.append(1)
+        raise SlowError("one run of the model takes more than 600 s")
+
+    monkeypatch.setattr("onnxcompress.compression.measure.open_axes.first_run", run)
+    with pytest.raises(oc.ModelError, match="more than 600 s"):
+        shapes_that_run(model(ONE_ROW), {}, 0)
+    assert times == [1]
 
 
 def test_indices_are_among_the_rows_of_what_they_choose_from():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -12,7 +11,7 @@ from onnxcompress.compression.job import Job, Methods, Settings, random_inputs
 from onnxcompress.compression.measure.at_once import largest_input
 from onnxcompress.compression.measure.batch_axis import fit_batches
 from onnxcompress.compression.measure.no_data import find_stand_ins
-from onnxcompress.compression.measure.open_axes import explained, shapes_that_run
+from onnxcompress.compression.measure.open_axes import shapes_that_run
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.search.plan_int8 import plan_int8, smoothed
 from onnxcompress.compression.simplify import without_ballast
@@ -59,7 +58,7 @@ def prepare(
     Raises:
         TargetError: what is needed to judge the target is missing, such as samples.
         BudgetError: the methods need a newer opset.
-        ModelError: the model does not run.
+        ModelError: the model does not run on random inputs, and there are no others.
     """
     if settings.refinement is not None and samples is None:
         raise TargetError("a refinement needs calibration samples: give --calib")
@@ -83,14 +82,13 @@ def prepare(
     opened, layers, skipped = _find_layers(changed, offer, settings.only)
     leaders = {name: layer for name, layer in layers.items() if layer.shared == name}
     instead = None
+    if samples is None and not unknown and not model.large and layers:
+        instead = find_stand_ins(model, settings.seed, settings.shapes)
+    fit, held_out = _parts(samples, instead, model, settings)
     run, shapes, macs = runnable(opened), dict[str, tuple[int, ...]](), dict[str, int]()
-    with explained() if samples is None else nullcontext():
-        if samples is None and not unknown and not model.large and layers:
-            instead = find_stand_ins(model, settings.seed, settings.shapes)
-        fit, held_out = _parts(samples, instead, model, settings)
-        if not unknown:
-            first = random_inputs(model, settings) if settings.shapes or not fit else fit
-            shapes, macs = input_shapes(run, next(iter(first.batches(1))))
+    if not unknown:
+        first = random_inputs(model, settings) if settings.shapes or not fit else fit
+        shapes, macs = input_shapes(run, next(iter(first.batches(1))))
     largest = largest_input(shapes.values())
     job = Job(
         settings=replace(settings, methods=offer),

@@ -11,8 +11,8 @@ class ModelError(OnnxCompressError):
     """A model that cannot be read, is invalid, or cannot be written."""
 
 
-class RunError(ModelError):
-    """A model that cannot be run on some inputs; others may suit it."""
+class SlowError(ModelError):
+    """A model that does not come to an end in the time that it has."""
 
 
 class DataError(OnnxCompressError):

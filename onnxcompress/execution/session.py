@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as OrtNotImplemented
 
-from onnxcompress.core.errors import RunError
+from onnxcompress.core.errors import SlowError
 from onnxcompress.core.messages import one_line
 from onnxcompress.core.sample import Sample
 from onnxcompress.graph import (
@@ -153,8 +153,8 @@ def _run(
         return session.run(None, feeds, options)
     except Exception as error:
         if options.terminate:
-            raise ModelError(f"one run of the model takes more than {seconds:g} s") from None
-        raise RunError(f"onnxruntime cannot run the model: {one_line(error)}") from None
+            raise SlowError(f"one run of the model takes more than {seconds:g} s") from None
+        raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from None
     finally:
         if timer is not None:
             timer.cancel()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
-from onnxcompress.compression.measure.shapes import FIRST_RUN
-from onnxcompress.core.errors import ModelError, RunError
+from onnxcompress.compression.measure.shapes import first_run
+from onnxcompress.core.errors import ModelError, SlowError
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import OPEN_SIZES, default_shapes, random_samples
 from onnxcompress.data.samples import Samples
@@ -14,45 +13,32 @@ from onnxcompress.execution.runnable import runnable
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, index_ranges
 
-NO_SHAPE = "the model does not run on random inputs"
-HELP = "give --input-shapes or --calib"
-
 
 def shapes_that_run(
     model: Model, shapes: Mapping[str, Sequence[int]], seed: int
 ) -> dict[str, Sequence[int]]:
-    """Shapes for the inputs; as they are given where the defaults serve, or no other can be tried.
+    """Shapes for the inputs with which the model runs; as they are given where that serves.
 
     Raises:
         ModelError: the model runs with none of the sizes that are tried.
     """
     inputs = input_specs(model)
     default, *others = (default_shapes(inputs, shapes, sizes) for sizes in OPEN_SIZES)
-    if all(other == default for other in others):  # none is open, or the batch alone
-        return dict(shapes)
     session, ranges, first = Session(runnable(model)), index_ranges(model), None
-    for tried in (default, *others):
+    for tried in (default, *(other for other in others if other != default)):
         sample = next(iter(random_samples(inputs, 1, seed, tried, ranges)))
         try:
-            session.run(sample, FIRST_RUN)
-        except ModelError as error:  # not run, or not in time
+            first_run(session, sample)
+        except SlowError:  # a loop may be endless at any size
+            raise
+        except ModelError as error:
             first = first or error
             continue
         return dict(shapes if tried is default else tried)
-    raise ModelError(f"{NO_SHAPE} of any shape that was tried: {HELP} ({first})")
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Random inputs may be at fault where a model does not run: the error says what to give.
-
-    Raises:
-        ModelError: the model does not run.
-    """
-    try:
-        yield
-    except RunError as error:
-        raise ModelError(f"{NO_SHAPE}: {HELP} ({error})") from None
+    raise ModelError(
+        "the model does not run on random inputs: give --input-shapes or --calib, whose shapes and "
+        f"values suit it ({first})"
+    )
 
 
 def inputs_that_run(

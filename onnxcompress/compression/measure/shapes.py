@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from onnxcompress.execution.session import Sample, Session
 from onnxcompress.graph import (
@@ -15,6 +17,15 @@ from onnxcompress.graph import (
 )
 
 FIRST_RUN = 600.0  # seconds that the first run of a model may take, on one sample
+
+
+def first_run(session: Session, sample: Sample) -> Sequence[Any]:
+    """The outputs of a model that was never run before.
+
+    Raises:
+        ModelError: it does not run, or not in time: it may contain an endless loop.
+    """
+    return session.run(sample, FIRST_RUN)
 
 
 def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
@@ -32,7 +43,7 @@ def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...
     if unknown:
         exposed, names = expose_shapes(model, unknown)
         session = Session(exposed, optimize=False)
-        shown = dict(zip(session.outputs, session.run(sample, FIRST_RUN), strict=True))
+        shown = dict(zip(session.outputs, first_run(session, sample), strict=True))
         known |= {name: tuple(int(n) for n in shown[names[name]]) for name in unknown}
     known |= inner_shapes(model, {n: x.shape for n, x in sample.items() if hasattr(x, "shape")})
     shapes, macs = {key: known[tensor] for key, tensor in recurrent.items()}, {}
