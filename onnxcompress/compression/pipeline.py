@@ -31,6 +31,7 @@ from onnxcompress.compression.search.candidates import measure
 from onnxcompress.compression.search.trade_off import price, units_of
 from onnxcompress.compression.target import Target
 from onnxcompress.core.errors import BudgetError, TargetError
+from onnxcompress.core.method import Method
 from onnxcompress.core.parallel import cores
 from onnxcompress.core.progress import Track, untracked
 from onnxcompress.core.scratch import check_place
@@ -122,14 +123,12 @@ def compress(
         WorkerError: a process or a cluster that was to do some of the work did not.
         OutputError: ``output`` could not be written; found out before the work.
     """
-    original = as_model(model)
+    original, compute = as_model(model), arithmetic(compute, target)
     if output is not None:
-        named = {Path(model)} if isinstance(model, str | PathLike) else set[Path]()
-        check_place(Path(output), {*named, *original.data_files}, force)
-    compute = arithmetic(compute, target)
-    own = auto(target, compute) if methods is None else as_methods(methods, target)
+        check_place(Path(output), _files(model, original), force)
     settings = Settings(
-        own, target, metric, only, correct, shapes or {}, metadata or {}, seed,
+        auto(target, compute) if methods is None else as_methods(methods, target),
+        target, metric, only, correct, shapes or {}, metadata or {}, seed,
         jobs or cores(), engine, providers, untracked, cache, refinement, classes, states,
         strip, simplify, compute,
     )  # fmt: skip
@@ -145,6 +144,12 @@ def compress(
     if output is not None:
         result = deliver(result, report, Path(output), force)
     return result, report
+
+
+def _files(model: Any, read: Model) -> set[Path]:
+    """The files of a model, which no result may overwrite."""
+    named = {Path(model)} if isinstance(model, str | PathLike) else set[Path]()
+    return {*named, *read.data_files}
 
 
 def trade_off(
@@ -178,12 +183,9 @@ def trade_off(
     Raises:
         TargetError: no methods are given, and `auto` has not the same for all of these targets.
     """
-    if methods is None:
-        methods = auto(targets[0])
-        if any(auto(target) != methods for target in targets):
-            raise TargetError("sizes and multiplications need methods of their own: give methods")
     settings = Settings(
-        as_methods(methods, targets[0]), targets[0], metric, only, True, shapes or {},
+        _common_auto(targets) if methods is None else as_methods(methods, targets[0]),
+        targets[0], metric, only, True, shapes or {},
         metadata(targets[0]), seed, jobs or cores(), engine, providers, untracked, cache, None,
         classes, states,
     )  # fmt: skip
@@ -200,3 +202,11 @@ def trade_off(
                 yield judge(job, curves, compressed)[1].point
             except BudgetError as error:
                 yield Point(str(target), failures=(str(error),))
+
+
+def _common_auto(targets: Sequence[Target]) -> list[Method]:
+    """The methods that `auto` has for all of these targets."""
+    methods = auto(targets[0])
+    if any(auto(target) != methods for target in targets):
+        raise TargetError("sizes and multiplications need methods of their own: give methods")
+    return methods

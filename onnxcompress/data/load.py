@@ -54,14 +54,7 @@ def load_samples(
         In one line: what is wrong with the data, and what to do.
     """
     settings = None if preprocess is None else load_preprocessing(preprocess)
-    for number in (limit, batch):
-        if number is not None and number < 1:
-            raise DataError(f"the number of samples must be 1 or more, not {number}")
-    if not inputs:
-        raise DataError("the model has no inputs, so there is nothing to feed")
-    for spec in inputs:
-        if spec.sequence:
-            raise DataError(f"no file holds the input {spec}, a sequence; leave --calib out")
+    _check(inputs, limit, batch)
     try:
         samples = _open(path, inputs, limit, select, settings, labelled)
         if labelled and samples.read_labels is None:
@@ -74,6 +67,18 @@ def load_samples(
         return samples.take(range(len(samples)))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error.__cause__
+
+
+def _check(inputs: Sequence[InputSpec], limit: int, batch: int | None) -> None:
+    """Raise where there is nothing that a file could hold, or where it is to hold nothing."""
+    for number in (limit, batch):
+        if number is not None and number < 1:
+            raise DataError(f"the number of samples must be 1 or more, not {number}")
+    if not inputs:
+        raise DataError("the model has no inputs, so there is nothing to feed")
+    for spec in inputs:
+        if spec.sequence:
+            raise DataError(f"no file holds the input {spec}, a sequence; leave --calib out")
 
 
 def _neighbours(file: Path) -> str:

@@ -58,7 +58,6 @@ def save(
     path = Path(path)
     external = external or model.nbytes - _apart(model) > LARGEST_FILE
     some = model.large and any(_leaves(model, tensor) for tensor in model.graph.initializer)
-    beside = {path.parent, model.folder}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path) as scratch:
@@ -75,13 +74,22 @@ def save(
             for one in files:
                 one.chmod(mode)
             ready(files)
-            with _alone_in(path.parent):
-                before = _own_data(path)
-                result = [one.replace(path.parent / one.name) for one in files]
-                for old in _unnamed(before.difference(result), beside):
-                    old.unlink(missing_ok=True)
+            return _put_in_place(files, path, beside={path.parent, model.folder})
     except OSError as error:
         raise ModelError(f"{path} cannot be written: {error}") from None
+
+
+def _put_in_place(files: Sequence[Path], path: Path, beside: set[Path]) -> list[Path]:
+    """Move complete files to where they belong, the model's last, and remove its old data.
+
+    Args:
+        beside: the folders whose files may still name that data.
+    """
+    with _alone_in(path.parent):
+        before = _own_data(path)
+        result = [one.replace(path.parent / one.name) for one in files]
+        for old in _unnamed(before.difference(result), beside):
+            old.unlink(missing_ok=True)
     return result[::-1]
 
 

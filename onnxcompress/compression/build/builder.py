@@ -15,7 +15,7 @@ from onnxcompress.compression.build.fitted import Fitted
 from onnxcompress.compression.build.refit import refit
 from onnxcompress.compression.job import Job
 from onnxcompress.compression.measure.at_once import kept, largest_input, threads
-from onnxcompress.compression.measure.calibrate import batching, quota
+from onnxcompress.compression.measure.calibrate import batching
 from onnxcompress.compression.measure.observed import Observed
 from onnxcompress.core.arithmetic import in_integers
 from onnxcompress.core.method import Candidate, CompressedWeight, Method
@@ -139,14 +139,11 @@ class Builder:
             return keys if progress is None else job.settings.track(keys, progress, len(settings))
 
         fitted = refit(
-            job.runnable,
-            job.layers,
+            job,
             settings,
             batches,
-            jobs=threads(largest, size, job.settings.jobs),
-            limit=lambda layer: quota(layer, len(batches)),
             fixed={name: f.weight for name, f in fixed.items()},
-            int8=job.int8,
+            threads=threads(largest, size, job.settings.jobs),
             track=track,
         )
         return fitted if progress is None else self._helpful({**fitted, **fixed})

@@ -27,8 +27,9 @@ import numpy as np
 
 from onnxcompress.compression.build.fitted import Fitted
 from onnxcompress.compression.build.streams import Streams
+from onnxcompress.compression.job import Job
+from onnxcompress.compression.measure.calibrate import quota
 from onnxcompress.compression.measure.patches import gathered, patches
-from onnxcompress.compression.search.plan_int8 import Int8Plan
 from onnxcompress.compression.validate.fidelity import decibel
 from onnxcompress.core.arithmetic import in_integers, rounded_by_sample
 from onnxcompress.core.layer import Array, Layer
@@ -36,7 +37,7 @@ from onnxcompress.core.method import CompressedWeight, Method
 from onnxcompress.core.parallel import each
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.execution.session import Sample
-from onnxcompress.graph import Model, layer_input
+from onnxcompress.graph import layer_input
 
 SHRINK = 0.05  # toward the original weight, share of the mean input variance
 ENOUGH = 2  # patches per input of a patch; with fewer, the plain weight is the target
@@ -46,16 +47,11 @@ GAIN = 2.0  # largest correction of a standard deviation, and its inverse the sm
 
 
 def refit(
-    model: Model,
-    layers: Mapping[str, Layer],
+    job: Job,
     settings: Mapping[str, Method],
     batches: Sequence[Sample],
-    *,
-    gain: bool = True,
-    limit: Callable[[Layer], int] | None = None,
-    fixed: Mapping[str, CompressedWeight] | None = None,
-    int8: Int8Plan | None = None,
-    jobs: int = 1,
+    fixed: Mapping[str, CompressedWeight],
+    threads: int = 1,
     track: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> dict[str, Fitted]:
     """Fit every setting in network order against the original's responses.
@@ -63,12 +59,12 @@ def refit(
     Args:
         settings: layer name -> what to fit; other layers stay as they are.
         batches: calibration samples; their activations are kept in memory.
-        limit: patches to look at per batch, for a layer.
         fixed: what is in the compressed model already: constants, and layers in bodies.
-        int8: the layers that compute in int8: they are fitted to what is left of their inputs.
+        threads: that look at batches at the same time.
         track: wraps the layer names, for a progress bar.
     """
-    streams = Streams(model, batches, fixed or {}, jobs, int8.tensors if int8 else None)
+    model, layers, int8 = job.runnable, job.layers, job.int8
+    streams = Streams(model, batches, fixed, threads, int8.tensors if int8 else None)
     fitted: dict[str, Fitted] = {}
     nodes = dict(zip(model.keys, model.graph.node, strict=True))
     for name in track([key for key in model.keys if key in settings]):
@@ -76,19 +72,18 @@ def refit(
         original, compressed = streams.inputs_of(name, layer_input(node, layer))
         if int8 is not None and int8.kind(name) == "dynamic":
             compressed = [rounded_by_sample(x) for x in compressed]
-        fit = _Fit(layer, original, compressed, limit(layer) if limit else None, jobs)
+        fit = _Fit(layer, original, compressed, quota(layer, len(batches)), threads)
         if layer.shared in fitted:
             weight = fitted[layer.shared].weight
             fitted[name] = fit.corrected(weight, gain=False)
         else:
-            readers = [n for n, other in layers.items() if other.shared == layer.shared]
-            alone = len(readers) == 1
-            whole = int8 is not None and any(int8.kind(n) != "float" for n in readers)
+            alone = len(job.readers(layer.shared)) == 1
+            whole = job.in_int8(layer.shared)
             target = fit.target() if alone and not whole else layer
             weight = settings[name].fit(target, fit.statistics)
             if whole:
                 weight = in_integers(weight)
-            fitted[name] = fit.corrected(weight, gain and alone)
+            fitted[name] = fit.corrected(weight, gain=alone)
         if model.large:
             fitted[name] = fitted[name].mapped(model.keep)
         del fit
@@ -104,7 +99,7 @@ class _Fit:
         layer: Layer,
         original: Sequence[Array],
         compressed: Sequence[Array],
-        limit: int | None,
+        limit: int,
         jobs: int,
     ) -> None:
         self.layer = layer

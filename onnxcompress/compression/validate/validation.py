@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -33,10 +34,11 @@ REMEMBERED_BYTES = 256 << 20  # outputs of the original that are kept instead of
 AS_A_RUN = " as a run"  # after an output's name: its state was fed back
 
 
+@dataclass(frozen=True, eq=False)
 class Validation:
     """Compares models with one original, on the same samples.
 
-    Args:
+    Attributes:
         samples: held-out samples, or stand-ins if ``real`` is false.
         pictures: whether the stand-ins are pictures, and not random.
         evaluation: labelled samples for the metric, or None.
@@ -46,42 +48,39 @@ class Validation:
             that are run at the same time.
     """
 
-    def __init__(
-        self,
-        original: Model,
-        samples: Samples,
-        *,
-        real: bool = True,
-        pictures: bool = False,
-        evaluation: Samples | None = None,
-        metric: str = "top1",
-        classes: Mapping[str, int | None] | None = None,
-        states: Mapping[str, str] | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
-        largest: int = 0,
-        jobs: int = 1,
-        track: Track[Any] = untracked,
-    ) -> None:
-        self.original, self.samples, self.real, self.pictures = original, samples, real, pictures
-        self._evaluation, self._metric = evaluation, metric
-        self._providers, self._track = providers, track
-        self._largest, self._jobs = largest, jobs
-        self._classes = classes
-        self.states = dict(states) if states is not None else sequence.find_states(original)
-        sequence.check_states(original, self.states)
-        self._stated = states is not None
-        self._remembered: dict[Any, list[Sequence[Any]]] = {}
+    original: Model
+    samples: Samples
+    _: KW_ONLY
+    real: bool = True
+    pictures: bool = False
+    evaluation: Samples | None = None
+    metric: str = "top1"
+    classes: Mapping[str, int | None] | None = None
+    states: Mapping[str, str] | None = None
+    providers: Sequence[str] = ("CPUExecutionProvider",)
+    largest: int = 0
+    jobs: int = 1
+    track: Track[Any] = untracked
+    _remembered: dict[Any, list[Sequence[Any]]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sequence.check_states(self.original, self.states or {})
+
+    @cached_property
+    def _fed_back(self) -> Mapping[str, str]:
+        """Output -> input that it is fed back into."""
+        return sequence.find_states(self.original) if self.states is None else self.states
 
     @cached_property
     def _reference(self) -> Session:
-        return Session(runnable(self.original), self._providers)
+        return Session(runnable(self.original), self.providers)
 
     @cached_property
     def decisions(self) -> dict[str, Decision | None]:
         """What each output decides, on the first samples; None where its SNR counts alone."""
         outputs = self._reference.run(next(self.samples.batches(self._size(self.samples))))
         named = dict(zip(self._reference.outputs, outputs, strict=True))
-        return find_decisions(self.original, named, self._classes)
+        return find_decisions(self.original, named, self.classes)
 
     @property
     def decides(self) -> bool:
@@ -97,7 +96,7 @@ class Validation:
         """
         value = self.metric_of(self.original)
         if value is not None and not np.isfinite(value):
-            raise MetricError(f"the metric {self._metric!r} gives the original {value}, no number")
+            raise MetricError(f"the metric {self.metric!r} gives the original {value}, no number")
         return value
 
     def fidelity(self, model: Model, limit: int | None = None) -> Fidelity:
@@ -109,22 +108,22 @@ class Validation:
         samples = self.samples
         if limit is not None and limit < len(samples):
             samples = samples[: max(limit, samples.batch if samples.exact else 1)]
-        session, size = Session(runnable(model), self._providers), self._size(samples)
+        session, size = Session(runnable(model), self.providers), self._size(samples)
         batches = samples.batches(size)
         if limit is None:  # else it is a short step of a longer one
-            batches = self._track(batches, "comparing outputs", -(-len(samples) // size))
+            batches = self.track(batches, "comparing outputs", -(-len(samples) // size))
         result = Fidelity(dict(self.decisions), changed_outputs(self.original, model))
         # The original's outputs come first: only when these are asked for one more are they kept.
         answers = each(session.run, batches, self._threads(size))
         for expected, outputs in zip(self._expected(samples), answers, strict=True):
             result.add(session.outputs, expected, outputs)
-        if limit is None and self.states:
+        if limit is None and self._fed_back:
             result.merge(self._run(session, result), AS_A_RUN)
         return result
 
     def _run(self, session: Session, steps: Fidelity) -> Fidelity:
         """The same with the state fed back, which itself is compared step by step alone."""
-        counted = (steps.counted or {*session.outputs}) - self.states.keys()
+        counted = (steps.counted or {*session.outputs}) - self._fed_back.keys()
         result = Fidelity(dict(self.decisions), counted)
         expected = self._remember("run", lambda: self._sequence(self._reference))
         for before, after in zip(expected, self._sequence(session), strict=False):
@@ -134,16 +133,16 @@ class Validation:
     def _sequence(self, session: Session) -> Iterator[Sequence[Any]]:
         """The outputs of a run; none where the state does not fit that was not stated."""
         try:
-            yield from sequence.run(session, self.samples, self.states)
+            yield from sequence.run(session, self.samples, self._fed_back)
         except ModelError:
-            if self._stated or session is not self._reference:
+            if self.states is not None or session is not self._reference:
                 raise
 
     def metric_of(self, model: Model) -> float | None:
         """The model's metric on the labelled samples, None without them."""
-        if self._evaluation is None:
+        if self.evaluation is None:
             return None
-        return self._measure(Session(runnable(model), self._providers))
+        return self._measure(Session(runnable(model), self.providers))
 
     def holds(self, model: Model, target: Target) -> bool:
         """Whether the model reaches the fidelity that the target asks for."""
@@ -165,7 +164,7 @@ class Validation:
         timed: Latency | None = None
         if not parted:
             one = next(iter(self.samples.batches(1)))
-            timed = latency(runnable(self.original), runnable(model), one, self._providers)
+            timed = latency(runnable(self.original), runnable(model), one, self.providers)
         models = self.original, model
         before, after = (
             Size(one.nbytes, one.weight_bytes, work, metric, *memory)
@@ -184,7 +183,7 @@ class Validation:
             shares=fidelity.shares(samples) if self.real or self.pictures else {},
             detections=fidelity.detections(samples) if self.real else {},
             resized={name: (times, fidelity.runs) for name, times in fidelity.resized.items()},
-            metric=self._metric if self._evaluation is not None else None,
+            metric=self.metric if self.evaluation is not None else None,
             latency=timed,
             finite=fidelity.finite,
             parted=parted,
@@ -192,10 +191,10 @@ class Validation:
 
     def _size(self, samples: Samples) -> int:
         """Samples per batch."""
-        return batch_size(self._largest, samples.even)
+        return batch_size(self.largest, samples.even)
 
     def _threads(self, size: int) -> int:
-        return threads(self._largest, size, self._jobs)
+        return threads(self.largest, size, self.jobs)
 
     def _expected(self, samples: Samples) -> Iterator[Sequence[Any]]:
         """The original's outputs, from memory where they are small enough to be kept."""
@@ -224,15 +223,15 @@ class Validation:
             self._remembered[key] = kept
 
     def _measure(self, session: Session) -> float:
-        samples = self._evaluation
+        samples = self.evaluation
         assert samples is not None
         labels = samples.labels
         if labels is None:
             raise MetricError("the evaluation samples have no labels")
-        metric: Callable[[Array, Array], Array] = find_metric(self._metric)
-        size = batch_size(self._largest, samples.batch)
+        metric: Callable[[Array, Array], Array] = find_metric(self.metric)
+        size = batch_size(self.largest, samples.batch)
         total, seen = 0.0, 0
-        batches = self._track(samples.batches(size), "evaluating", -(-len(samples) // size))
+        batches = self.track(samples.batches(size), "evaluating", -(-len(samples) // size))
         for outputs in each(session.run, batches, self._threads(size)):
             count = len(outputs[0])
             total += float(np.sum(metric(outputs[0], labels[seen : seen + count])))
