@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.compression.build.refit import refit
+from onnxcompress.compression.build.streams import Streams
 from onnxcompress.compression.pipeline import compress
 from onnxcompress.compression.search.int8_sensitive import without_sensitive
 from onnxcompress.compression.search.int8_smooth import smoothing
@@ -293,9 +294,10 @@ def test_layers_in_int8_are_fitted_to_their_own_weights():
     kinds = {n: Arithmetic("static") for n in layers}
     plan = Int8Plan(kinds, region, ranges)
     method = Integer(bits=8, zero_point="none", group=1 << 20)
-    fitted = refit(model, layers, dict.fromkeys(layers, method), [{"x": x}], gain=False, int8=plan)
+    streams = Streams(model, [{"x": x}], {}, 1, plan.tensors)
+    fitted = refit(streams, layers, dict.fromkeys(layers, method), plan)
     for name, layer in layers.items():
-        assert decibel(layer.weight, fitted[name].weight.decode()) > 35
+        assert decibel(layer.weight, fitted[name].plain.weight.decode()) > 35
 
 
 def test_smoothed_inputs_compute_the_same_and_round_better():

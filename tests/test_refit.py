@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from models import images, network
 from onnxcompress.compression.build.fitted import Fitted
 from onnxcompress.compression.build.refit import refit
+from onnxcompress.compression.build.streams import Streams
 from onnxcompress.compression.measure.calibrate import calibrate
 from onnxcompress.compression.validate.fidelity import Fidelity
 from onnxcompress.core.statistics import Statistics
@@ -35,12 +36,12 @@ def loss(a, b, batches):
 
 def settings_for(layers, share):
     """For every layer, the filter unfolding at this share of its ranks."""
-    found = {}
+    settings = {}
     for name, layer in layers.items():
         ranked = Basis("filter").settings(layer)
         if ranked:
-            found[name] = ranked[int(share * (len(ranked) - 1))]
-    return found
+            settings[name] = ranked[int(share * (len(ranked) - 1))]
+    return settings
 
 
 def full_rank(layers):
@@ -48,9 +49,9 @@ def full_rank(layers):
     return {name: Basis("filter", rank) for name, rank in ranks.items()}
 
 
-def refitted(model, settings, batches, **options):
+def refitted(model, settings, batches, jobs=1):
     layers, _ = find_layers(model)
-    return refit(model, layers, settings, batches, **options)
+    return refit(Streams(model, batches, {}, jobs), layers, settings)
 
 
 def rewritten(model, fitted):

@@ -52,7 +52,3 @@ def tensor_bytes(tensor: TensorProto) -> int:
     size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     bits = PACKED.get(TensorProto.DataType.Name(tensor.data_type), 8 * size)
     return (prod(tensor.dims) * bits + 7) // 8
-
-
-def _type_name(tensor: TensorProto) -> str:
-    return TensorProto.DataType.Name(tensor.data_type).lower()

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from onnxcompress.compression.build.fitted import Fitted
 from onnxcompress.compression.build.refit import refit
+from onnxcompress.compression.build.streams import Streams
 from onnxcompress.compression.job import Job
 from onnxcompress.compression.measure.at_once import kept, largest_input, threads
-from onnxcompress.compression.measure.calibrate import batching
+from onnxcompress.compression.measure.calibrate import batching, quota
 from onnxcompress.compression.measure.observed import Observed
 from onnxcompress.core.arithmetic import in_integers
 from onnxcompress.core.method import Candidate, CompressedWeight, Method
@@ -138,14 +140,15 @@ class Builder:
         def track(keys: Iterable[str]) -> Iterable[str]:
             return keys if progress is None else job.settings.track(keys, progress, len(settings))
 
-        fitted = refit(
-            job,
-            settings,
+        streams = Streams(
+            job.runnable,
             batches,
-            fixed={name: f.weight for name, f in fixed.items()},
-            threads=threads(largest, size, job.settings.jobs),
-            track=track,
+            {name: f.weight for name, f in fixed.items()},
+            threads(largest, size, job.settings.jobs),
+            job.int8.tensors if job.int8 else None,
         )
+        limit = partial(quota, batches=len(batches))
+        fitted = refit(streams, job.layers, settings, job.int8, limit, track)
         return fitted if progress is None else self._helpful({**fitted, **fixed})
 
     def _helpful(self, fitted: dict[str, Fitted]) -> dict[str, Fitted]:

@@ -27,16 +27,14 @@ import numpy as np
 
 from onnxcompress.compression.build.fitted import Fitted
 from onnxcompress.compression.build.streams import Streams
-from onnxcompress.compression.job import Job
-from onnxcompress.compression.measure.calibrate import quota
 from onnxcompress.compression.measure.patches import gathered, patches
+from onnxcompress.compression.search.plan_int8 import Int8Plan
 from onnxcompress.compression.validate.fidelity import decibel
 from onnxcompress.core.arithmetic import in_integers, rounded_by_sample
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.method import CompressedWeight, Method
 from onnxcompress.core.parallel import each
 from onnxcompress.core.statistics import Statistics
-from onnxcompress.execution.session import Sample
 from onnxcompress.graph import layer_input
 
 SHRINK = 0.05  # toward the original weight, share of the mean input variance
@@ -47,38 +45,37 @@ GAIN = 2.0  # largest correction of a standard deviation, and its inverse the sm
 
 
 def refit(
-    job: Job,
+    streams: Streams,
+    layers: Mapping[str, Layer],
     settings: Mapping[str, Method],
-    batches: Sequence[Sample],
-    fixed: Mapping[str, CompressedWeight],
-    threads: int = 1,
+    int8: Int8Plan | None = None,
+    limit: Callable[[Layer], int] | None = None,
     track: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> dict[str, Fitted]:
     """Fit every setting in network order against the original's responses.
 
     Args:
+        streams: at the first node of both models.
         settings: layer name -> what to fit; other layers stay as they are.
-        batches: calibration samples; their activations are kept in memory.
-        fixed: what is in the compressed model already: constants, and layers in bodies.
-        threads: that look at batches at the same time.
+        int8: the layers that compute in int8: they are fitted to what is left of their inputs.
+        limit: patches to look at per batch, for a layer; None for all.
         track: wraps the layer names, for a progress bar.
     """
-    model, layers, int8 = job.runnable, job.layers, job.int8
-    streams = Streams(model, batches, fixed, threads, int8.tensors if int8 else None)
-    fitted: dict[str, Fitted] = {}
+    model, fitted = streams.model, dict[str, Fitted]()
     nodes = dict(zip(model.keys, model.graph.node, strict=True))
     for name in track([key for key in model.keys if key in settings]):
         layer, node = layers[name].read(), nodes[name]
         original, compressed = streams.inputs_of(name, layer_input(node, layer))
         if int8 is not None and int8.kind(name) == "dynamic":
             compressed = [rounded_by_sample(x) for x in compressed]
-        fit = _Fit(layer, original, compressed, quota(layer, len(batches)), threads)
+        fit = _Fit(layer, original, compressed, limit(layer) if limit else None, streams.jobs)
         if layer.shared in fitted:
             weight = fitted[layer.shared].weight
             fitted[name] = fit.corrected(weight, gain=False)
         else:
-            alone = len(job.readers(layer.shared)) == 1
-            whole = job.in_int8(layer.shared)
+            readers = [n for n, other in layers.items() if other.shared == layer.shared]
+            alone = len(readers) == 1
+            whole = int8 is not None and any(int8.kind(n) != "float" for n in readers)
             target = fit.target() if alone and not whole else layer
             weight = settings[name].fit(target, fit.statistics)
             if whole:
@@ -87,7 +84,7 @@ def refit(
         if model.large:
             fitted[name] = fitted[name].mapped(model.keep)
         del fit
-        streams.replace(name, fitted[name], fold=layer.weight.size < WIDE)
+        streams.replace(fitted[name], fold=layer.weight.size < WIDE)
     return fitted
 
 
@@ -99,7 +96,7 @@ class _Fit:
         layer: Layer,
         original: Sequence[Array],
         compressed: Sequence[Array],
-        limit: int,
+        limit: int | None,
         jobs: int,
     ) -> None:
         self.layer = layer

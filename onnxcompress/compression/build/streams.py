@@ -31,9 +31,12 @@ class Streams:
     ) -> None:
         """
         Args:
+            batches: calibration samples; their activations are kept in memory.
+            fixed: what is in the compressed model already: constants, and layers in bodies.
+            jobs: threads that compute batches.
             ranges: of the tensors that are bytes in the compressed model.
         """
-        self._model, self._jobs, self._count = model, jobs, len(batches)
+        self.model, self.jobs, self.batches = model, jobs, len(batches)
         self._ranges = ranges or {}
         self._changed = rewrite(model, fixed, failed={}) if fixed else model
         self._constants = model.constants.keys() | model.makers.keys()
@@ -62,7 +65,7 @@ class Streams:
         self._flush()
         return self._original[tensor], self._compressed[tensor]
 
-    def replace(self, name: str, fitted: Fitted, fold: bool) -> None:
+    def replace(self, fitted: Fitted, fold: bool) -> None:
         """Go past the layer: the original as it is, the compressed stream with its new weight.
 
         Args:
@@ -71,7 +74,7 @@ class Streams:
         node = self._nodes[self._next]
         read = [t for t in reads(node) if t in self._compressed]
         values = {t: self._compressed[t] for t in read}
-        alone = segment(self._model, [node], {t: v[0] for t, v in values.items()}, node.output)
+        alone = segment(self.model, [node], {t: v[0] for t, v in values.items()}, node.output)
         key = alone.keys[0]
         biases = {} if fitted.bias is None else {key: fitted.bias}
         alone = rewrite(alone, {key: fitted.weight}, biases, failed={})  # the result reports it
@@ -83,9 +86,9 @@ class Streams:
     def _flush(self) -> None:
         first, second = self._pending
         before = dict(self._original)
-        self._advance(self._model, self._original, first)
+        self._advance(self.model, self._original, first)
         if (
-            self._changed is self._model
+            self._changed is self.model
             and [id(node) for node in first] == [id(node) for node in second]
             and self._ranges.keys().isdisjoint(name for node in second for name in node.output)
             and all(
@@ -150,7 +153,7 @@ class Streams:
         def one(index: int) -> Sequence[Any]:
             return session.run({name: values[index] for name, values in inputs.items()})
 
-        results = list(each(one, range(self._count), self._jobs))
+        results = list(each(one, range(self.batches), self.jobs))
         return {name: [r[i] for r in results] for i, name in enumerate(session.outputs)}
 
     def _forget(self, values: dict[str, list[Array]], pending: Sequence[Any]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnxcompress.core.arithmetic import Range, Seen
+from onnxcompress.core.arithmetic import Seen
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.parallel import each
 from onnxcompress.execution.session import Sample, Session
@@ -52,11 +52,6 @@ def observe(
             for name, seen in histograms.items():
                 result[name] = result[name] + seen if name in result else seen
     return result
-
-
-def best_ranges(seen: Mapping[str, Seen]) -> dict[str, Range]:
-    """The ranges with the least error."""
-    return {name: Range.best(one) for name, one in seen.items()}
 
 
 def _seen(x: Array, weight: tuple[int, Array] | None) -> Seen:
