@@ -72,6 +72,20 @@ def prepare(
         samples = fit_batches(model, check_samples(samples))
     elif not unknown and not model.large:
         settings = replace(settings, shapes=shapes_that_run(model, settings.shapes, settings.seed))
+    job = _job(model, samples, evaluation, settings, unknown)
+    target = _target(job, unknown, evaluation is not None)
+    job = replace(job, target=target, warnings=tuple(_warnings(job, unknown)))
+    return _planned(job) if settings.compute == "int8" and not unknown else job
+
+
+def _job(
+    model: Model,
+    samples: Samples | None,
+    evaluation: Samples | None,
+    settings: Settings,
+    unknown: Sequence[str],
+) -> Job:
+    """The layers, the samples to fit with and to judge by, and all that is known of both."""
     offer = usable(settings.methods, model.opset)
     changed, changes = model, list[Change]()
     if not unknown:
@@ -90,7 +104,7 @@ def prepare(
         first = random_inputs(model, settings) if settings.shapes or not fit else fit
         shapes, macs = input_shapes(run, next(iter(first.batches(1))))
     largest = largest_input(shapes.values())
-    job = Job(
+    return Job(
         settings=replace(settings, methods=offer),
         original=model,
         model=opened,
@@ -110,9 +124,6 @@ def prepare(
         target=Target(),
         changes=changes,
     )
-    target = _target(job, unknown, evaluation is not None)
-    job = replace(job, target=target, warnings=tuple(_warnings(job, unknown)))
-    return _planned(job) if settings.compute == "int8" and not unknown else job
 
 
 def _planned(job: Job) -> Job:
