@@ -1,4 +1,4 @@
-"""The last step: a result takes its place, or does not."""
+"""The last step: write the result, unless it is worse."""
 
 from __future__ import annotations
 

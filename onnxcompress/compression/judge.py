@@ -1,4 +1,4 @@
-"""The last step: is the result as good as was asked, and what has become of every layer."""
+"""Judge the result: is it as good as was asked, and what has become of every layer?"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Methods as the command line spells them: ``basis``, ``basis:unfolding=filter,rank=16``.
 
-What a method can be told comes from its fields; what that means, from its docstring.
+The settings of a method are the fields of its class; its docstring explains them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What exporters leave behind, taken out of a model before anything else, and proven harmless."""
+"""Take out what exporters leave behind, before anything else, and prove that the outputs stay."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from onnxcompress.core.layer import Array
 from onnxcompress.core.sample import Sample
 
 BATCH_BYTES = 16 << 20  # of inputs; what a model makes of them is many times larger
-BATCH_SAMPLES = 64
+BATCH_SAMPLES = 64  # of a batch at most, however small they are
 LEAST_BATCHES = 4  # where there are so many samples
 
 

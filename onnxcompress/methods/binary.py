@@ -49,7 +49,7 @@ from onnxcompress.methods.lookup.bits import pack
 from onnxcompress.methods.lookup.error_feedback import WIDEST
 from onnxcompress.methods.lookup.tables import fits_half
 
-MOST_STACKS = 4
+MOST_STACKS = 4  # of signs at most; each takes a bit a weight
 SHARED = ((2, 4, 0.5), (1, 4, 0.5), (1, 8, 0.5), (1, 8, 0.25))  # stacks, parts, share
 FASTER = 0.6  # of the multiplications, from which the feature form is faster (measured)
 SMALL = 64  # weights for which sharing is not tried

@@ -39,9 +39,9 @@ from onnxcompress.methods.lookup.tables import DIGITS, fits_half, levels_of, sha
 from onnxcompress.methods.lookup.uniform import Uniform
 from onnxcompress.methods.lookup.weight import CodedWeight
 
-ROWS = 256
+ROWS = 256  # of a table: a byte picks one
 VECTORS = (12, 8, 6, 5, 4, 3, 2)  # tried where it is open
-WIDEST_VECTOR = 24
+WIDEST_VECTOR = 24  # weights that a byte may stand for
 OWN = 2**19  # weights from which a table of the layer's own costs next to nothing
 SPREADS = (0.75, 0.9, 1.0, 1.15, 1.35, 1.6)  # of first scales; heavier tails want larger ones
 DRAWN = 1 << 14  # normal vectors that a shared table is made from,

@@ -2,20 +2,22 @@
 
 A layer of the compressed model reads inputs p that earlier layers have already changed, while
 the original reads q and answers ``y = W q + b``.  The *asymmetric* target is the weight that
-answers best on p (Zhang et al. 2016), drawn toward W where the inputs do not say::
+answers best on p (Zhang et al. 2016), and stays near W where the inputs hardly vary::
 
     T = W (cov(q, p) + d I) (cov(p, p) + d I)⁻¹           d = 0.05 mean variance
 
 The setting is fitted to T in the metric of p.  A layer that computes in int8 is fitted to W
-itself: p has the rounding of all tensors before it, and least squares takes noise for a reason to
-respond less, layer after layer (regression dilution).  Then the *statistics correction*: each
-output channel's mean, and where it helps its standard deviation too, is matched to the original's::
+itself: p carries the rounding noise of all tensors before it, and least squares would answer noise
+with smaller weights, layer after layer (regression dilution).  Then comes the *statistics
+correction*: the mean of each output channel is matched to the original's, and its standard
+deviation too where that helps::
 
     gain = clip(std(y) / std(ŷ), 1/2, 2)       b' = b + W E[q] - gain Ŵ E[p]
 
-Where the model computes the bias, means count as 0: moments are not centred.
+Where the model itself computes the bias nothing can be added to it: then moments are not centred,
+as if all means were 0.
 
-Both streams advance together, so every node runs once per batch and model.
+Both models advance together, so every node runs once per batch and model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """How many samples a model runs on at the same time, and how many stay in memory.
 
 Whatever runs a model on several samples asks here for the batch that it makes, and for the threads
-that it runs batches on: together they hold `ACTIVATION_BYTES`, or one sample.  A batch does not
-depend on the number of threads, as the last digits of what is computed do on the batch.
+that it runs batches on: together they hold `ACTIVATION_BYTES`, or one sample.  The size
+of a batch does not depend on the number of threads: the last digits of a result depend on the
+batch, and they must not depend on the machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Is the first axis of the inputs a batch axis?  A file may leave it open and hold a 1 elsewhere.
+"""Whether a model takes several samples at once, along the first axis of its inputs.
 
-An exporter writes the shape that it has seen into a Reshape, and declares the axis as open all the
-same.  Whether the model takes several samples at once is seen by running it on two of them.
+The declared shape does not tell: an exporter may leave the axis open, and still write the 1 that it
+has seen into a Reshape.  So the model is run on two samples.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What nodes take in float and with bytes, each by itself, at its real shape.
+"""How long each node takes in float and with bytes, measured alone at its real shape.
 
-A layer and the Relu or Clip behind it are timed together.  Of a node with bytes the inputs and the
-outputs are bytes; what rounds and what restores them is counted where a region ends (`Border`).
+A layer and the Relu or Clip behind it are timed together.  A node with bytes reads bytes and gives
+bytes; rounding and restoring values is counted once, where a region of such nodes ends (`Border`).
 Times are processor time of one thread, so that other work on the machine does not count.
 """
 

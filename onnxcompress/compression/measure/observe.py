@@ -1,7 +1,7 @@
 """Ranges of tensors that become bytes, from what they hold with samples.
 
-An error of the input channel c of a layer counts in its output as the weights say that read it,
-sum_o W[o, c]^2; where no layer reads a tensor all of its channels count alike.
+How much an error in channel c of a layer's input matters is the energy of the weights that read
+that channel, sum_o W[o, c]^2.  Where no layer reads a tensor, all of its channels count alike.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnxcompress.core.parallel import each
 from onnxcompress.execution.session import Sample, Session
 from onnxcompress.graph import Model, expose, layer_inputs
 
-VALUES = 1 << 18  # of a tensor that are looked at, per batch,
+VALUES = 1 << 18  # of a tensor that are looked at, per batch
 TOGETHER = 64  # tensors read out of the model at a time
 LEAST = 1e-3  # weight of a channel that hardly counts, share of the mean
 

@@ -18,7 +18,7 @@ from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.padding import cropping, extents, padding
 
 T = TypeVar("T", bound=Any)
-GATHERED_BYTES = 16 << 20
+GATHERED_BYTES = 16 << 20  # of patches that are multiplied at once
 
 
 def patches(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> Array:

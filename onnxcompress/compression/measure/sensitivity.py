@@ -18,8 +18,8 @@ from onnxcompress.execution.session import Session
 from onnxcompress.graph import rewrite
 
 WEIGH_WORK = 10**12  # multiplications spent on measuring sensitivities
-WEIGH_SAMPLES = 64
-WEIGH_BATCH = 16
+WEIGH_SAMPLES = 64  # at most, whose outputs are compared
+WEIGH_BATCH = 16  # samples that run at the same time
 WEIGH_ERROR = 0.05  # error of a layer with which its sensitivity is measured
 
 

@@ -1,4 +1,4 @@
-"""Every setting of every layer: what the layers read, and how far each setting is off on that."""
+"""Fit every setting of every layer, and measure its error on what the layer reads."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Every option of a layer has a cost (bytes or multiplications) and an error.  One price for the
 whole model picks for each layer the option with the least ``error + price * cost`` (a Lagrange
 multiplier: Shoham and Gersho 1988); what the price leaves over is filled greedily.  What several
-layers share is paid once, before: such things are left out one by one while that lowers the error.
+layers share, such as a table, is paid for once and before all else; shared things are left out one
+by one as long as that lowers the error.
 """
 
 from __future__ import annotations

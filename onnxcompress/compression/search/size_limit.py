@@ -1,7 +1,7 @@
 """What a size target leaves for the layers, by building and measuring the model as it would be.
 
-A file is more than its weights, and a model takes longer than its layers: the limit of the layers
-is moved until the whole keeps the target.  The values of the weights do not matter here.
+A file is larger than its weights, and a model takes longer than its layers: so the limit of the
+layers is moved until the whole model keeps the target.  Weights may have any values for that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The trade-off of every layer: what its candidates cost, in the unit that is limited, and err."""
+"""The trade-off of every layer: cost and error of its candidates, in the unit that is limited."""
 
 from __future__ import annotations
 

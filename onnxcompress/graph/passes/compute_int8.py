@@ -31,7 +31,7 @@ from onnxcompress.graph.model import Model
 from onnxcompress.graph.rewrite import rewrite
 
 STATIC_OPSET = 13  # with a scale for each channel in DequantizeLinear
-DYNAMIC_OPSET = 11
+DYNAMIC_OPSET = 11  # has DynamicQuantizeLinear
 BIAS = 2.0**30  # the largest bias in int32; the products are added to it
 
 

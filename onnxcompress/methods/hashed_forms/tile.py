@@ -17,7 +17,7 @@ from onnxcompress.core.layer import Array, Layer, Shape
 EXACT, DROPPED = -1, 0  # in place of a band's number of values
 TILE = 32768  # most positions that are hashed; their indices are shared by all blocks
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
-GOLDEN = 0x9E3779B1
+GOLDEN = 0x9E3779B1  # a prime near 2^32 over the golden ratio
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Rounding errors that cancel, where nothing is known of the inputs.
 
-Inputs behind a rectifier have a mean, and neighbours in an image are alike; so what the errors of a
-filter add up to reaches the output more than the errors themselves.  The weights that lie almost
-halfway between two values hardly mind which of them they get: some are rounded the other way, so
-that the errors of each kernel, and then those of the whole filter, add up to about 0.
+Inputs behind a rectifier have a mean, and neighbours in an image are alike.  So the output feels
+the sum of a filter's errors more than each of them.  A weight that lies almost halfway between two
+values errs about as much with either: some are rounded the other way, so that the errors of each
+kernel, and then those of the whole filter, add up to about 0.
 
 References:
     Guo et al. SQuant: on-the-fly data-free quantization via diagonal Hessian approximation.

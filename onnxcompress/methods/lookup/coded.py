@@ -1,4 +1,4 @@
-"""What is rounded to the rows of a table, and what comes out."""
+"""The rows of a weight that are to be coded, and the codes and scales that come out."""
 
 from __future__ import annotations
 

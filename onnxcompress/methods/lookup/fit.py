@@ -11,9 +11,9 @@ levels) + (2 levels).  256 levels need no table.
 
 Codes and scales are fitted in turn in the metric of the inputs (see `error_feedback`): error
 feedback, coordinate descent, least-squares scales, and for a table of the layer's own its least
-squares too.  Plain rounding is always among what the best is taken of, row by row.  Such a table
-starts from k-means over the layer's pieces; a row that none of them uses is moved to
-the piece that errs most.
+squares too.  Every row keeps the best of these, plain rounding included.  A table of the layer's
+own starts from k-means over its pieces; a row of it that no piece uses is moved to the piece that
+errs most.
 """
 
 from __future__ import annotations

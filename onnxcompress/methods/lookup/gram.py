@@ -1,7 +1,7 @@
 """Cholesky factors of Gram matrices.
 
 A Gram matrix of samples, or one that was rounded, may be slightly indefinite.  It is scaled to a
-diagonal of 1, and as much is added to that as the factorisation needs::
+diagonal of 1, and just enough is added to that diagonal for the factorisation to exist::
 
     S⁻¹ G S⁻¹ + noise I = L Lᵀ        S = diag(G)^½
 """

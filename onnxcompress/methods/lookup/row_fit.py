@@ -1,7 +1,7 @@
 """Codes and scales of the rows of a weight, in turn, in the metric of the inputs.
 
-Codes by error feedback and coordinate descent, scales by least squares; a row keeps the best that
-it has had.
+Codes come from error feedback and coordinate descent, scales from least squares; every row keeps
+the best pair that it has had.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables that count, and numbers as bytes for them."""
+"""Tables of evenly spaced numbers, and these numbers packed into the bytes that pick their rows."""
 
 from __future__ import annotations
 
