@@ -1,8 +1,10 @@
 """Embeddings and recurrent weights: constants that no linear layer multiplies with."""
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import onnxcompress as oc
 from onnxcompress.compression.inspect import examine
@@ -10,7 +12,7 @@ from onnxcompress.compression.measure.calibrate import calibrate
 from onnxcompress.compression.method_spec import parse
 from onnxcompress.compression.validate.fidelity import Fidelity
 from onnxcompress.execution.session import Session
-from onnxcompress.graph import Model, find_constants, find_layers
+from onnxcompress.graph import Model, find_constants, find_layers, rewrite
 
 CLASSES, EMBEDDED, HIDDEN, WINDOW = 40, 32, 48, 6
 
@@ -198,3 +200,78 @@ def test_a_constant_that_a_caller_may_give_is_compressed_and_stays_an_input(ir_v
     assert result.nbytes * 4 <= model.nbytes and min(report.comparison.snr.values()) > 20
     warned = "inputs that give weights (input, recurrence) are still there, but nothing reads them"
     assert (warned in report.warnings) == (ir_version > 3)
+
+
+ROWS, COLUMNS = 4096, 96  # of a table that is worth being looked up as codes
+
+
+def lookup(kind=np.float32, readers=("Gather",), opset=17):
+    """A large table, looked up with whatever indices."""
+    table = np.random.default_rng(0).normal(size=(ROWS, COLUMNS)).astype(kind)
+    nodes = [helper.make_node(op, ["table", "ids"], [f"y{i}"]) for i, op in enumerate(readers)]
+    kinds = [helper.np_dtype_to_tensor_dtype(np.dtype(kind))] * len(nodes)
+    outputs = [
+        helper.make_tensor_value_info(name, k, None)
+        for name, k in zip((n.output[0] for n in nodes), kinds, strict=True)
+    ]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, None)
+    graph = helper.make_graph(nodes, "g", [ids], outputs, [numpy_helper.from_array(table, "table")])
+    opsets = [helper.make_opsetid("", opset)]
+    return Model(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
+def folded_bytes(model, tmp_path):
+    """Bytes of the constants that the runtime holds once it has loaded a model."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    ort.InferenceSession(
+        model.proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return oc.load(tmp_path / "loaded.onnx").weight_bytes
+
+
+BY_ROWS = ["integer:bits=8", "integer:bits=7", "integer:bits=4", "integer:bits=4,group=16",
+           "integer:bits=6,zero_point=channel", "codebook:vector=4", "half"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize("spec", BY_ROWS)
+def test_a_large_table_is_never_decoded_whole(spec, kind, tmp_path):
+    if spec == "half" and kind == np.float16:
+        pytest.skip("a table in float16 is not compressed by half")
+    model = lookup(kind)
+    layer = find_constants(model, {})["table"]
+    [method] = [m.settings(layer)[0] for m in parse(spec)]
+    weight = method.fit(layer, oc.Statistics.white(layer))
+    result = rewrite(model, {"table": weight})
+    rng = np.random.default_rng(1)
+    for ids in (rng.integers(-ROWS, ROWS, (3, 5)), np.array(7), np.zeros((0, 2), np.int64)):
+        [y] = Session(result).run({"ids": ids})
+        expected = weight.decode()[ids]
+        assert y.shape == expected.shape and y.dtype == kind
+        np.testing.assert_allclose(y, expected, rtol=np.finfo(kind).eps, atol=0)
+        np.testing.assert_allclose(
+            ReferenceEvaluator(result.proto).run(None, {"ids": ids})[0], expected,
+            rtol=np.finfo(kind).eps,
+        )  # fmt: skip
+    assert folded_bytes(result, tmp_path) < ROWS * COLUMNS * 2.2
+
+
+@pytest.mark.parametrize("spec, readers", [
+    ("integer:bits=7", ("Gather", "GatherElements")),  # read by something else as well
+    ("integer:levels=3", ("Gather",)),  # five numbers in a byte: 96 are no whole bytes
+])  # fmt: skip
+def test_other_tables_are_decoded_whole(spec, readers):
+    model = lookup(readers=readers)
+    layer = find_constants(model, {})["table"]
+    [method] = parse(spec)
+    weight = method.fit(layer, oc.Statistics.white(layer))
+    result = rewrite(model, {"table": weight})
+    ids = np.random.default_rng(1).integers(0, COLUMNS, (3, 5))
+    np.testing.assert_array_equal(Session(result).run({"ids": ids})[0], weight.decode()[ids])
+
+
+def test_lookups_of_one_table_share_its_codes():
+    model = lookup(readers=("Gather", "Gather"))
+    result, _ = oc.compress(model, methods=["integer:bits=8"], shapes={"ids": (4,)})
+    assert result.nbytes < ROWS * COLUMNS * 1.1

@@ -28,7 +28,12 @@ class Emitter(Protocol):
 
     The name of the method is the operator; what it takes are Values and arrays, which become
     initializers, and what it returns is the Value of the output.
+
+    Attributes:
+        opset: of the model.
     """
+
+    opset: int
 
     def __getattr__(self, op_type: str) -> Any: ...
 

@@ -143,6 +143,13 @@ class DecodedWeight(CompressedWeight):
     def emit_weight(self, op: Emitter, dtype: Any) -> Value:
         """Nodes that compute the weight, in its shape."""
 
+    def emit_rows(self, op: Emitter, indices: Value, dtype: Any) -> Value | None:
+        """Nodes that compute the rows of a matrix that a Gather with these indices would pick.
+
+        None, with nothing emitted, where rows cannot be decoded one by one.
+        """
+        return None
+
     def emit(self, op: Emitter, x: Value, layer: Layer) -> Value:
         return layer.apply(op, x, self.emit_weight(op, layer.weight.dtype), bias=layer.bias)
 

@@ -26,7 +26,7 @@ class Emitter:
     """
 
     def __init__(self, prefix: str, store: Constants) -> None:
-        self.nodes: list[gs.Node] = []
+        self.opset, self.nodes = store.opset, list[gs.Node]()
         self._constant: dict[str, gs.Variable] = {}
         self._prefix = prefix
         self._store = store

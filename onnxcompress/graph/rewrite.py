@@ -10,22 +10,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
+from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import NodeProto
 
-from onnxcompress.core.layer import Array, Layer
+from onnxcompress.core.layer import Array, Layer, Value
 from onnxcompress.core.messages import one_line
-from onnxcompress.core.method import CompressedWeight
+from onnxcompress.core.method import CompressedWeight, DecodedWeight
 from onnxcompress.graph.edit import copied, drop_constants, keep_only
 from onnxcompress.graph.emitter import Constants, Emitter
 from onnxcompress.graph.find_layers import SMALL, find_constants, find_layers, is_overridable
 from onnxcompress.graph.model import Model, weight_root
-from onnxcompress.graph.nodes import walk
+from onnxcompress.graph.nodes import is_standard, walk
 from onnxcompress.graph.scopes import Scope
 
+LARGE_TABLE = 1 << 18  # values from which a table is looked up as codes, and never decoded whole
 HEADER = 16  # bytes of a tensor besides its name and its values, about
 
 
@@ -48,9 +52,10 @@ def rewrite(
     _check_names(model, set(weights) - set(constants))
     result = model.copy()
     store = Constants(result, model.keep)
-    decoders = _restored(result, constants, store, failed)
-    fragments: dict[str, list[NodeProto]] = {}
-    freed = set(store.replaced)
+    fragments, freed = _looked_up(model, constants, store)
+    whole = {key: weight for key, weight in constants.items() if key not in freed}
+    decoders = _restored(result, whole, store, failed)
+    freed |= store.replaced
     for key, layer in layers.items():
         scope, node = model.nodes[key]
         bias = (biases or {}).get(key, layer.bias)
@@ -153,6 +158,50 @@ def _restored(
     return nodes
 
 
+def _looked_up(
+    model: Model, weights: Mapping[str, CompressedWeight], store: Constants
+) -> tuple[dict[str, list[NodeProto]], set[str]]:
+    """Nodes that decode the rows of tables that are looked up, in the place of each Gather.
+
+    Returns:
+        The nodes by the key of the Gather, and the keys of these tables.
+    """
+    fragments: dict[str, list[NodeProto]] = {}
+    tables: set[str] = set()
+    for key, weight in weights.items():
+        made = _rows(model, key, weight, store) if isinstance(weight, DecodedWeight) else None
+        if made:
+            fragments |= made
+            tables.add(key)
+    return fragments, tables
+
+
+def _rows(
+    model: Model, key: str, weight: DecodedWeight, store: Constants
+) -> dict[str, list[NodeProto]] | None:
+    """Nodes for every reader of a large table; None where it is not only looked up by rows."""
+    tensor = model.constants[key]
+    if len(tensor.dims) != 2 or prod(tensor.dims) < LARGE_TABLE or is_overridable(model, key):
+        return None
+    readers = {name: node for name, (scope, node) in model.nodes.items() if key in scope.keys(node)}
+    outputs = {scope.key(value.name) for scope in model.scopes for value in scope.graph.output}
+    looked_up = all(
+        node.op_type == "Gather" and is_standard(node) and not any(a.i for a in node.attribute)
+        for node in readers.values()
+    )
+    if key in outputs or not looked_up:
+        return None
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    result = {}
+    for name, node in readers.items():
+        op = Emitter(_prefix(model.nodes[name][0], name), store)
+        rows = weight.emit_rows(op, gs.Variable(node.input[1]), kind)
+        if rows is None:
+            return None
+        result[name] = _exported(op, node, rows, store, kind)
+    return result
+
+
 def _is_wide(array: Array) -> bool:
     """Whether an array is of a type for which float32 twins exist."""
     return array.dtype == np.float64 or array.dtype.name == "bfloat16"
@@ -173,15 +222,21 @@ def _fragment(
     op = Emitter(key, store)
     left = layer.op_type == "MatMul" and layer.attributes.get("left")
     x = gs.Variable(node.input[1 if left else 0]) if node.input else None
-    y = weight.emit(op, x, layer)
+    return _exported(op, node, weight.emit(op, x, layer), store, layer.weight.dtype)
+
+
+def _exported(
+    op: Emitter, node: NodeProto, y: Value, store: Constants, dtype: Any
+) -> list[NodeProto]:
+    """What was emitted in the place of a node, which gives its name and its output."""
     y.name = node.output[0]
-    graph = gs.Graph(nodes=op.nodes, inputs=[x] if x else [], outputs=[y], opset=store.opset)
+    graph = gs.Graph(nodes=op.nodes, outputs=[y], opset=store.opset)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nodes = list(gs.export_onnx(graph, do_type_check=False).graph.node)
     for made in nodes:
         if made.op_type == "Gemm" and len(made.input) == 2 and store.opset < 11:
-            made.input.append(store.add(np.zeros(1, layer.weight.dtype), ""))  # not optional there
+            made.input.append(store.add(np.zeros(1, dtype), ""))  # not optional there
         if made.op_type == "Slice" and store.opset < 10:  # its ranges are attributes there
             _attribute_slice(made, store)
     last = nodes[-1]
@@ -209,7 +264,8 @@ def overhead(model: Model, layer: Layer, weight: CompressedWeight) -> int:
     node = place[1] if place else NodeProto(output=[layer.name])
     store = Constants(model, lambda array: array)
     prefix = _prefix(place[0], layer.name) if place else layer.name
-    made = _fragment(node, prefix, layer, weight, store)
+    rows = None if place else _looked_up(model, {layer.name: weight}, store)[0]
+    made = [*chain(*rows.values())] if rows else _fragment(node, prefix, layer, weight, store)
     headers = sum(HEADER + len(name) for name, a in store.arrays.items() if a.size > SMALL)
     tensor = weight_root(model, *place) if place else layer.name
     freed = HEADER + len(tensor) + node.ByteSize()

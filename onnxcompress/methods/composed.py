@@ -231,7 +231,7 @@ class _Unpacking:
     """An emitter that puts the nodes which unpack an array in the place of the array."""
 
     def __init__(self, op: Emitter, known: Sequence[tuple[Array, Any]]) -> None:
-        self._op, self._known = op, known
+        self.opset, self._op, self._known = op.opset, op, known
 
     def __getattr__(self, op_type: str) -> Any:
         def emit(*inputs: Any, **attributes: Any) -> Value:

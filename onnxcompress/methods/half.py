@@ -84,3 +84,6 @@ class HalfWeight(DecodedWeight):
 
     def emit_weight(self, op: Emitter, dtype: Any) -> Value:
         return op.Cast(self.half, to=dtype)
+
+    def emit_rows(self, op: Emitter, indices: Value, dtype: Any) -> Value | None:
+        return op.Cast(op.Gather(self.half, indices, axis=0), to=dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import prod
 from typing import Any, Self
 
@@ -15,6 +16,8 @@ from onnxcompress.methods.lookup.coded import Coded
 from onnxcompress.methods.lookup.tables import counting, fits_half, is_shared, levels_of, packed
 from onnxcompress.methods.lookup.uniform import Uniform
 
+UNIT = np.array(1, np.float32), np.array(0, np.int8)  # scale and zero point of bytes as they are
+SUMS_BYTES = 10  # the opset of QLinearMatMul
 ONE = np.ones((1, 1), np.int8)  # the zero point of grids that have a zero, but no others
 
 
@@ -149,21 +152,14 @@ class CodedWeight(DecodedWeight):
 
     def emit_integers(self, op: Emitter) -> Array | Value:
         out, *rest = self.shape
-        count = out * self.columns
-        total: Any = None if self.tables else self.codes[0]
-        several = len(self.tables) > 1 or self.zero is not None
-        for codes, table in zip(self.codes, self.tables, strict=False):
-            digit = op.Gather(table, op.Cast(codes, to=np.int32), axis=0)
-            digit = op.Reshape(digit, np.array([-1]))
-            if len(codes) * table.shape[1] != count:
-                digit = op.Slice(digit, np.array([0]), np.array([count]))
-            digit = op.Cast(digit, to=np.int32) if several else digit
-            total = digit if total is None else op.Add(total, digit)
-        if self.zero is not None:
-            rows = op.Reshape(total, np.array([out, self.columns]))
-            total = op.Sub(op.Cast(rows, to=np.int32), self.zero.astype(np.int32))
+        tables, zero = self.tables, self.zero
+        if tables and self._one_zero:  # (u - 1) / 2, where one digit alone has odd entries
+            tables, zero = tuple(table // 2 for table in tables), None
+        total: Any = self._emit_bytes(op, tables, out * self.columns) if tables else self.codes[0]
+        if zero is not None:
+            rows = op.Cast(op.Reshape(total, np.array([out, self.columns])), to=np.int32)
+            total = op.Sub(rows, zero.astype(np.int32))
             total = op.Div(total, np.array(2, np.int32)) if self._step == 2 else total
-        if several:
             total = op.Cast(total, to=np.int8)
         if self.columns != prod(rest):
             total = op.Reshape(total, np.array([out, self.columns]))
@@ -189,6 +185,36 @@ class CodedWeight(DecodedWeight):
             weight = op.Reshape(weight, np.array(self.shape))
         return weight if dtype == np.float32 else op.Cast(weight, to=dtype)
 
+    def emit_rows(self, op: Emitter, indices: Value, dtype: Any) -> Value | None:
+        rows, columns = self.shape
+        parts, widths = self.scale.shape[1], [table.shape[1] for table in self.tables]
+        if self.columns != columns or any(columns % width for width in widths):
+            return None
+        flat = op.Reshape(indices, np.array([-1]))
+
+        def picked(array: Array) -> Value:
+            return op.Cast(op.Gather(array.reshape(rows, -1), flat, axis=0), to=np.float32)
+
+        units = picked(self.codes[0]) if not self.tables else None
+        for codes, table in zip(self.codes, self.tables, strict=False):
+            chosen = op.Cast(op.Gather(codes.reshape(rows, -1), flat, axis=0), to=np.int32)
+            digit = op.Cast(op.Gather(table, chosen, axis=0), to=np.float32)
+            digit = op.Reshape(digit, np.array([-1, columns]))
+            units = digit if units is None else op.Add(units, digit)
+        if parts > 1:
+            units = op.Reshape(units, np.array([-1, parts, columns // parts]))
+
+        def column(array: Array) -> Value:
+            own = picked(array)
+            return own if parts == 1 else op.Reshape(own, np.array([-1, parts, 1]))
+
+        if self.zero is not None:
+            zero = np.float32(self.zero[0, 0]) if self._one_zero else None
+            units = op.Sub(units, column(self.zero) if zero is None else np.array(zero))
+        weight = op.Mul(units, column(self.scale))
+        weight = weight if dtype == np.float32 else op.Cast(weight, to=dtype)
+        return op.Reshape(weight, op.Concat(op.Shape(indices), np.array([columns]), axis=0))
+
     def _emit_zero(self, op: Emitter, column: Shape) -> Array | Value:
         assert self.zero is not None
         if self._one_zero:
@@ -199,13 +225,33 @@ class CodedWeight(DecodedWeight):
         """The weight in units of the scale, without its zero points."""
         if not self.tables:
             return op.Cast(self.codes[0].reshape(shape), to=np.float32)
-        total, count = None, prod(shape)
-        for codes, table in zip(self.codes, self.tables, strict=True):
+        if op.opset >= SUMS_BYTES or len(self.tables) == 1:
+            total = self._emit_bytes(op, self.tables, prod(shape))
+            return op.Cast(op.Reshape(total, np.array(shape)), to=np.float32)
+        digits = self._emit_digits(op, self.tables, prod(shape))
+        wide = (op.Cast(op.Reshape(digit, np.array(shape)), to=np.float32) for digit in digits)
+        return reduce(op.Add, wide)
+
+    def _emit_bytes(self, op: Emitter, tables: Sequence[Array], count: int) -> Value:
+        """The sums of what digits stand for, as bytes.
+
+        Whatever is computed on the way stays in memory until all layers are decoded: a product of
+        matrices of bytes sums them in the least.
+        """
+        digits = self._emit_digits(op, tables, count)
+        if len(digits) == 1:
+            return digits[0]
+        rows = op.Concat(*(op.Reshape(digit, np.array([1, -1])) for digit in digits), axis=0)
+        ones = np.ones((1, len(digits)), np.int8)
+        return op.QLinearMatMul(ones, *UNIT, rows, *UNIT, *UNIT)
+
+    def _emit_digits(self, op: Emitter, tables: Sequence[Array], count: int) -> list[Value]:
+        """What the digits of all numbers stand for, the first so many of them."""
+        digits = []
+        for codes, table in zip(self.codes, tables, strict=True):
             digit = op.Gather(table, op.Cast(codes, to=np.int32), axis=0)
-            digit = op.Cast(digit, to=np.float32)
             if len(codes) * table.shape[1] != count:
                 digit = op.Reshape(digit, np.array([-1]))
                 digit = op.Slice(digit, np.array([0]), np.array([count]))
-            digit = op.Reshape(digit, np.array(shape))
-            total = digit if total is None else op.Add(total, digit)
-        return total
+            digits.append(digit)
+        return digits

@@ -53,9 +53,17 @@ def _gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     return y + (c if node.get("beta", 1.0) == 1 else node.get("beta") * c)
 
 
+def _qlinear_matmul(node: Node, a: Tensor, *rest: Tensor) -> Tensor:
+    a_scale, a_zero, b, b_scale, b_zero, scale, zero = rest
+    product = ((a.float() - a_zero) * a_scale) @ ((b.float() - b_zero) * b_scale)
+    limits = torch.iinfo(zero.dtype)
+    return (torch.round(product / scale) + zero).clamp(limits.min, limits.max).to(zero.dtype)
+
+
 OPERATORS = {
     "Conv": Operator(_conv, bias=2),
     "ConvTranspose": Operator(_conv_transpose, bias=2),
     "Gemm": Operator(_gemm, bias=2),
     "MatMul": plain(torch.matmul),
+    "QLinearMatMul": Operator(_qlinear_matmul),
 }
