@@ -33,7 +33,7 @@ def all_faster(monkeypatch):
     """Times in which int8 is faster everywhere, and nothing is sensitive."""
 
     def choice(original, model, layers, static, dynamic, values, sample):
-        return Choice(list(static), dynamic, 0.5, 1.0)
+        return Choice(list(static), dynamic[0], 0.5, 1.0)
 
     monkeypatch.setattr(
         planning, "time_dynamic", lambda model, layers, reads: dict.fromkeys(layers, Times(1, 0.1))

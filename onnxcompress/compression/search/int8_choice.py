@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 
 import numpy as np
 
@@ -60,33 +61,36 @@ def fastest(
     model: Model,
     layers: Mapping[str, Layer],
     static: Sequence[str],
-    dynamic: Mapping[str, Times],
+    dynamic: Sequence[Mapping[str, Times]],
     values: Mapping[str, Array],
     sample: Sample,
 ) -> Choice:
     """The fastest of a few choices of layers, none if none is faster than the original.
 
     A model that runs in parts is not timed as a whole: what is faster alone is taken.
+
+    Args:
+        dynamic: sets of layers to be tried, with their times alone; first those that gain.
     """
     if model.large:
-        before, after = (sum(getattr(t, end) for t in dynamic.values()) for end in ENDS)
-        return Choice([], dynamic, after, before or 1.0)
-    regions, choices = None, list[Sequence[str]]()
+        before, after = (sum(getattr(t, end) for t in dynamic[0].values()) for end in ENDS)
+        return Choice([], dynamic[0], after, before or 1.0)
+    regions, choices = None, list[Sequence[str]]([[]])
     if static:
         region = int8_region(model, static)
         times, border = time_region(model, region, layers, values)
         regions = Regions(model, times, {n: v.size for n, v in values.items()}, border)
         pruned = regions.best(static)
-        choices = [static, pruned] if pruned != list(static) else [static]
-    if dynamic:
-        choices.append([])
-    choices = [choice for choice in choices if choice or dynamic]
-    models = [_in_int8(model, layers, static, [*choice, *dynamic]) for choice in choices]
+        choices += [static, pruned] if pruned != list(static) else [static]
+    sets = [some for i, some in enumerate(dynamic) if some not in dynamic[:i]]
+    pairs = [(c, some) for c, some in product(choices, sets) if c or some]
+    models = [_in_int8(model, layers, static, [*c, *some]) for c, some in pairs]
     first, *after = spent([original, *models], [sample] * (1 + len(models)), SECONDS)
     best = int(np.argmin(after)) if after else -1
     if best < 0 or after[best] > FASTER * first:
         return Choice([], {}, first, first)
-    return Choice(list(choices[best]), dynamic, after[best], first, regions)
+    chosen, quick = pairs[best]
+    return Choice(list(chosen), quick, after[best], first, regions)
 
 
 def _in_int8(
