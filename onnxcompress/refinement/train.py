@@ -21,6 +21,7 @@ Adam needs about twice the epochs.  All others, scales and shared values, take A
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -83,18 +84,14 @@ def refine(
         DataError: the labels are no class numbers.
     """
     check(model, device, augment)
-    from onnxcompress.refinement.checkpoints import Checkpoints, key_of
+    from onnxcompress.refinement.checkpoints import Checkpoints
     from onnxcompress.refinement.device import pick_device, threads
     from onnxcompress.refinement.teacher import prepare_lessons
     from onnxcompress.refinement.trainer import prepare_trainer, train
 
     jobs, device, augmentations = jobs or cores(), pick_device(device), parse_augmentations(augment)
-    key = ""
-    if cache is not None:
-        models = digest(model), digest(teacher)
-        contents = [_content(part) for part in (samples, labelled)]
-        settings = epochs, seed, device, rate, augmentations, hints, jobs
-        key = key_of(version("onnxcompress"), version("torch"), models, contents, settings)
+    settings = epochs, seed, device, rate, augmentations, hints, jobs
+    key = "" if cache is None else _key((model, teacher), (samples, labelled), settings)
     with threads(jobs):
         lessons = prepare_lessons(
             model,
@@ -127,6 +124,14 @@ def check(model: Model, device: str = "auto", augment: str = "") -> None:
         raise RefineError(f"refinement does not know {', '.join(missing)}")
     parse_augmentations(augment)
     pick_device(device)
+
+
+def _key(models: Sequence[Model], data: Sequence[Samples | None], settings: Any) -> str:
+    """What a training is kept under: whatever its result depends on."""
+    from onnxcompress.refinement.checkpoints import key_of
+
+    versions, digests = (version("onnxcompress"), version("torch")), tuple(map(digest, models))
+    return key_of(*versions, digests, [_content(part) for part in data], settings)
 
 
 def _content(samples: Samples | None) -> list[str]:

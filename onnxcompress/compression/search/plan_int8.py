@@ -116,12 +116,8 @@ def plan_int8(
             reasons[name] = "int8 would cost the outputs more there than it gains time"
         elif name in first_choice.chosen:
             reasons[name] = "another layer computes with its weight in float"
-        elif name in fixed:
-            reasons[name] = "int8 is not faster there, what it takes to round its input counted"
-        elif able[name].op_type == "Conv":
-            reasons[name] = _no_ranges(model, static)
         else:
-            reasons[name] = "int8 is not faster there"
+            reasons[name] = _not_faster(model, able[name], name in fixed, static)
     floats = {name: Arithmetic(reason=reason) for name, reason in reasons.items()}
     kinds = dict.fromkeys(kept.dynamic, Arithmetic("dynamic"))
     plan = Int8Plan(floats | kinds, int8_region(model, kept.static), {}, kept.share)
@@ -130,6 +126,20 @@ def plan_int8(
     names = {name: region.source[name] for name in plan.region.ranged}
     own = {name: best[source][0] for name, source in names.items()}
     return _ranged(model, able, plan, {n: seen[s] for n, s in names.items()}, own, kept, judge)
+
+
+def _not_faster(model: Model, layer: Layer, ranged: bool, static: bool) -> str:
+    """Why int8 gains no time for a layer that could compute in it.
+
+    Args:
+        ranged: whether what it reads has a fixed range.
+        static: whether fixed ranges may be used at all.
+    """
+    if ranged:
+        return "int8 is not faster there, what it takes to round its input counted"
+    if layer.op_type == "Conv":
+        return _no_ranges(model, static)
+    return "int8 is not faster there"
 
 
 def smoothed(
