@@ -118,6 +118,17 @@ def test_the_range_is_the_one_that_the_classes_tell_most_about(mean, scale, name
     assert f"--preprocess {name} " in made.words
 
 
+def test_a_classifier_is_judged_on_the_pictures_of_every_class_that_it_is_surest_of():
+    scores = classifier_of(0, 1)
+    made = stand_ins(picture_model(), scores)
+    answers = [np.concatenate([scores(b) for b in part]) for part in (made.fit, made.held_out)]
+    fit, judged = (np.exp(a) / np.exp(a).sum(1, keepdims=True) for a in answers)
+    assert len(judged) == len(fit) // 4
+    assert np.median(judged.max(1)) > np.quantile(fit.max(1), 0.75)
+    shares = np.bincount(judged.argmax(1), minlength=4) / len(judged)
+    assert np.all(shares > 0.05)
+
+
 def test_where_the_mean_says_nothing_pixels_up_to_255_are_less_their_mean_and_blue_first():
     def scores(batch):
         edges = np.diff(batch["x"].astype(np.float64), axis=3).mean((1, 2))

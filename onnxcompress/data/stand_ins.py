@@ -7,6 +7,9 @@ most about pictures in that range: of class probabilities p over pictures,
     H(E p) - E H(p)          H(p) = - sum p log p
 
 is largest there (the logarithm of the inception score: Salimans et al. 2016, section 4).
+
+A network is sure of what it was trained for, and less so of photographs of other things: there any
+change tips many classes over.  So it is judged on those that it is surest of, in every class.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ MOST = 256  # pictures to fit with: more crops of the same photographs hardly he
 LEAST = 48  # and no fewer than these, even of large ones,
 PIXELS = 1 << 23  # which have so many pixels together
 HELD_OUT = 4  # every so many-th photograph is for validation, with a crop for as many of the fit,
-LEAST_HELD_OUT = 16  # but so many at least
+LEAST_HELD_OUT = 16  # but so many at least,
+SURE = 4  # the one in so many of each class that a network is surest of
 SMALLEST = 8  # pixels of a side: what has less is no picture
 SCALES = (0.35, 1.0)  # sides of a crop, as shares of the largest that fits
 NOISE = 30.0  # 255ths: the largest deviation of noise, near what denoisers are trained with
@@ -97,7 +101,9 @@ def stand_ins(
     count = int(np.clip(PIXELS // prod(source.size), LEAST, MOST)) if fixed else LEAST
     fit = source.samples(PRESETS[name], count)
     others = replace(source, held_out=True)
-    held_out = others.samples(PRESETS[name], max(count // HELD_OUT, LEAST_HELD_OUT))
+    judged = max(count // HELD_OUT, LEAST_HELD_OUT)
+    held_out = _surest(others.samples(PRESETS[name], SURE * judged), scores)
+    held_out = held_out or others.samples(PRESETS[name], judged)
     words = f"photographs that ship with onnxcompress, as --preprocess {name} gives them"
     return StandIns(fit, held_out, words)
 
@@ -208,16 +214,40 @@ def _range_of(model: Model, source: _Source, scores: Scores) -> str:
 
 def _information(samples: Samples, scores: Scores) -> float:
     """What the classes say of the pictures, in nats; 0 where there are none."""
+    p = _probabilities(samples, scores)
+    return 0.0 if p is None else float(_entropy(p.mean(0)) - _entropy(p).mean())
+
+
+def _probabilities(samples: Samples, scores: Scores) -> Array | None:
+    """Of the classes, ``(pictures, classes)``; None where there are none."""
     answers: list[Array] = []
     for batch in samples.batches(TOGETHER):
         answer = scores(batch)
         if answer is None:
-            return 0.0
+            return None
         answers.append(answer)
     logits = np.concatenate(answers).astype(np.float64)
     p = np.exp(logits - logits.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    return float(_entropy(p.mean(0)) - _entropy(p).mean())
+    return p / p.sum(1, keepdims=True)
+
+
+def _surest(samples: Samples, scores: Scores) -> Samples | None:
+    """One picture in `SURE` of each class, those that the network is surest of, in their order.
+
+    None where there are no classes, or not one for each picture.
+    """
+    p = _probabilities(samples, scores)
+    if p is None or len(p) != len(samples):
+        return None
+    classes, sure = p.argmax(1), p.max(1)
+    place = np.empty(len(p))  # within its class, from 0 for the surest to 1
+    for one in np.unique(classes):
+        members = np.flatnonzero(classes == one)
+        order = members[np.argsort(-sure[members], kind="stable")]
+        place[order] = (np.arange(len(order)) + 0.5) / len(order)
+    unit = samples.batch if samples.exact else 1
+    count = -(-len(p) // (SURE * unit)) * unit
+    return samples.take(np.sort(np.lexsort((-sure, place))[:count]))
 
 
 def _entropy(p: Array) -> Array:
