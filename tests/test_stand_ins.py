@@ -1,6 +1,7 @@
 """Pictures that stand in for samples, and what a graph tells of its inputs."""
 
 from importlib.resources import files
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -205,3 +206,12 @@ def test_the_stand_ins_feed_the_model():
     model = picture_model(("n", 3, "h", "w"))
     [answer] = Session(model).run(next(stand_ins(model, no_scores).held_out.batches(1)))
     assert answer.shape == (1, 3, 224, 224)
+
+
+def test_a_long_line_of_copies_is_walked_once():
+    count = 20_000
+    names = ["ids", *(f"t{i}" for i in range(count))]
+    nodes = [helper.make_node("Identity", [a], [b]) for a, b in pairwise(names)]
+    nodes.append(helper.make_node("Gather", ["table", names[-1]], ["y"]))
+    model = model_of(nodes, [("ids", TensorProto.INT64, ("n",))], {"table": np.ones((50, 2), "f")})
+    assert index_ranges(model) == {"ids": (0, 50)}

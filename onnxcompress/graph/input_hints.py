@@ -6,7 +6,8 @@ have their mean near ``-b / a``.  A model that looks rows up reads indices below
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from onnx import NodeProto
@@ -25,7 +26,7 @@ def first_scaling(model: Model, name: str) -> tuple[float, float] | None:
     None where it does not, or where several nodes do something else with the input.
     """
     a, b, scaled = 1.0, 0.0, False
-    for node, tensor in _line(model, name):
+    for node, tensor in _line(_readers(model), name):
         if node.op_type not in FACTORS:
             continue
         step = _scaling(model, node, tensor)
@@ -38,11 +39,12 @@ def first_scaling(model: Model, name: str) -> tuple[float, float] | None:
 def index_ranges(model: Model) -> dict[str, tuple[int, int]]:
     """0 and the rows of what an input of whole numbers chooses from, for every such input."""
     ranges: dict[str, tuple[int, int]] = {}
+    readers = _readers(model)
     for value in model.graph.input:
         rows = [
             _rows(model, node)
-            for tensor in _copies(model, value.name)
-            for node in _readers(model, tensor)
+            for tensor in _copies(readers, value.name)
+            for node in readers[tensor]
             if tensor == _indices(node)
         ]
         known = [count for count in rows if count]
@@ -51,26 +53,31 @@ def index_ranges(model: Model) -> dict[str, tuple[int, int]]:
     return ranges
 
 
-def _readers(model: Model, tensor: str) -> list[NodeProto]:
-    return [node for node in model.graph.node if tensor in node.input]
+def _readers(model: Model) -> Mapping[str, list[NodeProto]]:
+    """Tensor -> the nodes of the graph itself that read it."""
+    readers = defaultdict[str, list[NodeProto]](list)
+    for node in model.graph.node:
+        for name in dict.fromkeys(node.input):
+            readers[name].append(node)
+    return readers
 
 
-def _line(model: Model, tensor: str) -> Iterator[tuple[NodeProto, str]]:
+def _line(readers: Mapping[str, list[NodeProto]], tensor: str) -> Iterator[tuple[NodeProto, str]]:
     """The nodes after an input, each with the tensor it reads, as long as there is one alone."""
-    while True:
-        readers = _readers(model, tensor)
-        if len(readers) != 1 or readers[0].op_type not in MOVED | FACTORS:
-            return
-        yield readers[0], tensor
-        tensor = readers[0].output[0]
+    while len(readers[tensor]) == 1 and readers[tensor][0].op_type in MOVED | FACTORS:
+        [node] = readers[tensor]
+        yield node, tensor
+        tensor = node.output[0]
 
 
-def _copies(model: Model, name: str) -> list[str]:
+def _copies(readers: Mapping[str, list[NodeProto]], name: str) -> list[str]:
     """A tensor, and the same values in other shapes and types."""
-    names = [name]
-    for tensor in names:
-        names += [n.output[0] for n in _readers(model, tensor) if n.op_type in MOVED]
-    return names
+    names = {name: None}
+    for tensor in (line := [name]):
+        made = [node.output[0] for node in readers[tensor] if node.op_type in MOVED]
+        line += [other for other in made if other not in names]
+        names |= dict.fromkeys(made)
+    return list(names)
 
 
 def _indices(node: NodeProto) -> str | None:
