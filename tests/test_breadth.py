@@ -14,7 +14,7 @@ import onnxcompress as oc
 from onnxcompress.compression.inspect import examine
 from onnxcompress.compression.method_spec import parse
 from onnxcompress.execution.session import Session
-from onnxcompress.graph import check, find_layers, inline_functions
+from onnxcompress.graph import check, find_constants, find_layers, inline_functions
 
 DECODED, FACTORED = parse("integer:bits=4"), parse("basis:unfolding=filter,rank=16")
 SIZES = {"float16": 0.5, "bfloat16": 0.5, "double": 2}  # of what is stored as it is
@@ -227,15 +227,18 @@ def test_an_input_whose_layer_is_skipped_can_be_overridden_as_before(rng):
     assert not np.array_equal(session.run(None, x)[0], session.run(None, x | zero)[0])
 
 
-def test_layers_that_compute_in_8_bits_are_declined_with_the_reason():
+def test_layers_that_compute_in_8_bits_stay_so_with_fewer_levels():
     made = kinds.quantized()
     _, skipped = find_layers(made)
     assert set(skipped) == {"conv1", "conv2", "hidden", "head"}
     assert set(skipped.values()) == {
         "it computes in 8 bits: its input and its weight are quantized"
     }
-    with pytest.raises(oc.BudgetError, match="no layer can be compressed"):
-        oc.compress(made, methods=DECODED)
+    stored = find_constants(made, {})
+    assert stored and all(layer.attributes["integers"] == "int8" for layer in stored.values())
+    result, _ = oc.compress(made, methods="integer:bits=4", force=True)
+    assert result.nbytes < made.nbytes
+    assert find_layers(result)[1] == skipped
 
 
 def test_what_a_model_holds_beside_its_layers_stays_as_it_is(compressed):

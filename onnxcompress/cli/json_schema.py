@@ -32,7 +32,8 @@ INSPECTION = {
     "file": COUNT, "weights": COUNT, "macs": COUNT, "nodes": COUNT, "opset": COUNT,
     "ir_version": COUNT, "inputs": {"type": "array", "items": ANY},
     "outputs": {"type": "array", "items": ANY}, "compressed_before": {"type": "boolean"},
-    "layers": {"type": "array", "items": ANY}, "estimates": {"type": "array", "items": ANY},
+    "layers": {"type": "array", "items": ANY}, "rest": {"type": "array", "items": ANY},
+    "estimates": {"type": "array", "items": ANY},
     "note": {"type": ["string", "null"]}, "made": {"type": ["string", "null"]},
 }  # fmt: skip
 EXPANSION = {

@@ -13,7 +13,7 @@ from onnxcompress.graph import DECODED, Model, fold_constants
 def expand(model: Model) -> Model:
     """A copy in which stored weights take the place of the nodes that decode them.
 
-    Decoders are known by the names of their tensors, see `DECODED` of `onnxcompress.graph.emitter`.
+    Decoders are known by the names of their tensors, see `DECODED` of `onnxcompress.graph.nodes`.
     What else a model computes from constants, such as a grid of positions, stays as it is: written
     out it may be many times larger.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from math import isqrt, log2, prod
 from typing import Any
@@ -20,14 +21,17 @@ from onnxcompress.data.inputs import InputSpec, input_specs, output_specs
 from onnxcompress.data.samples import DataError, Samples
 from onnxcompress.execution.runnable import runnable
 from onnxcompress.graph import (
+    LARGE,
     Model,
     ModelError,
+    constants_of,
     find_constants,
     find_layers,
     inline_functions,
-    int8_bytes,
     linear_nodes,
     strip,
+    tensor_bytes,
+    weight_parts,
 )
 from onnxcompress.methods import METHODS
 
@@ -35,6 +39,9 @@ RATIOS = (2, 4, 8, 16)  # for which methods are estimated,
 TRIED = 4  # from so many settings of each,
 LOOKED_AT = 3  # on parts of so many layers
 PART = 9216  # weights of a part
+FEW = 64  # entries of a constant up to which other nodes are likely to need it too
+
+Row = dict[str, Any]
 
 
 def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Any]:
@@ -58,6 +65,7 @@ def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
             raise
         note = f"the multiplications are unknown: {error}"
     properties = {entry.key: entry.value for entry in model.proto.metadata_props}
+    rows, rest = inventory(model, macs)
     return {
         "file": original.nbytes,
         "weights": original.weight_bytes,
@@ -69,7 +77,8 @@ def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         "outputs": [_tensor(spec) for spec in output_specs(model)],
         "compressed_before": "onnxcompress.version" in properties,
         "made": properties.get("onnxcompress.config"),
-        "layers": list(_rows(model, macs)),
+        "layers": rows,
+        "rest": rest,
         "estimates": _estimates(model),
         "strip": original.nbytes - strip(original).nbytes,
         "simplify": None if samples is None or original.large else _simplified(original, samples),
@@ -91,26 +100,58 @@ def _tensor(spec: InputSpec) -> dict[str, Any]:
     return {"name": spec.name, "type": str(spec.dtype), "shape": shape}
 
 
-def _rows(model: Model, macs: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The layers in network order, those inside the bodies of nodes, and other constants."""
+def inventory(model: Model, macs: Mapping[str, int]) -> tuple[list[Row], list[Row]]:
+    """The layers in network order, those inside the bodies of nodes, and other constants.
+
+    Returns:
+        These, and what else takes bytes.
+    """
     layers, skipped = find_layers(model)
     nodes = linear_nodes(model)
     types = {name: node.op_type for name, (_, node) in model.nodes.items()}
     able = layers | find_constants(model, layers)
-    in_int8 = int8_bytes(model)
-    return [
-        {
+    counted = set[str]().union(*(weight_parts(model, name) for name in able))
+    rows = []
+    for name in dict.fromkeys((*nodes, *skipped, *able)):
+        row: Row = {
             "layer": name,
             "type": able[name].op_type if name in able else types.get(name, ""),
             "shape": [],
-            "bytes": in_int8.get(name),
+            "bytes": None,
             "macs": macs.get(name),
             "methods": [],
             "reason": skipped.get(name, ""),
-            **(_able(model, able[name]) if name in able else {}),
         }
-        for name in dict.fromkeys((*nodes, *skipped, *able))
-    ]
+        if name in able:
+            row |= _able(model, able[name])
+        elif name in model.nodes:
+            own = {
+                part for part in constants_of(model, name) - counted if _entries(model, part) > FEW
+            }
+            row["bytes"] = _nbytes(model, own) or None
+            counted |= own
+        rows.append(row)
+    return rows, [*_rest(model, counted)]
+
+
+def _rest(model: Model, counted: AbstractSet[str]) -> Iterator[Row]:
+    """What takes bytes and is no part of a layer."""
+    left = model.constants.keys() - counted
+    large = {key for key in left if _entries(model, key) >= LARGE}
+    for key in sorted(large, key=lambda key: -tensor_bytes(model.constants[key])):
+        yield {"name": key, "bytes": tensor_bytes(model.constants[key])}
+    small, everything = left - large, sum(map(tensor_bytes, model.constants.values()))
+    if small:
+        yield {"name": f"{len(small):,} small constants", "bytes": _nbytes(model, small)}
+    yield {"name": "nodes, names and metadata", "bytes": max(model.nbytes - everything, 0)}
+
+
+def _entries(model: Model, key: str) -> int:
+    return prod(model.constants[key].dims)
+
+
+def _nbytes(model: Model, keys: Iterable[str]) -> int:
+    return sum(tensor_bytes(model.constants[key]) for key in keys)
 
 
 def _able(model: Model, layer: Layer) -> dict[str, Any]:
@@ -157,7 +198,9 @@ def _part(layer: Layer) -> Layer:
     """Some outputs and inputs of a layer, without groups."""
     side = isqrt(PART // prod(layer.kernel)) or 1
     weight = np.ascontiguousarray(layer.read().weight[:side, :side], np.float32)
-    return replace(layer, weight=weight, bias=None, attributes={"group": 1}, shared=layer.name)
+    stored = layer.nbytes * weight.size // layer.weight.size
+    own = {"group": 1}
+    return replace(layer, weight=weight, bias=None, attributes=own, shared="", stored=stored)
 
 
 def _errors(method: Method, layer: Layer) -> list[float | None]:
@@ -169,7 +212,7 @@ def _errors(method: Method, layer: Layer) -> list[float | None]:
     alone, points = Statistics.white(layer), []
     for fitted in (settings[i].fit(layer, alone) for i in sorted(chosen)):
         error = alone.error(layer.weight, fitted.decode())
-        points.append((log2(layer.weight.nbytes / fitted.nbytes), np.log(max(error, 1e-12))))
+        points.append((log2(layer.nbytes / fitted.nbytes), np.log(max(error, 1e-12))))
     ratios, logs = np.array(sorted(points)).T
     logs = np.minimum.accumulate(logs[::-1])[::-1]  # what is smaller and better serves as well
     reached = [ratio for ratio in RATIOS if log2(ratio) < ratios[-1] + 0.1]

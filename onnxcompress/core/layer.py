@@ -80,7 +80,9 @@ class Layer:
         bias: ``(out,)``; a Value where the model computes it; None where there is none.
         attributes: the node's: strides, pads, dilations, group, auto_pad, output_padding,
             transA, beta (of a computed bias); ``left=1`` for a MatMul that computes ``W @ x``;
-            ``shape`` of a Constant, and ``group`` where it is known what it is multiplied with.
+            ``shape`` of a Constant, and ``group`` where it is known what it is multiplied with;
+            ``integers`` of one that is made of bytes, the type, with ``zero``, which is left out
+            of the weight, and ``outputs_last``, where the weight is so, transposed.
         shared: name of the first layer that reads an equal weight, itself where there is no other.
         stored: bytes that the weight takes in the file; 0 where they are those of the array.
     """
@@ -190,7 +192,7 @@ class Layer:
     ) -> Value:
         extra = () if bias is None else (bias,)
         if self.op_type == "Constant":
-            return op.Reshape(weight, np.array(self.attributes["shape"]))
+            return _as_stored(op, weight, self.attributes)
         if self.op_type == "Gemm":
             attributes = {"transA": self.attributes.get("transA", 0)} if first else {}
             if bias is not None and not isinstance(bias, Array):
@@ -220,6 +222,21 @@ class Layer:
                 value = [v if i % rank in axes else neutral[key] for i, v in enumerate(value)]
             result[key] = value
         return result
+
+
+def _as_stored(op: Emitter, weight: Array | Value, attributes: Mapping[str, Any]) -> Value:
+    """A Constant in its own shape; bytes are rounded."""
+    *outer, first, second = attributes["shape"]
+    last = attributes.get("outputs_last")
+    value = op.Reshape(weight, np.array([*outer, second, first] if last else attributes["shape"]))
+    if last:
+        value = op.Transpose(value, perm=[*range(len(outer)), len(outer) + 1, len(outer)])
+    if "integers" not in attributes:
+        return value
+    limits = np.iinfo(attributes["integers"])
+    value = op.Floor(op.Add(value, np.array(attributes["zero"] + 0.5, np.float32)))
+    value = op.Max(op.Min(value, np.array(limits.max, np.float32)), np.float32([limits.min]))
+    return op.Cast(value, to=attributes["integers"])
 
 
 def _swap(op: Emitter, weight: Array | Value) -> Any:

@@ -6,27 +6,28 @@ from onnxcompress.graph.check import check
 from onnxcompress.graph.declared import declared_inputs, declared_outputs, sequences
 from onnxcompress.graph.detach import DETACHED_BYTES, detached, sha256
 from onnxcompress.graph.edit import add_constant, bypass, drop_constants
-from onnxcompress.graph.emitter import DECODED
 from onnxcompress.graph.find_layers import (
+    LARGE,
+    constant_inputs,
     emptied_inputs,
     find_constants,
     find_layers,
     layer_input,
     layer_inputs,
-    recurrent_inputs,
 )
 from onnxcompress.graph.input_hints import first_scaling, index_ranges
-from onnxcompress.graph.int8_nodes import int8_bytes
 from onnxcompress.graph.load import as_model, load, read_tensor
 from onnxcompress.graph.model import Model
-from onnxcompress.graph.nodes import OPERATORS, reads
+from onnxcompress.graph.nodes import DECODED, OPERATORS, reads
 from onnxcompress.graph.operations import (
     Operation,
+    constants_of,
     inner_nodes,
     inner_shapes,
     linear_inputs,
     linear_nodes,
     operations,
+    weight_parts,
 )
 from onnxcompress.graph.passes.annotate import annotate
 from onnxcompress.graph.passes.as_float32 import (
@@ -57,10 +58,12 @@ from onnxcompress.graph.subgraphs import (
     part,
     segment,
 )
+from onnxcompress.graph.tensors import tensor_bytes
 
 __all__ = [
     "DECODED",
     "DETACHED_BYTES",
+    "LARGE",
     "OPERATORS",
     "Model",
     "ModelError",
@@ -74,6 +77,8 @@ __all__ = [
     "changed_outputs",
     "check",
     "compute_int8",
+    "constant_inputs",
+    "constants_of",
     "custom_operators",
     "declared_inputs",
     "declared_outputs",
@@ -101,7 +106,6 @@ __all__ = [
     "inline_functions",
     "inner_nodes",
     "inner_shapes",
-    "int8_bytes",
     "layer_input",
     "layer_inputs",
     "linear_inputs",
@@ -114,7 +118,6 @@ __all__ = [
     "part",
     "read_tensor",
     "reads",
-    "recurrent_inputs",
     "rest",
     "rewrite",
     "save",
@@ -123,5 +126,7 @@ __all__ = [
     "serialized",
     "sha256",
     "strip",
+    "tensor_bytes",
+    "weight_parts",
     "with_values",
 ]

@@ -16,8 +16,6 @@ from onnxcompress.graph.find_layers import SMALL
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import unique_name
 
-DECODED = "~[0-9a-f]+"  # names of what decoders store and compute: short, as there are many
-
 
 class Emitter:
     """Adds nodes to a fragment; every ONNX operator is a method: ``y = op.Conv(x, weight)``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from math import prod
@@ -14,12 +15,18 @@ from onnx import NodeProto
 from onnxcompress.core.errors import ModelError
 from onnxcompress.core.layer import Array, Layer, Unread
 from onnxcompress.core.messages import one_line
-from onnxcompress.graph.int8_nodes import INTEGER, in_8_bits
+from onnxcompress.graph.int8_nodes import (
+    Integers,
+    find_integers,
+    in_8_bits,
+    is_integer,
+    packed_weight,
+)
 from onnxcompress.graph.model import FLOATS, Model, weight_of, weight_root
-from onnxcompress.graph.nodes import attributes_of, is_linear
+from onnxcompress.graph.nodes import DECODED, attributes_of, is_linear
 from onnxcompress.graph.operations import linear_nodes
 from onnxcompress.graph.scopes import Scope
-from onnxcompress.graph.tensors import is_external, tensor_bytes
+from onnxcompress.graph.tensors import is_external
 
 LARGE = 1024  # entries of a constant from which it is worth compressing
 LARGEST = 1e4  # magnitude of a constant that is likely to be a weight
@@ -29,6 +36,7 @@ RECURRENT = ("GRU", "LSTM", "RNN")
 STRIP = 8  # rows of a matrix that are transposed together: longer ways through memory take longer
 UNREAD = 1 << 20  # bytes of a weight that is not kept in memory, where it can be read again
 IN_8_BITS = "it computes in 8 bits: its input and its weight are quantized"
+PACKED = "several numbers of its weight share a byte already"
 LARGEST_WEIGHT = 1e15  # magnitude with which float32 can compute errors
 
 
@@ -47,8 +55,10 @@ def find_layers(
     for key, (scope, node) in model.nodes.items():
         if only is not None and key not in only:
             continue
-        if node.op_type in INTEGER and not node.domain:
+        if is_integer(node):
             skipped[key] = IN_8_BITS
+        if packed_weight(node) is not None:
+            skipped[key] = PACKED
         if not is_linear(node):
             continue
         if scope.outer is None and key not in runs:
@@ -106,35 +116,78 @@ def _likeness(layer: Layer) -> tuple[Any, ...]:
     return layer.groups, left, weight.shape, weight.dtype, sample.tobytes()
 
 
-def find_constants(model: Model, layers: Mapping[str, Layer]) -> dict[str, Layer]:
+def find_constants(
+    model: Model, layers: Mapping[str, Layer], only: Container[str] | None = None
+) -> dict[str, Layer]:
     """Large constants that are no layer's weight, by name: embeddings, recurrent weights, ...
 
     They are seen as weights whose rows are their last axis, or a few of the last ones.
+
+    Args:
+        only: look at these alone.
     """
     used = {weight_root(model, *model.nodes[name]) for name in layers}
     used |= {scope.key(o.name) for scope in model.scopes for o in scope.graph.output}
-    recurrent = recurrent_inputs(model)
-    taken = {*model.nodes, *layers}
+    read, integers = constant_inputs(model), find_integers(model)
+    taken, forms = {*model.nodes, *layers}, float_forms(model, integers)
     constants = {}
-    for key, tensor in model.constants.items():
-        size, rank = prod(tensor.dims), len(tensor.dims)
-        if key in used or key in taken or rank < 2 or size < LARGE or not model.consumers[key]:
+    for root, tensor in model.constants.items():
+        key = forms.get(root, root)
+        if (only is not None and key not in only) or key in taken or {key, root} & used:
             continue
-        if tensor.data_type not in FLOATS:
+        if len(tensor.dims) < 2 or prod(tensor.dims) < LARGE or not model.consumers[key]:
             continue
-        layer = model.seen.get(("constant", key)) or _constant(model, key, recurrent.get(key))
+        if tensor.data_type not in FLOATS and key == root and key not in integers:
+            continue
+        if re.fullmatch(DECODED, key):
+            continue  # what our decoders read is small already
+        layer = model.seen.get(("constant", key))
+        if layer is None and key in integers:
+            layer = _integers(model, key, integers[key])
+        layer = layer or _constant(model, key, read.get(key))
         if layer is not None:
             constants[key] = layer
     return constants
+
+
+def _integers(model: Model, key: str, integers: Integers) -> Layer:
+    """A constant of bytes as a weight of floats."""
+    value = model.read(key)
+    attributes = integers.attributes(value)
+    rows = integers.rows(value)
+    layer = Layer(key, "Constant", rows, None, attributes, key, value.nbytes)
+    light = _light(model, key, layer, lambda: integers.rows(model.read(key)))
+    if light is not layer:
+        model.seen["constant", key] = light
+    return light
+
+
+def float_forms(model: Model, integers: Container[str]) -> dict[str, str]:
+    """Constants of whole numbers -> the last of the `VIEWS` that alone show them.
+
+    Args:
+        integers: those that are multiplied as they are.
+    """
+    shown = {model.shown(key): key for key in model.views}
+    forms = {}
+    for root, tensor in model.constants.items():
+        key = root
+        if root in integers:
+            continue
+        while tensor.data_type not in FLOATS and key in shown and model.consumers[key] == 1:
+            forms[root] = key = shown[key]
+    return forms
 
 
 def _constant(model: Model, key: str, read: tuple[str, int] | None) -> Layer | None:
     """A large constant as a weight; None where it hardly is one.
 
     Args:
-        read: what it is multiplied with, see `recurrent_inputs`.
+        read: what it is multiplied with, see `constant_inputs`.
     """
-    value = model.read(key)
+    value = _value(model, key)
+    if value is None:
+        return None
     flat = _rows(value)
     largest = np.abs(value.astype(np.float32)).max()
     if min(flat.shape) < 2 or not largest < LARGEST:
@@ -142,11 +195,24 @@ def _constant(model: Model, key: str, read: tuple[str, int] | None) -> Layer | N
     attributes: dict[str, Any] = {"shape": value.shape}
     if read and flat.shape[1] == value.shape[-1]:
         attributes["group"] = read[1]
-    layer = Layer(key, "Constant", flat, None, attributes, key)
-    light = _light(model, key, layer, lambda: _rows(model.read(key)))
+    stored = min(value.nbytes, model.stored_bytes(key))
+    layer = Layer(key, "Constant", flat, None, attributes, key, stored)
+    light = _light(model, model.root(key), layer, lambda: _rows(model.read(key)))
     if light is not layer:
         model.seen["constant", key] = light
     return light
+
+
+def _value(model: Model, key: str) -> Array | None:
+    """A constant of floats, or what `VIEWS` make of one; None where that is none."""
+    try:
+        value = model.read(key)
+    except ModelError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        return None
+    wide = value.ndim > 1 and onnx.helper.np_dtype_to_tensor_dtype(value.dtype) in FLOATS
+    return value if wide else None
 
 
 def _rows(value: Array) -> Array:
@@ -168,13 +234,19 @@ def layer_input(node: NodeProto, layer: Layer) -> str:
 
 def layer_inputs(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
     """The same of all layers of the main graph, and of constants for which it is known."""
-    nodes, recurrent = linear_nodes(model), recurrent_inputs(model)
+    nodes, read = linear_nodes(model), constant_inputs(model)
     inputs = {n: layer_input(nodes[n], layer) for n, layer in layers.items() if n in nodes}
-    known = {n: tensor for n, (tensor, _) in recurrent.items() if n in layers}
+    known = {n: tensor for n, (tensor, _) in read.items() if n in layers}
     return inputs | {n: t for n, t in known.items() if "group" in layers[n].attributes}
 
 
-def recurrent_inputs(model: Model) -> dict[str, tuple[str, int]]:
+def constant_inputs(model: Model) -> dict[str, tuple[str, int]]:
+    """What constants are multiplied with, where that is known, and in how many groups."""
+    reads = {key: own.reads for key, own in find_integers(model).items() if own.reads}
+    return {key: (tensor, 1) for key, tensor in reads.items()} | _recurrent_inputs(model)
+
+
+def _recurrent_inputs(model: Model) -> dict[str, tuple[str, int]]:
     """What the weights of recurrent nodes are multiplied with, and how many groups they have.
 
     The first weight reads the input, in all directions.  The second reads the states, each
@@ -195,12 +267,10 @@ def recurrent_inputs(model: Model) -> dict[str, tuple[str, int]]:
 
 def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
     tensor, root = weight_of(model, scope, node), weight_root(model, scope, node)
-    if scope.outer is None and in_8_bits(model, node):
+    if in_8_bits(model, scope, node):
         raise _SkippedError(IN_8_BITS)
     if not model.fixed(tensor):
         raise _SkippedError("its weight is computed while the model runs")
-    if {*map(scope.key, node.input[:2])} <= model.quantized:
-        raise _SkippedError(IN_8_BITS)
     try:
         weight, attributes = model.read(tensor), attributes_of(node)
     except ModelError:
@@ -214,12 +284,13 @@ def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
     if float(np.abs(weight).max()) > LARGEST_WEIGHT:  # which float16 does not hold
         raise _SkippedError("its weight is so large that squares of it overflow")
     if root in model.tied:
-        raise _SkippedError(f"other nodes read its weight too: see the constant {root}")
+        name = float_forms(model, ()).get(root, root)
+        raise _SkippedError(f"other nodes read its weight too: see the constant {name}")
     flat = node.op_type in ("Gemm", "MatMul")
     if weight.ndim != 2 if flat else weight.ndim < 3:
         expected = "2" if flat else "3 or more"
         raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of {expected}")
-    stored = min(weight.nbytes, tensor_bytes(model.constants[root]))
+    stored = min(weight.nbytes, model.stored_bytes(tensor))
     bias, kept = None, {}
     if node.op_type != "MatMul":
         bias = bias_of(model, scope, node, weight)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -32,7 +33,7 @@ from onnxcompress.graph.nodes import (
 from onnxcompress.graph.scopes import Scope, scopes_of
 from onnxcompress.graph.spill import spilled
 from onnxcompress.graph.tensors import HELD, in_file, is_external, location, tensor_bytes
-from onnxcompress.graph.views import VIEWS, viewed
+from onnxcompress.graph.views import MOST_VIEWS, MOVES, VIEWS, viewed
 
 T = TypeVar("T")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -174,21 +175,55 @@ class Model:
 
     @kept
     def views(self) -> dict[str, tuple[Scope, NodeProto]]:
-        """What a chain of `VIEWS` makes of constants: key of the tensor -> its last node."""
+        """What `VIEWS` make of constants: key of the tensor -> the node that gives it."""
         result: dict[str, tuple[Scope, NodeProto]] = {}
+        steps = dict.fromkeys(self.constants, 0)  # nodes that compute a tensor
         for scope, node in self.nodes.values():
             if node.op_type not in VIEWS or not is_standard(node):
                 continue
-            if all(key in self.constants or key in result for key in scope.keys(node)):
+            keys = scope.keys(node)
+            count = 1 + sum(steps.get(key, MOST_VIEWS) for key in keys)
+            if keys and count <= MOST_VIEWS:
+                steps[scope.path + node.output[0]] = count
                 result[scope.path + node.output[0]] = scope, node
         return result
 
     @kept
+    def roots(self) -> dict[str, str]:
+        """The constant that each view shows: the largest of those that it is made of."""
+        roots: dict[str, str] = {}
+        for key, (scope, node) in self.views.items():
+            constants = (roots.get(read, read) for read in scope.keys(node))
+            roots[key] = max(constants, key=lambda c: prod(self.constants[c].dims))
+        return roots
+
+    def root(self, key: str) -> str:
+        """The constant that a tensor shows, or that it is."""
+        return self.roots.get(key, key)
+
+    def shown(self, key: str) -> str:
+        """What a view shows, of the tensors that its node reads."""
+        scope, node = self.views[key]
+        return next(read for read in scope.keys(node) if self.root(read) == self.roots[key])
+
+    def made_of(self, key: str) -> set[str]:
+        """The constants that a tensor is computed from, or the one that it is."""
+        if key not in self.views:
+            return {key}
+        scope, node = self.views[key]
+        return set().union(*map(self.made_of, scope.keys(node)))
+
+    def stored_bytes(self, key: str) -> int:
+        """Bytes in the file of a constant, or of those that a view is made of and alone reads."""
+        parts = [part for part in self.made_of(key) if self.consumers[part] <= 1]
+        return sum(tensor_bytes(self.constants[part]) for part in {*parts, self.root(key)})
+
+    @kept
     def quantized(self) -> set[str]:
-        """What comes out of a DequantizeLinear, perhaps through other `VIEWS`."""
+        """What comes out of a DequantizeLinear, perhaps through `MOVES`."""
         keys: set[str] = set()
         for scope, node in self.nodes.values():
-            through = node.op_type in VIEWS and any(scope.key(n) in keys for n in node.input[:1])
+            through = node.op_type in MOVES and any(scope.key(n) in keys for n in node.input[:1])
             if node.op_type == "DequantizeLinear" or through:
                 keys.update(scope.path + name for name in node.output)
         return keys
@@ -198,9 +233,9 @@ class Model:
         """Constants that are the weight of a layer, and are read by other nodes as well."""
         linear = [place for place in self.nodes.values() if is_linear(place[1])]
         weights = Counter(weight_of(self, *place) for place in linear)
-        for key, (scope, node) in reversed(self.views.items()):
+        for key in reversed(self.views):
             if weights[key] and weights[key] == self.consumers[key]:
-                weights[scope.key(node.input[0])] += 1
+                weights[self.shown(key)] += 1
         roots = {weight_root(self, *place) for place in linear}
         return {key for key in roots & self.constants.keys() if weights[key] < self.consumers[key]}
 
@@ -260,14 +295,10 @@ class Model:
 
     def read(self, key: str) -> Array:
         """The value of such a tensor."""
-        chain = []
-        while key in self.views:
-            chain.append(self.views[key])
-            key = chain[-1][0].key(chain[-1][1].input[0])
-        value = self.value(self.constants[key])
-        for scope, node in reversed(chain):
-            value = viewed(node, [value, *map(self.read, scope.keys(node)[1:])])
-        return value
+        if key not in self.views:
+            return self.value(self.constants[key])
+        scope, node = self.views[key]
+        return viewed(node, [self.read(part) for part in scope.keys(node)])
 
     def value(self, tensor: TensorProto) -> Array:
         """The value of a tensor, wherever it lies.
@@ -295,11 +326,7 @@ def weight_of(model: Model, scope: Scope, node: NodeProto) -> str:
 
 def weight_root(model: Model, scope: Scope, node: NodeProto) -> str:
     """The key of the constant that the weight is made of."""
-    key = weight_of(model, scope, node)
-    while key in model.views:
-        scope, node = model.views[key]
-        key = scope.key(node.input[0])
-    return key
+    return model.root(weight_of(model, scope, node))
 
 
 def read_while_running(model: Model, makers: Mapping[str, int]) -> set[str]:

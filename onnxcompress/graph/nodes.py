@@ -9,6 +9,7 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+DECODED = "~[0-9a-f]+"  # names of what decoders store and compute: short, as there are many
 RANDOM = (  # operators whose result is another one every time
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     *("Multinomial", "Bernoulli", "Dropout"),

@@ -10,7 +10,7 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from onnxcompress.graph.detach import detached
-from onnxcompress.graph.model import Model
+from onnxcompress.graph.model import Model, ancestors, weight_of
 from onnxcompress.graph.nodes import attributes_of, is_linear, reads
 
 
@@ -69,6 +69,27 @@ def linear_nodes(model: Model) -> dict[str, NodeProto]:
         elif is_linear(node):
             result[key] = node
     return result
+
+
+def weight_parts(model: Model, name: str) -> set[str]:
+    """The constants that the weight of a linear node is made of, or a constant of that name."""
+    linear = name in model.nodes and is_linear(model.nodes[name][1])
+    key = weight_of(model, *model.nodes[name]) if linear else name
+    return model.made_of(key) if model.fixed(key) else set()
+
+
+def constants_of(model: Model, name: str) -> set[str]:
+    """All constants that a node reads, or from which nodes compute what it reads."""
+    scope, node = model.nodes[name]
+    parts = set[str]()
+    for key in scope.keys(node):
+        if model.fixed(key):
+            parts |= model.made_of(key)
+        elif key in model.makers:
+            chain = ancestors(model.graph.node, model.makers[key], model.makers)
+            names = {name for index in chain for name in reads(model.graph.node[index])}
+            parts |= names & model.constants.keys()
+    return parts
 
 
 def inner_nodes(model: Model) -> dict[str, tuple[NodeProto, list[str]]]:

@@ -48,14 +48,14 @@ def rewrite(
             they are; without it the first failure is raised.
     """
     layers, _ = find_layers(model, weights)
-    constants = {n: w for n, w in weights.items() if n in model.constants and n not in layers}
+    constants = {n: w for n, w in weights.items() if model.fixed(n) and n not in layers}
     _check_names(model, set(weights) - set(constants))
     result = model.copy()
     store = Constants(result, model.keep)
     fragments, freed = _looked_up(model, constants, store)
     whole = {key: weight for key, weight in constants.items() if key not in freed}
     decoders = _restored(result, whole, store, failed)
-    freed |= store.replaced
+    freed |= whole.keys()
     for key, layer in layers.items():
         scope, node = model.nodes[key]
         bias = (biases or {}).get(key, layer.bias)
@@ -136,11 +136,12 @@ def _restored(
 ) -> list[NodeProto]:
     """Nodes of the main graph that compute the named constants instead."""
     nodes: list[NodeProto] = []
-    layers = find_constants(model, {}) if weights else {}
+    layers = find_constants(model, {}, weights) if weights else {}
     for key, weight in weights.items():
         scope = next(s for s in reversed(model.scopes) if key in map(s.path.__add__, s.names))
         name = key.removeprefix(scope.path)
-        taken = scope.outer is not None or is_overridable(model, key)  # which stays an input
+        taken = scope.outer is not None or key in model.views
+        taken = taken or is_overridable(model, key)  # which stays an input
         output = store.unique(name) if taken else name
         try:
             made = _fragment(NodeProto(output=[output]), key, layers[key], weight, store)
@@ -153,7 +154,8 @@ def _restored(
             for node in walk(scope.graph):
                 node.input[:] = [output if read == name else read for read in node.input]
         nodes += made
-        store.replaced.add(key)
+        if key not in model.views:
+            store.replaced.add(key)
     model.changed()
     return nodes
 
@@ -180,6 +182,8 @@ def _rows(
     model: Model, key: str, weight: DecodedWeight, store: Constants
 ) -> dict[str, list[NodeProto]] | None:
     """Nodes for every reader of a large table; None where it is not only looked up by rows."""
+    if key in model.views:
+        return None
     tensor = model.constants[key]
     if len(tensor.dims) != 2 or prod(tensor.dims) < LARGE_TABLE or is_overridable(model, key):
         return None

@@ -111,7 +111,7 @@ class Binary(Method):
                 for count, parts, share in SHARED
             ]
         sizes = {setting: setting._nbytes(layer) for setting in settings}
-        useful = {setting: size for setting, size in sizes.items() if size < layer.weight.nbytes}
+        useful = {setting: size for setting, size in sizes.items() if size < layer.nbytes}
         return sorted(useful, key=lambda setting: useful[setting])
 
     def _complete(self, layer: Layer, setting: Binary) -> Binary:

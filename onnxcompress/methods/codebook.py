@@ -94,7 +94,7 @@ class Codebook(Method):
             if not self.table and self.vector:  # pinned to a size: the table that suits the layer
                 settings = settings[: 1 if self._own_costs(layer) else 2][-1:]
         sizes = {s: s._nbytes(layer) for s in settings}
-        useful = [s for s in settings if sizes[s] < layer.weight.nbytes]
+        useful = [s for s in settings if sizes[s] < layer.nbytes]
         return sorted(useful, key=lambda s: sizes[s])
 
     def _own_costs(self, layer: Layer) -> bool:

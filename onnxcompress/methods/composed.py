@@ -137,7 +137,7 @@ class Packed(Method):
                 setting = Packed(c.setting, packed.outer)
                 blank = setting.blank(layer)
                 error = c.error + len(c.factors) * alone
-                if blank.nbytes < layer.weight.nbytes:
+                if blank.nbytes < layer.nbytes:
                     yield Candidate(setting, blank.nbytes, c.factors, error)
 
 

@@ -32,12 +32,14 @@ class Half(Method):
         return True
 
     def settings(self, layer: Layer) -> list[Half]:
-        narrow = layer.weight.dtype.itemsize <= 2
+        narrow = layer.nbytes <= 2 * layer.weight.size
         return [] if narrow or not _holds(layer.grouped) else [self]
 
     def declined(self, layer: Layer) -> str | None:
-        narrow = layer.weight.dtype.itemsize <= 2
-        reason = "it is stored in 16 bits already" if narrow else "float16 does not hold its values"
+        narrow = layer.nbytes <= 2 * layer.weight.size
+        reason = (
+            "it is stored in 16 bits or fewer" if narrow else "float16 does not hold its values"
+        )
         return None if self.settings(layer) else reason
 
     def fit(self, layer: Layer, statistics: Statistics) -> HalfWeight:

@@ -100,7 +100,7 @@ class Integer(Method):
 
     def settings(self, layer: Layer) -> list[Integer]:
         tried = [replace(self, **_spelled(n)) for n in ([self.count] if self.count else OPEN)]
-        return [s for s in tried if s._nbytes(layer) < layer.weight.nbytes]
+        return [s for s in tried if s._nbytes(layer) < layer.nbytes]
 
     def _nbytes(self, layer: Layer) -> int:
         size = layer.weight.size
@@ -186,7 +186,7 @@ class Integer(Method):
             if not self.fixed and setting.count in GROUPED:
                 more += setting._grouped(layer, weight)
             tried += [other._candidate(layer, statistics, weight)[1] for other in more]
-            yield from (c for c in tried if c.nbytes < layer.weight.nbytes)
+            yield from (c for c in tried if c.nbytes < layer.nbytes)
 
     def _candidate(
         self, layer: Layer, statistics: Statistics, weight: Array

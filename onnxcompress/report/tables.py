@@ -34,6 +34,16 @@ from onnxcompress.report.words import (
 WIDE = 1000  # columns where the output is no terminal: nothing is cut off or broken
 CURVE = (0.95, 0.9, 0.75, 0.5, 0.25)  # shares of a layer's cost at which its error is shown
 BAR = 8  # columns of the longest bar
+MOST_REST = 6  # kinds of bytes that belong to no layer
+ADVICE = {  # words in the reasons why no layer can be compressed -> what to do
+    "local function": "write the functions out with onnx.inliner.inline_local_functions",
+    "needs opset": "convert the model to a newer opset with onnx.version_converter",
+    "computed while": "store computed weights as constants: --simplify, or onnxruntime's "
+    "optimized_model_filepath; if no node computes with constants alone, there are no weights",
+    "share a byte": "start from the model before it was quantized",
+    "bits or fewer": "start from the model before it was quantized, or name fewer bits, such as "
+    "--method integer:bits=4",
+}
 GAP = 2  # columns between two columns of a table
 WRAPPED = 24  # letters of a text that goes on in the next line
 METHOD_LETTERS = 32  # of a method with its settings, on a terminal
@@ -243,6 +253,9 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
         + ", compressed before"
         * facts["compressed_before"]
     )
+    rest = [f"{row['name']} {row['bytes'] / 1000:,.1f} KB" for row in facts["rest"] if row["bytes"]]
+    if rest:
+        yield "besides: " + ", ".join(rest[-MOST_REST:])
     if facts["made"]:
         yield f"compressed with {facts['made']}"
     if facts["strip"]:
@@ -252,11 +265,21 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"--simplify saves {count} and {saving['bytes']:,} bytes"
     for way in ("inputs", "outputs"):
         yield from (f"{way[:-1]} {_tensor(tensor)}" for tensor in facts[way])
+    yield _next_step(facts, able)
+
+
+def _next_step(facts: Mapping[str, Any], able: Sequence[Mapping[str, Any]]) -> str:
+    """What to do with such a model."""
     if able:
-        yield (
+        return (
             "next: onnxcompress IN OUT --ratio 4 --calib SAMPLES; "
             "to be faster, --macs 0.5 or --compute int8"
         )
+    reasons = " ".join(row["reason"] for row in facts["layers"])
+    for words, advice in ADVICE.items():
+        if words in reasons:
+            return f"next: {advice}"
+    return "next: nothing, it has no weights of a thousand numbers or more"
 
 
 def _tensor(facts: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ class Streams:
         self.model, self.jobs, self.batches = model, jobs, len(batches)
         self._ranges = ranges or {}
         self._changed = rewrite(model, fixed, failed={}) if fixed else model
-        self._constants = model.constants.keys() | model.makers.keys()
+        self._constants = {*model.constants, *model.makers, *model.views}
         self._nodes = list(model.graph.node)
         self._twins = {name: node for node in self._changed.graph.node for name in node.output}
         self._keys = model.keys

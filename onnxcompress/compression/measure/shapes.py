@@ -9,11 +9,11 @@ from typing import Any
 from onnxcompress.execution.session import Sample, Session
 from onnxcompress.graph import (
     Model,
+    constant_inputs,
     expose_shapes,
     inner_nodes,
     inner_shapes,
     linear_nodes,
-    recurrent_inputs,
 )
 
 FIRST_RUN = 600.0  # seconds that the first run of a model may take, on one sample
@@ -36,7 +36,7 @@ def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...
     """
     nodes = linear_nodes(model)
     read = {key: (node, [*node.input[:2], node.output[0]]) for key, node in nodes.items()}
-    recurrent = {key: tensor for key, (tensor, _) in recurrent_inputs(model).items()}
+    recurrent = {key: tensor for key, (tensor, _) in constant_inputs(model).items()}
     tensors = {t for _, names in read.values() for t in names} | {*recurrent.values()}
     known = {name: tuple(c.dims) for name, c in model.constants.items() if name in tensors}
     unknown = sorted(tensors - set(known))

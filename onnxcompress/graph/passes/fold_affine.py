@@ -173,9 +173,7 @@ def _is_plain(model: Model, name: str) -> bool:
     """Whether a tensor of the main graph is a constant that no caller can replace."""
     if not name or not model.fixed(name):
         return False
-    while name in model.views:
-        name = model.views[name][1].input[0]
-    return not is_overridable(model, name)
+    return not any(is_overridable(model, part) for part in model.made_of(name))
 
 
 def _per_channel(value: Array, channels: int, rank: int, axis: int) -> Array | None:

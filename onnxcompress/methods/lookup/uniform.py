@@ -8,6 +8,7 @@ A row w becomes ``s (u - z)``: s its scale, z its zero point, u the numbers of a
 
 The scale that just holds a row's range (min-max) is the best for many levels, unless few weights
 are far from the others; for few levels a smaller one errs less.  So the search goes down from it.
+A row that was rounded before, to multiples of some step, is exact where the grid holds these.
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ COARSE_MANY = (1.0, 0.9, 0.75)  # and for many,
 MANY = 64  # levels
 FINE = (0.95, 1.05)  # around the best of these; with many levels others round by chance better
 FINE_MANY = (0.95, 0.986, 0.993, 1.007, 1.014, 1.021, 1.028)
+
+STEPS = 256  # a row of multiples of a step has no larger ones
+ROUNDED = 1e-6  # of its largest entry, which float32 may have rounded off,
+REMAINDER = 1e-3  # or the differences of such numbers have lost
+NEARLY = 1 - 1e-5  # of a scale that holds a row, which rounding may have made too large
+GLANCE = 64  # entries of a row that show whether it may be one of multiples
+DIVISIONS = 12  # at most, until a step is found
 
 Kind = Literal["odd", "signed", "shifted"]
 
@@ -54,9 +62,14 @@ class Uniform:
         """Scales ``(n,)`` that just hold the range of rows ``(n, m)``, and zero points."""
         low, high = np.minimum(rows.min(1), 0), np.maximum(rows.max(1), 0)
         first, last = float(self.table[0, 0]), float(self.table[-1, 0])
-        if self.kind != "shifted":
-            return np.maximum(low / first, high / last), None
-        scale, step = (high - low) / (last - first), 2 if self.odd else 1
+        step = 2 if self.odd else 1  # from one number to the next
+        shifted = self.kind == "shifted"
+        scale = (high - low) / (last - first) if shifted else np.maximum(low / first, high / last)
+        if shifted or 0 in self.table:
+            exact = unit(rows) / step
+            scale = np.asarray(np.where(exact > scale * NEARLY, exact, scale))
+        if not shifted:
+            return scale, None
         steps = np.rint(-low / np.where(scale > 0, scale, 1) / step)
         return scale, (first + step * steps).astype(rows.dtype)
 
@@ -79,6 +92,48 @@ class Uniform:
         units *= size
         units -= rows
         return np.einsum("nm,nm->n", units, units)
+
+
+def unit(rows: Array) -> Array:
+    """The step of every row ``(n, m)`` whose entries are multiples of one, at most `STEPS`; else 0.
+
+    By Euclid's algorithm, first on some of the entries of some of the rows.
+    """
+    result = np.zeros(len(rows), rows.dtype)
+    if len(rows) > 2 * GLANCE and not unit(rows[:: len(rows) // GLANCE]).any():
+        return result
+    some = _common(rows[:, :GLANCE])
+    left = np.flatnonzero(some)
+    if not len(left):
+        return result
+    whole = rows[left].astype(np.float64)
+    step = _common(whole, some[left])
+    numbers = np.rint(whole / np.maximum(step, 1e-30)[:, None])
+    square = np.einsum("nm,nm->n", numbers, numbers)
+    step = np.einsum("nm,nm->n", numbers, whole) / np.maximum(square, 1)  # least squares
+    off = np.abs(whole - numbers * step[:, None]).max(1)
+    exact = off <= ROUNDED * np.abs(whole).max(1)
+    result[left] = np.where(exact & (square > 0), step, 0)
+    return result
+
+
+def _common(rows: Array, start: Array | None = None) -> Array:
+    """About the greatest common divisors of rows; 0 for those that would be tiny."""
+    size = np.abs(rows)
+    largest = size.max(1, initial=0)
+    least = np.where(size > 0, size, np.inf).min(1, initial=np.inf)
+    step = np.where(np.isfinite(least), least, 0) if start is None else start.astype(rows.dtype)
+    for _ in range(DIVISIONS):
+        step[step * STEPS < largest] = 0
+        alive = np.flatnonzero(step)
+        part, values = step[alive, None], size[alive]
+        rest = np.abs(values - part * np.rint(values / part))
+        rest[rest < REMAINDER * largest[alive, None]] = np.inf
+        least = rest.min(1, initial=np.inf)
+        if not np.isfinite(least).any():
+            return step
+        step[alive] = np.minimum(step[alive], least)
+    return np.zeros_like(step)
 
 
 @dataclass(frozen=True, eq=False)
