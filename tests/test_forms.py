@@ -9,8 +9,12 @@ from onnx.reference import ReferenceEvaluator
 
 import onnxcompress as oc
 from onnxcompress.compression.inspect import inventory
+from onnxcompress.compression.measure.calibrate import calibrate
+from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.compression.method_spec import parse
+from onnxcompress.core.method import Plain
 from onnxcompress.execution.session import Session
-from onnxcompress.graph import Model, find_constants, find_layers
+from onnxcompress.graph import Model, find_constants, find_layers, rewrite
 
 INPUTS, OUTPUTS = 96, 64
 node = helper.make_node
@@ -257,3 +261,72 @@ def test_numbers_that_share_bytes_are_listed_and_left_with_the_reason():
     made = node("MatMulNBits", ["x", "b", "s"], ["y"], "m", domain="com.microsoft", **settings)
     [[row], _] = inventory(model([made], weights), {})
     assert row["bytes"] == 64 * 48 + 768 and "share a byte" in row["reason"]
+
+
+# ------------------------------------------------------------------- stacks of matrices
+
+
+def stack(weight, shape, left=False):
+    """A MatMul of a stack of matrices."""
+    rng = np.random.default_rng(3)
+    value = (rng.normal(size=weight) / 10).astype(np.float32)
+    return model(
+        [node("MatMul", ["w", "x"] if left else ["x", "w"], ["y"], "m")], {"w": value}, shape
+    )
+
+
+STACKS = {
+    "one matrix": (lambda: stack((1, INPUTS, 40), ("b", "t", INPUTS)), (3, 5, INPUTS)),
+    "one matrix, four axes": (
+        lambda: stack((1, 1, INPUTS, 40), ("b", "t", INPUTS)),
+        (3, 5, INPUTS),
+    ),
+    "one input for all": (lambda: stack((4, INPUTS, 40), ("b", 1, "t", INPUTS)), (3, 1, 5, INPUTS)),
+    "inputs of their own": (
+        lambda: stack((4, INPUTS, 40), ("b", 4, "t", INPUTS)),
+        (3, 4, 5, INPUTS),
+    ),
+    "two axes, one broadcast": (
+        lambda: stack((2, 3, INPUTS, 40), ("b", 2, 1, "t", INPUTS)),
+        (3, 2, 1, 5, INPUTS),
+    ),
+    "the left factor": (
+        lambda: stack((4, 40, INPUTS), ("b", 4, INPUTS, 5), True),
+        (3, 4, INPUTS, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", STACKS)
+@pytest.mark.parametrize("spec", ["integer:bits=4", "basis:unfolding=filter,rank=24"])
+def test_each_matrix_of_a_stack_is_a_group_that_is_fitted_to_what_it_reads(form, spec):
+    make, shape = STACKS[form]
+    net, x = make(), drawn(*shape)
+    layer = find_layers(net)[0]["m"]
+    seen = calibrate(net, {"m": layer}, [{"x": drawn(40, *shape[1:]) * 3}])["m"]
+    assert seen.total.shape == (layer.groups, INPUTS) and seen.count >= 200
+    assert layer.macs(shape) == input_shapes(net, {"x": x})[1]["m"]
+    [method] = parse(spec)
+    fitted = method.fit(layer, seen)
+    result = rewrite(net, {"m": fitted}, {"m": np.arange(len(layer.weight), dtype=np.float32)})
+    dense = rewrite(net, {"m": Plain(fitted.decode())})
+    bias = np.arange(len(layer.weight), dtype=np.float32).reshape(layer.groups, -1)
+    lead = layer.attributes["lead"] if layer.groups > 1 else ()
+    added = bias.reshape(*lead, 1, -1) if lead else bias[0]
+    added = added.swapaxes(-1, -2) if "left" in layer.attributes else added
+    np.testing.assert_allclose(answers(result, x), answers(dense, x) + added, rtol=1e-4, atol=1e-4)
+    kept = rewrite(net, {"m": Plain(layer.weight)})
+    np.testing.assert_allclose(answers(kept, x), answers(net, x), rtol=1e-4, atol=1e-5)
+
+
+def test_matrices_of_a_stack_follow_their_own_inputs():
+    net = STACKS["inputs of their own"][0]()
+    scales = np.random.default_rng(5).permuted(
+        np.tile(np.geomspace(1, 0.01, INPUTS), (4, 1)), axis=1
+    )
+    x = (drawn(64, 4, 5, INPUTS) * scales[:, None]).astype(np.float32)
+    results = [
+        oc.compress(net, methods="basis:rank=24", samples=data, force=True, **QUICK)[0]
+        for data in (None, {"x": x})
+    ]
+    assert decibels(net, results[1], x) > decibels(net, results[0], x) + 5

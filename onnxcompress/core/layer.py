@@ -80,6 +80,7 @@ class Layer:
         bias: ``(out,)``; a Value where the model computes it; None where there is none.
         attributes: the node's: strides, pads, dilations, group, auto_pad, output_padding,
             transA, beta (of a computed bias); ``left=1`` for a MatMul that computes ``W @ x``;
+            ``lead``, the first axes of a stack of matrices, each of them a group;
             ``shape`` of a Constant, and ``group`` where it is known what it is multiplied with;
             ``integers`` of one that is made of bytes, the type, with ``zero``, which is left out
             of the weight, and ``outputs_last``, where the weight is so, transposed.
@@ -158,7 +159,8 @@ class Layer:
         if self.op_type == "Constant":
             return 0
         if self.op_type in ("Gemm", "MatMul"):
-            rows = prod(input_shape) // self.weight.shape[1]
+            seen = self._broadcast(input_shape)
+            rows = prod(seen) // self.weight.shape[1] // self.groups
             return rows * sum(map(prod, shapes))
         batch, _, *size = input_shape
         total = 0
@@ -169,6 +171,13 @@ class Layer:
             total += batch * prod(places) * prod(shape)
             size = out
         return total
+
+    def _broadcast(self, input_shape: Sequence[int]) -> Sequence[int]:
+        """The shape of the input, as every matrix of a stack has one of its own."""
+        lead = self.attributes.get("lead", ())
+        if not lead or len(input_shape) < 2:
+            return input_shape
+        return (*np.broadcast_shapes(tuple(input_shape[:-2]), lead), *input_shape[-2:])
 
     def _axes(self, shapes: Sequence[Shape]) -> list[set[int]]:
         """For every weight of a chain, the kernel axes whose attributes it takes."""
@@ -199,10 +208,14 @@ class Layer:
                 attributes["beta"] = self.attributes.get("beta", 1.0)
             return op.Gemm(x, weight, *extra, **attributes, transB=1)
         if self.op_type == "MatMul":
-            left = self.attributes.get("left")
-            y = op.MatMul(weight, x) if left else op.MatMul(x, _swap(op, weight))
+            left, lead = self.attributes.get("left"), self.attributes.get("lead", ())
+            weight = _stacked(op, weight, shape, self.groups, lead)
+            y = op.MatMul(weight, x) if left else op.MatMul(x, _swap(op, weight, len(lead)))
             if bias is None:
                 return y
+            if self.groups > 1:
+                bias = bias.reshape(*lead, 1, -1)
+                return op.Add(y, bias.swapaxes(-1, -2) if left else bias)
             return op.Add(y, bias[:, None] if left else bias)
         if self.op_type == "ConvTranspose":
             weight = _input_first(op, weight, self.groups, shape)
@@ -235,15 +248,33 @@ def _as_stored(op: Emitter, weight: Array | Value, attributes: Mapping[str, Any]
         return value
     limits = np.iinfo(attributes["integers"])
     value = op.Floor(op.Add(value, np.array(attributes["zero"] + 0.5, np.float32)))
-    value = op.Max(op.Min(value, np.array(limits.max, np.float32)), np.float32([limits.min]))
+    value = op.Max(
+        op.Min(value, np.array(limits.max, np.float32)), np.array(limits.min, np.float32)
+    )
     return op.Cast(value, to=attributes["integers"])
 
 
-def _swap(op: Emitter, weight: Array | Value) -> Any:
-    """A matrix transposed: at once where it is an array, by a node where it is computed."""
+def _stacked(
+    op: Emitter, weight: Array | Value, shape: Shape, groups: int, lead: Shape
+) -> Array | Value:
+    """A matrix ``(groups * out, in)`` as a stack of matrices, ``(*lead, out, in)``."""
+    if not lead:
+        return weight
+    stack = (*lead, shape[0] // groups, shape[1])
+    return (
+        weight.reshape(stack) if isinstance(weight, Array) else op.Reshape(weight, np.array(stack))
+    )
+
+
+def _swap(op: Emitter, weight: Array | Value, rank: int = 0) -> Any:
+    """A stack of matrices transposed: at once where it is an array, by a node where it is computed.
+
+    Args:
+        rank: axes before those of the matrices.
+    """
     if isinstance(weight, Array):
-        return np.ascontiguousarray(weight.T)
-    return op.Transpose(weight, perm=[1, 0])
+        return np.ascontiguousarray(weight.swapaxes(-1, -2))
+    return op.Transpose(weight, perm=[*range(rank), rank + 1, rank])
 
 
 def _input_first(op: Emitter, weight: Array | Value, groups: int, shape: Sequence[int]) -> Any:

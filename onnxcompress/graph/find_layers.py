@@ -111,7 +111,7 @@ def _light(model: Model, root: str, layer: Layer, load: Callable[[], Array]) -> 
 
 def _likeness(layer: Layer) -> tuple[Any, ...]:
     """What layers have in common that may share a weight."""
-    weight, left = layer.weight, layer.attributes.get("left")
+    weight, left = layer.weight, (layer.attributes.get("left"), layer.attributes.get("lead"))
     sample = weight.ravel()[:: max(1, weight.size // SMALL)]
     return layer.groups, left, weight.shape, weight.dtype, sample.tobytes()
 
@@ -286,9 +286,9 @@ def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
     if root in model.tied:
         name = float_forms(model, ()).get(root, root)
         raise _SkippedError(f"other nodes read its weight too: see the constant {name}")
-    flat = node.op_type in ("Gemm", "MatMul")
-    if weight.ndim != 2 if flat else weight.ndim < 3:
-        expected = "2" if flat else "3 or more"
+    fewest = 2 if node.op_type in ("Gemm", "MatMul") else 3
+    if weight.ndim < fewest or (node.op_type == "Gemm" and weight.ndim > 2):
+        expected = "2" if node.op_type == "Gemm" else f"{fewest} or more"
         raise _SkippedError(f"its weight has {weight.ndim} dimensions instead of {expected}")
     stored = min(weight.nbytes, model.stored_bytes(tensor))
     bias, kept = None, {}
@@ -297,6 +297,8 @@ def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
         kept = {name: value for name, value in attributes.items() if name != "kernel_shape"}
     elif tensor == scope.key(node.input[0]) and not model.fixed(scope.key(node.input[1])):
         kept = {"left": 1}
+    if node.op_type == "MatMul" and weight.ndim > 2:
+        kept |= {"lead": weight.shape[:-2], "group": prod(weight.shape[:-2])}
     if node.op_type == "Gemm":
         kept = {"transA": attributes.get("transA", 0), "beta": attributes.get("beta", 1.0)}
     weight = _output_first(node, weight, bool(kept.get("left")))
@@ -310,6 +312,9 @@ def _output_first(node: NodeProto, weight: Array, left: bool) -> Array:
         left: whether it is the first factor of a MatMul.
     """
     attributes = attributes_of(node)
+    if node.op_type == "MatMul" and weight.ndim > 2:
+        matrices = weight.reshape(-1, *weight.shape[-2:])
+        return np.concatenate([*matrices] if left else [*map(_transposed, matrices)])
     if node.op_type == "MatMul":
         return weight if left else _transposed(weight)
     if node.op_type == "Gemm":

@@ -74,7 +74,9 @@ def _channel_weights(model: Model, layers: Mapping[str, Layer]) -> dict[str, tup
     result: dict[str, tuple[int, Array]] = {}
     for name, tensor in layer_inputs(model, layers).items():
         layer = layers[name]
-        if layer.op_type not in ("Conv", "Gemm", "MatMul") or layer.attributes.get("left"):
+        if layer.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        if layer.attributes.get("left") or layer.attributes.get("lead"):
             continue
         axis = 1 if layer.op_type == "Conv" else -1
         power = np.square(layer.grouped, dtype=np.float64).sum(1)  # (groups, fan_in)

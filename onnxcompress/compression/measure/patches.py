@@ -27,9 +27,11 @@ def patches(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> 
     if layer.op_type in ("Gemm", "MatMul", "Constant"):
         if layer.attributes.get("transA") or layer.attributes.get("left"):
             x = np.swapaxes(x, -1, -2)
-        states = np.moveaxis(x, -3, 0) if layer.groups > 1 else x  # of several directions
-        flat = states.reshape(layer.groups, -1, x.shape[-1])
-        return flat[:, _drawn(flat.shape[1], limit, seed)]
+        if layer.groups > 1:
+            x = _by_group(x, layer.attributes.get("lead", (layer.groups,)))
+        flat = x.reshape(len(x) if layer.groups > 1 else 1, -1, x.shape[-1])
+        drawn = flat[:, _drawn(flat.shape[1], limit, seed)]
+        return np.broadcast_to(drawn, (layer.groups, *drawn.shape[1:]))
     windows = _windows(layer, x)
     rank = len(layer.kernel)
     batch, channels, *rest = windows.shape
@@ -42,6 +44,18 @@ def patches(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> 
         taken = windows[index[0], :, *index[1:]]
     grouped = taken.reshape(len(taken), layer.groups, -1)
     return np.ascontiguousarray(grouped.swapaxes(0, 1))
+
+
+def _by_group(x: Array, lead: Sequence[int]) -> Array:
+    """Groups first: those of a stack of matrices, or directions; one where all see the same."""
+    shape, count = (1,) * (len(lead) + 2 - x.ndim) + x.shape, len(lead)
+    own = shape[-2 - count : -2]
+    x = x.reshape(shape)
+    if prod(own) > 1:  # some of the axes may be broadcast
+        x = np.broadcast_to(x, (*shape[: -2 - count], *lead, *shape[-2:]))
+    first = len(shape) - 2 - count
+    moved = np.moveaxis(x, range(first, first + count), range(count))
+    return moved.reshape(-1 if prod(own) > 1 else 1, *moved.shape[count:])
 
 
 def gathered(parts: Iterable[T], nbytes: int = GATHERED_BYTES) -> Iterator[list[T]]:

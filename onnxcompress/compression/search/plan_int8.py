@@ -172,6 +172,8 @@ def _unfit(model: Model, name: str, layer: Layer) -> str | None:
         return "it lies in the body of another node"
     if layer.weight.dtype != np.float32:
         return f"its type is {layer.weight.dtype.name}"
+    if layer.attributes.get("lead"):
+        return "its weight is a stack of matrices"
     if layer.attributes.get("left") or layer.attributes.get("transA"):
         return "its weight is the left factor"
     if layer.bias is not None and not isinstance(layer.bias, Array):

@@ -72,7 +72,8 @@ class Layerwise:
 
 def _random_input(rng: np.random.Generator, layer: Layer, read: bool) -> Array:
     """What a layer multiplies with its weight, or else a bias that it is given."""
-    out, inputs = len(layer.weight), layer.weight.shape[1] * layer.groups
+    out = len(layer.weight)
+    inputs = layer.weight.shape[1] * (layer.groups if layer.kernel else 1)
     shape: tuple[int, ...] = (out,)
     if read and layer.kernel:
         dilations = layer.attributes.get("dilations", [1] * len(layer.kernel))
