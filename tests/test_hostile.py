@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import pytest
 from fuzz import campaign
-from hostile import HOSTILE, calibrated, small, written
+from hostile import HOSTILE, calibrated, calling, function, small, written
 from onnx import numpy_helper
 
 from onnxcompress.cli import supervisor
 from onnxcompress.cli.commands import main
-from onnxcompress.graph import ModelError, load
+from onnxcompress.graph import Model, ModelError, detached, load
 
 
 @pytest.fixture
@@ -83,6 +83,14 @@ def test_types_of_less_than_a_byte_have_the_bytes_that_they_need(folder):
         written(folder, proto)
         with pytest.raises(ModelError, match="bytes instead of"):
             load("model.onnx")
+
+
+@pytest.mark.parametrize(("doublings", "written"), [(14, True), (3, False)])
+def test_functions_that_call_each_other_often_are_written_out_for_the_runtime(doublings, written):
+    functions = [function(f"F{i}", [f"F{i + 1}"] * 2) for i in range(doublings)]
+    proto = calling([*functions, function(f"F{doublings}", ["Relu"])])
+    data, _ = detached(Model(proto))
+    assert not onnx.ModelProto.FromString(data).functions == written
 
 
 def test_damaged_inputs_end_in_a_result_or_in_one_line():

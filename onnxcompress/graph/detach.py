@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from onnxcompress.core.layer import Array
+from onnxcompress.graph.functions import in_full
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.protobuf_wire import assign
 
@@ -44,7 +45,7 @@ def detached(model: Model) -> tuple[bytes, dict[str, Array]]:
             continue
         weights[tensor.name] = np.frombuffer(tensor.raw_data, dtype).reshape(tensor.dims)
         result.graph.initializer.append(_stub(tensor))
-    return result.SerializeToString(), weights
+    return in_full(result).SerializeToString(), weights
 
 
 def _stub(tensor: TensorProto) -> TensorProto:

@@ -8,24 +8,22 @@ has the old model or the whole new one.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from graphlib import CycleError, TopologicalSorter
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from onnxcompress.core.errors import ModelError
 from onnxcompress.core.layer import Array
 from onnxcompress.core.messages import LONGEST_NAME, one_line, shorten
 from onnxcompress.graph import protobuf_wire
 from onnxcompress.graph.check import check
+from onnxcompress.graph.functions import nodes_in_full
 from onnxcompress.graph.model import Model
-from onnxcompress.graph.nodes import walk
 from onnxcompress.graph.tensors import DATA_TYPES, is_external, tensor_bytes
 
 LARGEST_FILE = (1 << 31) - 1  # bytes: what protobuf can parse
@@ -210,22 +208,7 @@ def _check_external(files: _DataFiles, tensor: TensorProto) -> None:
 
 def _check_functions(model: Model) -> None:
     """Refuse functions that call themselves, or that make too large a graph in full."""
-
-    def called(node: NodeProto) -> tuple[str, str, str]:
-        return node.domain, node.op_type, node.overload
-
-    calls = {
-        (f.domain, f.name, f.overload): Counter(called(node) for node in walk(f))
-        for f in model.proto.functions
-    }
-    sizes: dict[tuple[str, str, str], int] = {}
-    try:
-        for key in TopologicalSorter(calls).static_order():
-            within = calls.get(key, {})
-            sizes[key] = 1 + sum(sizes[other] * count for other, count in within.items())
-    except CycleError:
-        raise ModelError("a function in it calls itself") from None
-    total = sum(sizes.get(called(node), 1) for node in walk(model.graph)) if calls else 0
+    total = nodes_in_full(model.proto)
     if total > LARGEST_GRAPH:
         raise ModelError(f"with its functions written out it has {total:,} nodes")
 
