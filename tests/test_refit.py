@@ -255,3 +255,54 @@ def test_two_inputs_and_sparse_initializers_reach_the_layers_that_read_them(rng)
     model.proto.graph.sparse_initializer.append(sparse)
     fitted = refitted(model, dict.fromkeys(["one", "two"], Basis("filter", 12)), samples)
     assert loss(model, rewritten(model, fitted), samples) < 1e-6
+
+
+def selecting(rng):
+    """A second layer that reads only the rows whose sum behind the first one is positive."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], "first"),
+        helper.make_node("ReduceSum", ["h", "one"], ["sum"], keepdims=0),
+        helper.make_node("Greater", ["sum", "zero"], ["chosen"]),
+        helper.make_node("Compress", ["h", "chosen"], ["rows"], axis=0),
+        helper.make_node("MatMul", ["rows", "v"], ["y"], "second"),
+    ]
+    weights = {
+        "w": rng.normal(size=(32, 16)).astype(np.float32),
+        "v": rng.normal(size=(16, 24)).astype(np.float32),
+        "one": np.array([1]),
+        "zero": np.float32(0),
+    }
+    tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", ["n", 32]), ("y", ["k", 24]))
+    )
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    opset = [helper.make_opsetid("", 17)]
+    return Model(helper.make_model(graph, opset_imports=opset, ir_version=8)), weights
+
+
+def test_behind_a_selection_that_takes_other_rows_the_originals_count(rng):
+    model, _ = selecting(rng)
+    batches = [{"x": rng.normal(size=(64, 32)).astype(np.float32)} for _ in range(4)]
+    layers, _ = find_layers(model)
+    result = refitted(model, {name: Integer(bits=2) for name in layers}, batches)
+    lengths = [
+        len(Session(m).run(b)[0]) for b in batches for m in (model, rewritten(model, result))
+    ]
+    assert lengths[::2] != lengths[1::2]
+    assert all(np.isfinite(fitted.bias).all() for fitted in result.values())
+
+
+def test_a_layer_that_no_sample_reaches_is_rounded_as_its_weights_are(rng):
+    model, weights = selecting(rng)
+    batches = [{"x": rng.normal(size=(64, 32)).astype(np.float32)} for _ in range(4)]
+    for batch in batches:  # to the other side, where nothing is chosen
+        sums = (batch["x"] @ weights["w"]).sum(1, keepdims=True)
+        batch["x"] *= -np.sign(sums)
+    layers, _ = find_layers(model)
+    with np.errstate(all="raise"):
+        result = refitted(model, {name: Integer(bits=8) for name in layers}, batches)
+    assert not result["second"].bias.any()
+    decoded = result["second"].weight.decode()
+    np.testing.assert_allclose(decoded, weights["v"].T, atol=0.02)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcompress.compression.measure.no_data import find_stand_ins
 from onnxcompress.data.stand_ins import stand_ins
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, first_scaling, index_ranges
@@ -215,3 +216,15 @@ def test_a_long_line_of_copies_is_walked_once():
     nodes.append(helper.make_node("Gather", ["table", names[-1]], ["y"]))
     model = model_of(nodes, [("ids", TensorProto.INT64, ("n",))], {"table": np.ones((50, 2), "f")})
     assert index_ranges(model) == {"ids": (0, 50)}
+
+
+def test_an_output_without_a_row_for_each_picture_holds_no_classes():
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["rows"]),
+        helper.make_node("Not", ["all"], ["none"]),
+        helper.make_node("Compress", ["rows", "none"], ["y"], axis=0),
+    ]
+    constants = {"w": np.ones((192, 4), "f"), "all": np.ones(1, bool)}
+    model = model_of(nodes, [("x", TensorProto.FLOAT, (1, 3, 8, 8))], constants)
+    assert find_stand_ins(model, 0, {}) is not None

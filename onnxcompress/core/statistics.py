@@ -83,8 +83,8 @@ class Statistics:
         return cls(patches.shape[1], total, patches.swapaxes(1, 2) @ patches)
 
     def __add__(self, other: Self) -> Self:
-        if not self.count or not other.count:
-            return self if self.count else other
+        if not self.count or not other.count:  # white ones stay white where nothing was seen
+            return other if other.count else self
         count, total = self.count + other.count, self.total + other.total
         if self.moment is not None and other.moment is not None:
             return replace(self, count=count, total=total, moment=self.moment + other.moment)

@@ -70,6 +70,10 @@ def refit(
         original, compressed = streams.inputs_of(name, layer_input(node, layer))
         if int8 is not None and int8.kind(name) == "dynamic":
             compressed = [rounded_by_sample(x) for x in compressed]
+        compressed = [
+            p if p.shape == q.shape else q  # behind a selection, which takes other rows now
+            for p, q in zip(compressed, original, strict=True)
+        ]
         fit = _Fit(layer, original, compressed, limit(layer) if limit else None, streams.jobs)
         if layer.shared in fitted:
             weight = fitted[layer.shared].weight
@@ -131,7 +135,7 @@ class _Fit:
             self.answers += answers
             if self.changed:
                 self.cross += cross
-        count = self.statistics.count
+        count = max(self.statistics.count, 1)  # of a layer that no sample reaches all is 0
         self.mean = self.answers / count
         self.variance = np.maximum(self.squares / count - np.square(self.mean), 0)
         if self.changed:

@@ -24,11 +24,13 @@ def find_stand_ins(model: Model, seed: int, shapes: Mapping[str, Sequence[int]])
     def answer(batch: Sample) -> Array | None:
         if not sessions:  # most models read no pictures
             sessions.append(Session(runnable(model)))
-        outputs = sessions[0].run(batch)
-        return next((scores(y)[0] for y in outputs if _is_scores(y)), None)
+        count = len(next(iter(batch.values())))  # pictures
+        outputs = [y for y in sessions[0].run(batch) if _is_scores(y, count)]
+        return scores(outputs[0])[0] if outputs else None
 
     return stand_ins(model, answer, seed, shapes)
 
 
-def _is_scores(output: object) -> bool:
-    return isinstance(output, Array) and has_class_scores(output)
+def _is_scores(output: object, count: int) -> bool:
+    """Whether an output may hold class scores for so many pictures."""
+    return isinstance(output, Array) and has_class_scores(output) and len(output) == count
