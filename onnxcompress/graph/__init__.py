@@ -8,7 +8,6 @@ from onnxcompress.graph.detach import DETACHED_BYTES, detached, sha256
 from onnxcompress.graph.edit import add_constant, bypass, drop_constants
 from onnxcompress.graph.find_layers import (
     LARGE,
-    constant_inputs,
     emptied_inputs,
     find_constants,
     find_layers,
@@ -18,6 +17,7 @@ from onnxcompress.graph.find_layers import (
 from onnxcompress.graph.input_hints import first_scaling, index_ranges
 from onnxcompress.graph.load import as_model, load, read_tensor
 from onnxcompress.graph.model import Model
+from onnxcompress.graph.multiplied import constant_inputs
 from onnxcompress.graph.nodes import DECODED, OPERATORS, reads
 from onnxcompress.graph.operations import (
     Operation,
@@ -46,6 +46,7 @@ from onnxcompress.graph.passes.inline_functions import inline_functions
 from onnxcompress.graph.passes.name_nodes import name_nodes
 from onnxcompress.graph.passes.strip import strip
 from onnxcompress.graph.passes.with_values import with_values
+from onnxcompress.graph.reading import Shown, show_inputs
 from onnxcompress.graph.rewrite import overhead, rewrite
 from onnxcompress.graph.save import digest, save, serialized
 from onnxcompress.graph.spill import rest
@@ -68,6 +69,7 @@ __all__ = [
     "Model",
     "ModelError",
     "Operation",
+    "Shown",
     "Step",
     "add_constant",
     "annotate",
@@ -125,6 +127,7 @@ __all__ = [
     "sequences",
     "serialized",
     "sha256",
+    "show_inputs",
     "strip",
     "tensor_bytes",
     "weight_parts",

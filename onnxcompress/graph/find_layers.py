@@ -23,6 +23,7 @@ from onnxcompress.graph.int8_nodes import (
     packed_weight,
 )
 from onnxcompress.graph.model import FLOATS, Model, weight_of, weight_root
+from onnxcompress.graph.multiplied import Multiplied, constant_inputs
 from onnxcompress.graph.nodes import DECODED, attributes_of, is_linear
 from onnxcompress.graph.operations import linear_nodes
 from onnxcompress.graph.scopes import Scope
@@ -32,7 +33,6 @@ LARGE = 1024  # entries of a constant from which it is worth compressing
 LARGEST = 1e4  # magnitude of a constant that is likely to be a weight
 ROW = 16  # entries of a constant that make a row, where its last axis is shorter
 SMALL = 64  # entries of a constant up to which several layers are likely to share it
-RECURRENT = ("GRU", "LSTM", "RNN")
 STRIP = 8  # rows of a matrix that are transposed together: longer ways through memory take longer
 UNREAD = 1 << 20  # bytes of a weight that is not kept in memory, where it can be read again
 IN_8_BITS = "it computes in 8 bits: its input and its weight are quantized"
@@ -179,7 +179,7 @@ def float_forms(model: Model, integers: Container[str]) -> dict[str, str]:
     return forms
 
 
-def _constant(model: Model, key: str, read: tuple[str, int] | None) -> Layer | None:
+def _constant(model: Model, key: str, read: Multiplied | None) -> Layer | None:
     """A large constant as a weight; None where it hardly is one.
 
     Args:
@@ -194,7 +194,7 @@ def _constant(model: Model, key: str, read: tuple[str, int] | None) -> Layer | N
         return None  # infinities and their like are masks
     attributes: dict[str, Any] = {"shape": value.shape}
     if read and flat.shape[1] == value.shape[-1]:
-        attributes["group"] = read[1]
+        attributes["group"] = read.groups
     stored = min(value.nbytes, model.stored_bytes(key))
     layer = Layer(key, "Constant", flat, None, attributes, key, stored)
     light = _light(model, model.root(key), layer, lambda: _rows(model.read(key)))
@@ -236,33 +236,8 @@ def layer_inputs(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
     """The same of all layers of the main graph, and of constants for which it is known."""
     nodes, read = linear_nodes(model), constant_inputs(model)
     inputs = {n: layer_input(nodes[n], layer) for n, layer in layers.items() if n in nodes}
-    known = {n: tensor for n, (tensor, _) in read.items() if n in layers}
+    known = {n: by.tensor for n, by in read.items() if n in layers and by.tensor}
     return inputs | {n: t for n, t in known.items() if "group" in layers[n].attributes}
-
-
-def constant_inputs(model: Model) -> dict[str, tuple[str, int]]:
-    """What constants are multiplied with, where that is known, and in how many groups."""
-    reads = {key: own.reads for key, own in find_integers(model).items() if own.reads}
-    return {key: (tensor, 1) for key, tensor in reads.items()} | _recurrent_inputs(model)
-
-
-def _recurrent_inputs(model: Model) -> dict[str, tuple[str, int]]:
-    """What the weights of recurrent nodes are multiplied with, and how many groups they have.
-
-    The first weight reads the input, in all directions.  The second reads the states, each
-    direction its own: of these the node gives all but the first as Y, or the last as Y_h.
-    """
-    result = {}
-    for node in model.graph.node:
-        if node.op_type not in RECURRENT or node.domain or attributes_of(node).get("layout"):
-            continue
-        states = next(filter(None, node.output[:2]), "")
-        for key, tensor in zip(node.input[1:3], (node.input[0], states), strict=True):
-            alone = key in model.constants and model.consumers[key] == 1
-            if alone and tensor and not model.fixed(tensor):
-                directions = model.constants[key].dims[0] if tensor == states else 1
-                result[key] = tensor, directions
-    return result
 
 
 def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:

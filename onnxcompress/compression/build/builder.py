@@ -67,10 +67,7 @@ class Builder:
             for reader in job.readers(name)
         }
         outer = set(job.model.keys)
-        fixed = {
-            name: Fitted(self._fit(name, settings[name], statistics))
-            for name, statistics in self.observed.each(n for n in settings if n not in outer)
-        }
+        fixed = self._one_by_one({n: s for n, s in settings.items() if n not in outer})
         settings = {name: s for name, s in settings.items() if name not in fixed}
         if job.fit is None or not settings:
             fitted = self._from_weights(settings)
@@ -119,7 +116,7 @@ class Builder:
             first = fitted.get(layer.shared)
             weight = first.weight if first else self._fit(name, settings[name], statistics)
             bias = None
-            if layer.correctable:
+            if layer.correctable and statistics.count:
                 shift = statistics.shift(layer.weight, weight.astype(np.float32).decode())
                 bias = shift if layer.bias is None else layer.bias + shift
             fitted[name] = Fitted(weight, bias)

@@ -18,7 +18,7 @@ from onnxcompress.core.progress import Track, untracked
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.data.samples import DataError, Samples, from_batches
 from onnxcompress.execution.session import Sample, Session
-from onnxcompress.graph import Model, expose, layer_inputs
+from onnxcompress.graph import Model, ModelError, Shown, expose, show_inputs
 
 PATCHES = 16384  # patches per layer, at most: more did not lower any error that we measured
 PATCH_WORK = 2**36  # and no more multiplications for a second moment than this,
@@ -38,6 +38,8 @@ def calibrate(
 ) -> dict[str, Statistics]:
     """Statistics of what every layer reads, summed over the samples in their order.
 
+    Layers whose inputs cannot be read out, or that never run, are left out.
+
     Memory depends on the layers and on one batch, not on the number of samples: the inputs of
     so many layers are read at a time as fit ``EXPOSED_BYTES``.
 
@@ -51,10 +53,10 @@ def calibrate(
     samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
     if shapes is None:
         shapes, _ = input_shapes(model, next(iter(samples.batches(1))))
-    read = layer_inputs(model, layers)
+    model, read = _readable(model, layers, samples)
     batch, count = batching(samples, shapes)
     result: dict[str, Statistics] = {}
-    for names in _groups(layers, shapes, batch):
+    for names in _groups({n: layers[n] for n in layers if n in read}, shapes, batch):
         limits = {n: None if exact else quota(layers[n], count) for n in names}
         look = _Look(model, {n: (layers[n], read[n], limits[n]) for n in names})
         batches = track(enumerate(samples.batches(batch)), "calibrating", count)
@@ -78,6 +80,20 @@ def calibrate(
     return result
 
 
+def _readable(
+    model: Model, layers: Mapping[str, Layer], samples: Samples
+) -> tuple[Model, dict[str, list[Shown]]]:
+    """A model that shows what layers read, in bodies too where it runs."""
+    shown, read = show_inputs(model, layers)
+    inner = [one.tensor for places in read.values() for one in places if one.inner]
+    if inner:
+        try:
+            Session(expose(shown, inner)).run(next(iter(samples.batches(1))))
+        except ModelError:  # turns of a loop may read other shapes, which cannot be stacked
+            return show_inputs(model, layers, bodies=False)
+    return shown, read
+
+
 class _Look:
     """What some layers read of a batch.  Where it is unpickled, the model is loaded anew.
 
@@ -85,18 +101,20 @@ class _Look:
         DataError: a layer reads what is not finite, or would not be if squared.
     """
 
-    def __init__(self, model: Model, read: Mapping[str, tuple[Layer, str, int | None]]) -> None:
+    def __init__(
+        self, model: Model, read: Mapping[str, tuple[Layer, list[Shown], int | None]]
+    ) -> None:
         """
         Args:
-            read: layer name -> the layer, the tensor that it reads, and how many patches to take.
+            read: layer name -> the layer, what it reads, and how many patches to take.
         """
         self.model = replace(model)
         self.read = {
-            name: (_bare(layer), tensor, limit) for name, (layer, tensor, limit) in read.items()
+            name: (_bare(layer), places, limit) for name, (layer, places, limit) in read.items()
         }
         inputs = {value.name for value in model.graph.input}
-        inner = sorted({tensor for _, tensor, _ in read.values()} - inputs)
-        self.session = Session(expose(model, inner)) if inner else None
+        tensors = {shown.tensor for _, places, _ in read.values() for shown in places} - inputs
+        self.session = Session(expose(model, sorted(tensors))) if tensors else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Look, (self.model, self.read)
@@ -106,10 +124,15 @@ class _Look:
         values = dict(sample)
         if self.session is not None:
             values |= dict(zip(self.session.outputs, self.session.run(sample), strict=True))
-        parts = {
-            name: patches(layer, values[tensor], limit, index)
-            for name, (layer, tensor, limit) in self.read.items()
-        }
+        parts = {}
+        for name, (layer, places, limit) in self.read.items():
+            seen = [
+                patches(layer, x, limit, index)
+                for shown in places
+                if (x := _in_one(values[shown.tensor], shown.turns, layer)).size
+            ]
+            if seen:
+                parts[name] = seen[0] if len(seen) == 1 else np.concatenate(seen, axis=1)
         for name, part in parts.items():
             if not np.isfinite(np.vdot(part, part)):
                 raise DataError(
@@ -117,6 +140,11 @@ class _Look:
                     "large to be squared; leave out these samples, or the layer (--skip)"
                 )
         return parts
+
+
+def _in_one(x: Array, turns: int, layer: Layer) -> Array:
+    """What was read in all turns as one batch; that of a branch that did not run is empty."""
+    return x.reshape(-1, *x.shape[turns + 1 :]) if turns and layer.kernel and x.size else x
 
 
 def _bare(layer: Layer) -> Layer:
@@ -146,7 +174,7 @@ def _groups(
     groups: list[list[str]] = [[]]
     filled = 0
     for name in layers:
-        nbytes = 4 * batch * prod(shapes[name])
+        nbytes = 4 * batch * prod(shapes.get(name, ()))
         if groups[-1] and filled + nbytes > EXPOSED_BYTES:
             groups.append([])
             filled = 0

@@ -29,16 +29,15 @@ class Observed:
         layers = {name: layer for name, layer in job.layers.items() if layer.shared in leaders}
         if job.fit is None:
             return {name: Statistics.white(job.layers[name]) for name in leaders}
-        reading = {name: layer for name, layer in layers.items() if name in job.calibrated}
         seen = calibrate(
             job.runnable,
-            reading,
+            layers,
             job.fit,
             shapes=job.shapes,
             jobs=settings.jobs,
             track=settings.track,
         )
-        seen |= {n: Statistics.white(layers[n]) for n in layers.keys() - reading.keys()}
+        seen |= {n: Statistics.white(layers[n]) for n in layers.keys() - seen.keys()}
         merged: dict[str, Statistics] = {}
         for name, layer in layers.items():
             known = merged.get(layer.shared)

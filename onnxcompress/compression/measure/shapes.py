@@ -36,7 +36,7 @@ def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...
     """
     nodes = linear_nodes(model)
     read = {key: (node, [*node.input[:2], node.output[0]]) for key, node in nodes.items()}
-    recurrent = {key: tensor for key, (tensor, _) in constant_inputs(model).items()}
+    recurrent = {key: by.tensor for key, by in constant_inputs(model).items() if by.tensor}
     tensors = {t for _, names in read.values() for t in names} | {*recurrent.values()}
     known = {name: tuple(c.dims) for name, c in model.constants.items() if name in tensors}
     unknown = sorted(tensors - set(known))
