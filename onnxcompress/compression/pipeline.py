@@ -191,7 +191,7 @@ def trade_off(
     )  # fmt: skip
     with settings.workers(), settings.progress(progress, len(targets)) as settings:
         first = prepare(as_model(model), samples, evaluation, settings)
-        measured = measure(first)
+        measured = measure(first, targets)
         priced = remember(lambda units: price(first, measured, units))
         for target in targets:
             job = first.towards(target, metadata(target))

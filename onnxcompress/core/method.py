@@ -36,6 +36,10 @@ class Method(ABC):
         """A weight of this setting's structure; its values do not matter, but all differ."""
         return self.fit(layer.read(), Statistics.white(layer))
 
+    def nbytes(self, layer: Layer) -> int:
+        """Bytes of what this setting stores, about: scales may take more."""
+        return self.blank(layer).nbytes
+
     def declined(self, layer: Layer) -> str | None:
         """Why no setting applies to this layer, or None."""
         return None if self.settings(layer) else "it cannot become smaller by this method"

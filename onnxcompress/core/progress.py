@@ -15,6 +15,7 @@ MEASURED = {  # steps before the search, each with what goes before it
     "fitting": SLOW,
     "timing layers": 0.1,
     "measuring sensitivity": 0.05,
+    "fitting further settings": 0.05,
     "estimating errors on held-out samples": 0.02,
 }
 AGAIN = ("refitting", 0.15), ("checking corrections", 0.02)  # by one of several methods alone
@@ -87,6 +88,8 @@ class Course:
     ) -> None:
         self._show, self._clock, self._begun = show, clock, clock()
         measured = MEASURED | {"fitting": QUICK if quick else SLOW}
+        if quick:
+            del measured["fitting further settings"]
         built = [step for step in BUILT if not (quick and step in AGAIN)]
         every = [*measured.items(), *built * results]
         self._ahead = [(what, share) for what, share in every if what not in without]

@@ -110,7 +110,7 @@ class Binary(Method):
                 self._complete(layer, Binary(count, parts=parts, share=share))
                 for count, parts, share in SHARED
             ]
-        sizes = {setting: setting._nbytes(layer) for setting in settings}
+        sizes = {setting: setting.nbytes(layer) for setting in settings}
         useful = {setting: size for setting, size in sizes.items() if size < layer.nbytes}
         return sorted(useful, key=lambda setting: useful[setting])
 
@@ -149,7 +149,7 @@ class Binary(Method):
             feature=self.form == "feature",
         )
 
-    def _nbytes(self, layer: Layer) -> int:
+    def nbytes(self, layer: Layer) -> int:
         form = self._pieces(layer)
         return sum(-(-bits // 8) for bits in form.bits) + 2 * form.scales
 

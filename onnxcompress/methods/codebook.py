@@ -93,7 +93,7 @@ class Codebook(Method):
             settings = [Codebook(d, kind) for kind in tables for d in vectors]
             if not self.table and self.vector:  # pinned to a size: the table that suits the layer
                 settings = settings[: 1 if self._own_costs(layer) else 2][-1:]
-        sizes = {s: s._nbytes(layer) for s in settings}
+        sizes = {s: s.nbytes(layer) for s in settings}
         useful = [s for s in settings if sizes[s] < layer.nbytes]
         return sorted(useful, key=lambda s: sizes[s])
 
@@ -105,7 +105,7 @@ class Codebook(Method):
     def _width(self) -> int:
         return DIGITS[self.levels] if self.levels else self.vector or 1
 
-    def _nbytes(self, layer: Layer) -> int:
+    def nbytes(self, layer: Layer) -> int:
         fan_in = layer.fan_in
         codes = len(layer.weight) * -(-fan_in // self._width)
         if self.levels:
@@ -151,7 +151,7 @@ class Codebook(Method):
         """
         shape = (layer.weight.shape,)
         for setting in self.settings(layer):
-            fitted, nbytes = setting._encoded(layer, statistics, trial=True), setting._nbytes(layer)
+            fitted, nbytes = setting._encoded(layer, statistics, trial=True), setting.nbytes(layer)
             plain = largest_within(nbytes, layer)
             if plain is not None and plain.plain_error(layer, statistics) < fitted.error:
                 yield from plain.candidates(layer, statistics)

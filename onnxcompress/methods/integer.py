@@ -32,7 +32,7 @@ from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.methods.lookup.balance import balanced
 from onnxcompress.methods.lookup.blind import fit_blind
-from onnxcompress.methods.lookup.coded import Coded, Grid, Rows, grouped_for_fit
+from onnxcompress.methods.lookup.coded import JUDGED, Coded, Grid, Rows, grouped_for_fit
 from onnxcompress.methods.lookup.fit import encode
 from onnxcompress.methods.lookup.kmeans import sizes
 from onnxcompress.methods.lookup.tables import DIGITS, LEVELS, fits_half, some_codes
@@ -100,9 +100,9 @@ class Integer(Method):
 
     def settings(self, layer: Layer) -> list[Integer]:
         tried = [replace(self, **_spelled(n)) for n in ([self.count] if self.count else OPEN)]
-        return [s for s in tried if s._nbytes(layer) < layer.nbytes]
+        return [s for s in tried if s.nbytes(layer) < layer.nbytes]
 
-    def _nbytes(self, layer: Layer) -> int:
+    def nbytes(self, layer: Layer) -> int:
         size = layer.weight.size
         numbers = sum(-(-size // DIGITS[radix]) for radix in LEVELS[self.count or 256])
         each = (4 if self.scales == "single" else 2) + (self.zero_point == "channel")
@@ -178,6 +178,8 @@ class Integer(Method):
         What a setting leaves open is tried too where it may be the better choice.
         """
         weight = grouped_for_fit(layer)
+        if not statistics.count:
+            weight = weight[:, :: max(1, weight.size // JUDGED)]
         for setting in self.settings(layer):
             decided, own = setting._candidate(layer, statistics, weight)
             tried, more = [replace(own, setting=setting) if self.fixed else own], list[Integer]()
@@ -197,7 +199,7 @@ class Integer(Method):
         if rows.single:
             decided = replace(decided, scales="single")
         fitted = encode(layer, statistics, rows, Grid(grid.table), trial=True)
-        nbytes, shape = decided._nbytes(layer), (layer.weight.shape,)
+        nbytes, shape = decided.nbytes(layer), (layer.weight.shape,)
         return decided, Candidate(decided, nbytes, shape, fitted.error)
 
     def _grouped(self, layer: Layer, weight: Array) -> Iterator[Integer]:
@@ -242,7 +244,7 @@ def or_integer(weight: CompressedWeight, layer: Layer, statistics: Statistics) -
 
 def largest_within(nbytes: int, layer: Layer) -> Integer | None:
     """The most levels that take no more bytes, zero points not counted; None if even two do."""
-    fitting = [n for n in LEVELS if Integer(levels=n)._nbytes(layer) <= nbytes]
+    fitting = [n for n in LEVELS if Integer(levels=n).nbytes(layer) <= nbytes]
     return replace(Integer(), **_spelled(max(fitting))) if fitting else None
 
 

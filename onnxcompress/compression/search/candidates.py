@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from onnxcompress.compression.job import Job, Methods
+from onnxcompress.compression.job import Job
 from onnxcompress.compression.measure.observed import Observed
 from onnxcompress.compression.measure.sensitivity import largest_first, weigh
+from onnxcompress.compression.search.screen import by_numbers, is_first, worth_fitting
 from onnxcompress.compression.target import Target
 from onnxcompress.core.errors import BudgetError
 from onnxcompress.core.layer import Array, Layer, Unread
 from onnxcompress.core.method import Candidate, Method, all_candidates
 from onnxcompress.core.parallel import apart, each, elsewhere, portable
-from onnxcompress.core.progress import Track, untracked
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.execution.cache import Cache
 from onnxcompress.graph import digest
@@ -46,8 +46,11 @@ class Measured:
     observed: Observed
 
 
-def measure(job: Job) -> Measured:
+def measure(job: Job, targets: Sequence[Target] = ()) -> Measured:
     """Fit and measure every candidate, or remember what was measured before.
+
+    Args:
+        targets: those that are to be reached; the job's alone where there are none.
 
     Raises:
         BudgetError: there is nothing to choose from.
@@ -60,7 +63,7 @@ def measure(job: Job) -> Measured:
     key = _key(job) if cache.folder else None
     stored = cache.find(key)
     if stored is None:
-        measured = find_candidates(job)
+        measured = find_candidates(job, targets or [job.target])
         cache.store(key, (measured.candidates, measured.sensitivities))
     else:
         measured = Measured(stored[0], stored[1], Observed(job))
@@ -105,32 +108,6 @@ def _key(job: Job) -> list[Any]:
     return key
 
 
-def sweep(
-    layers: Mapping[str, Layer],
-    statistics: Mapping[str, Statistics],
-    methods: Methods,
-    *,
-    jobs: int = 1,
-    track: Track[Any] = untracked,
-) -> dict[str, list[Candidate]]:
-    """Every setting of every method on every layer, with its size and its predicted error.
-
-    Args:
-        methods: for all layers, or a function that says which for each one.
-    """
-    offered = methods if callable(methods) else lambda _: methods
-    order = largest_first(layers)
-    work = [(layers[name], statistics[name], list(offered(layers[name]))) for name in order]
-    in_memory = not any(isinstance(layer.weight, Unread) for layer in layers.values())
-    run = _way(_fits(work) if in_memory else 0, [own for _, _, own in work])
-    tasks: Iterable[Any] = work
-    if run is apart:
-        tasks = ((layer.read(), seen, own) for layer, seen, own in work)
-    candidates = track(run(all_candidates, tasks, jobs, len(work)), "fitting", len(work))
-    fitted = dict(zip(order, candidates, strict=True))
-    return {name: fitted[name] for name in layers}
-
-
 def _way(weights: int, methods: object) -> Any:
     """Threads, or processes where fits of so many weights take long and pickle can hold them."""
     away = elsewhere() or weights > HEAVY
@@ -147,25 +124,70 @@ def _fits(work: Iterable[tuple[Layer, Statistics, Sequence[Method]]]) -> int:
     )
 
 
-def find_candidates(job: Job) -> Measured:
+def find_candidates(job: Job, targets: Sequence[Target] = ()) -> Measured:
     """The candidates of every weight, and how much each weight's error reaches the output."""
-    settings, observed = job.settings, Observed(job)
+    observed = Observed(job)
+    first, rest = _in_two(job, targets)
     candidates, statistics = dict[str, Sequence[Candidate]](), dict[str, Statistics]()
     for names in observed.groups(job.leaders):
-        layers, read = {name: job.leaders[name] for name in names}, observed.of(names)
-        fitted = sweep(layers, read, settings.methods, jobs=settings.jobs, track=settings.track)
+        read = observed.of(names)
+        fitted = _fitted(job, read, {name: first[name] for name in names}, "fitting")
         if job.model.large:
             fitted = {n: [replace(c, weight=None) for c in some] for n, some in fitted.items()}
         else:
             statistics |= read
         candidates |= fitted
-    candidates = {name: some for name, some in candidates.items() if some}
     observed = replace(observed, kept=statistics)
-    if not job.has_choice:
-        return Measured(candidates, dict.fromkeys(candidates, 1.0), observed)
-    sensitivities = weigh(job, candidates, statistics)
-    candidates |= dict(_judged(job, observed, candidates))
-    return Measured(candidates, sensitivities, observed)
+    sensitivities = dict.fromkeys(candidates, 1.0)
+    if job.has_choice:
+        sensitivities = weigh(job, candidates, statistics)
+    if any(rest.values()):
+        more = worth_fitting(job, targets, candidates, sensitivities, rest)
+        more = {name: own for name, own in more.items() if own}
+        fitted = _fitted(job, statistics, more, "fitting further settings")
+        candidates |= {name: [*candidates[name], *some] for name, some in fitted.items()}
+    candidates = {name: some for name, some in candidates.items() if some}
+    if job.has_choice:
+        candidates |= dict(_judged(job, observed, candidates))
+    return Measured(candidates, {n: sensitivities[n] for n in candidates}, observed)
+
+
+def _in_two(
+    job: Job, targets: Sequence[Target]
+) -> tuple[dict[str, list[Method]], dict[str, list[Method]]]:
+    """The methods of every weight: those to be fitted, and those of which only some settings are.
+
+    All are fitted where the price is not known, or where a cache keeps them for other targets.
+    """
+    offer = job.settings.methods
+    assert callable(offer)
+    all_first = job.settings.cache is not None or not by_numbers(job, targets)
+    first, rest = dict[str, list[Method]](), dict[str, list[Method]]()
+    for name, layer in job.leaders.items():
+        offered = list(offer(layer))
+        early = [method for method in offered if all_first or is_first(method)] or offered
+        first[name], rest[name] = early, [method for method in offered if method not in early]
+    return first, rest
+
+
+def _fitted(
+    job: Job,
+    statistics: Mapping[str, Statistics],
+    methods: Mapping[str, Sequence[Method]],
+    what: str,
+) -> dict[str, list[Candidate]]:
+    """Every setting of these methods, with its size and its predicted error."""
+    layers = {name: job.leaders[name] for name in methods}
+    order = largest_first(layers)
+    work = [(layers[name], statistics[name], list(methods[name])) for name in order]
+    in_memory = not any(isinstance(layer.weight, Unread) for layer in layers.values())
+    run = _way(_fits(work) if in_memory else 0, [own for _, _, own in work])
+    tasks: Iterable[Any] = work
+    if run is apart:
+        tasks = ((layer.read(), seen, own) for layer, seen, own in work)
+    made = run(all_candidates, tasks, job.settings.jobs, len(work))
+    fitted = dict(zip(order, job.settings.track(made, what, len(work)), strict=True))
+    return {name: fitted[name] for name in layers}
 
 
 def _judged(

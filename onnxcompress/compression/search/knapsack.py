@@ -156,6 +156,12 @@ def hull(options: Mapping[str, Sequence[Option]]) -> list[dict[str, Option]]:
     ]
 
 
+def byte_price(options: Mapping[str, Sequence[Option]], limit: float) -> float | None:
+    """The least price of a byte at which the options keep the limit; None where none do."""
+    table = _Table.of(options)
+    return table.price(table.errors, table.costs, limit)
+
+
 def spent(chosen: Mapping[str, Option]) -> float:
     """What a choice costs, what is shared included."""
     return sum(option.cost for option in chosen.values()) + _cost(_shared(chosen.values()))
@@ -180,13 +186,13 @@ class _Table:
     def priced(self, limit: float, work: float) -> np.ndarray | None:
         """The best option of every layer under the least prices that keep the limits."""
         if work == inf:
-            return self._at(self._price(self.errors, self.costs, limit), self.errors, self.costs)
+            return self._at(self.price(self.errors, self.costs, limit), self.errors, self.costs)
         best, error = None, inf
         low, high = LOWEST, HIGHEST  # the price of work
         for _ in range(HALVINGS // 2):
             middle = (low * high) ** 0.5
             errors = self.errors + middle * np.nan_to_num(self.works, posinf=0)
-            picked = self._at(self._price(errors, self.costs, limit), errors, self.costs)
+            picked = self._at(self.price(errors, self.costs, limit), errors, self.costs)
             if picked is not None and self._sum(self.works, picked) <= work:
                 high, total = middle, self._sum(self.errors, picked)
                 if total < error:
@@ -195,7 +201,7 @@ class _Table:
                 low = middle
         return best
 
-    def _price(self, errors: np.ndarray, costs: np.ndarray, limit: float) -> float | None:
+    def price(self, errors: np.ndarray, costs: np.ndarray, limit: float) -> float | None:
         """The least price at which the costs keep the limit."""
         low, high = LOWEST, HIGHEST
         if self._sum(costs, (errors + high * costs).argmin(1)) > limit:

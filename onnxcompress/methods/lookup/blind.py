@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxcompress.core.layer import Array
 from onnxcompress.core.parallel import side_by_side
-from onnxcompress.methods.lookup.coded import CHUNKED, LEARNED, TRIED, Coded, Grid, Rows
+from onnxcompress.methods.lookup.coded import CHUNKED, JUDGED, LEARNED, Coded, Grid, Rows
 from onnxcompress.methods.lookup.kmeans import means, nearest, pieces, seeded
 from onnxcompress.methods.lookup.tables import in_bytes, levels_of, stored
 
@@ -26,7 +26,7 @@ def fit_blind(rows: Rows, grid: Grid, trial: bool = False) -> Coded:
         codes, scale, _ = _by_turns(lesson, table)
         table = in_bytes(means(flat, codes, scale[:, part], table))
     if trial:
-        step = max(1, rows.weight.size // TRIED)  # a large weight has rows enough to judge by
+        step = max(1, rows.weight.size // JUDGED)  # a large weight has rows enough to judge by
         rows = rows.some(slice(step // 2, None, step))
     groups, count, n = rows.weight.shape
     chunks = rows.chunks(max(1, CHUNKED // (groups * n)))

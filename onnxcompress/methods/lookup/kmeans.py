@@ -67,7 +67,7 @@ def means(weight: Array, codes: Array, scale: Array, table: Array) -> Array:
     return centers.astype(table.dtype)
 
 
-CHUNK = 2**16  # pieces that are looked up at a time without a metric
+CHUNK = 2**10  # pieces that are compared with a table at a time: what they give stays in the cache
 
 
 def sizes(weight: Array, parts: int) -> Array:
@@ -83,11 +83,14 @@ def nearest(weight: Array, table: Array, scale: Array, zero: Array | None = None
     if table.shape[1] == 1:
         units = targets[:, 0] if zero is None else targets[:, 0] + zero.ravel()
         return _places(table[:, 0], units).reshape(scale.shape)
-    codes = np.empty(len(targets), np.intp)
-    energy = np.square(table).sum(1) / 2
+    ones = np.ones((len(targets), 1), np.float32)
+    points = np.concatenate([targets, ones], axis=1, dtype=np.float32)
+    energy = np.square(table).sum(1, keepdims=True) / 2
+    rows = np.concatenate([table, -energy], axis=1, dtype=np.float32).T
+    codes, match = np.empty(len(targets), np.intp), np.empty((CHUNK, len(table)), np.float32)
     for start in range(0, len(targets), CHUNK):
-        some = slice(start, start + CHUNK)
-        codes[some] = (targets[some] @ table.T - energy).argmax(1)
+        some = points[start : start + CHUNK]
+        codes[start : start + CHUNK] = np.matmul(some, rows, out=match[: len(some)]).argmax(1)
     return codes.reshape(scale.shape)
 
 
