@@ -120,7 +120,7 @@ def _job(
         stand_ins="" if instead is None else instead.words,
         validation=Layerwise(model, settings.seed)
         if unknown
-        else _validation(model, samples, held_out, evaluation, settings, largest),
+        else _validation(model, samples, held_out, evaluation, settings, largest, instead),
         target=Target(),
         changes=changes,
     )
@@ -128,9 +128,9 @@ def _job(
 
 def _planned(job: Job) -> Job:
     """The job with the layers chosen that compute in int8."""
-    samples = job.fit or job.random
+    static = _telling(job) and job.fit is not None
+    samples = job.fit if static and job.fit else job.random
     batches = list(islice(samples.batches(1), PLANNED))
-    static = job.fit is not None
     least = job.target.min_snr if job.samples is not None else None
     smooth = job
     if static and not job.model.large:
@@ -144,6 +144,12 @@ def _planned(job: Job) -> Job:
         plan = plan_int8(job.original, job.model, job.layers, batches, job.settings.jobs, static)
     said = [*job.warnings, STAND_IN_RANGES] if job.stand_ins and plan.ranges else job.warnings
     return replace(job, int8=plan, warnings=tuple(said))
+
+
+def _telling(job: Job) -> bool:
+    """Whether there are samples or pictures: others tell no ranges, and nothing of decisions."""
+    judge = job.validation
+    return isinstance(judge, Validation) and (judge.real or judge.pictures)
 
 
 def _on(job: Job, model: Model) -> Job:
@@ -246,13 +252,20 @@ def _validation(
     evaluation: Samples | None,
     settings: Settings,
     largest: int,
+    instead: StandIns | None,
 ) -> Validation:
-    """What compares models with the original; ``largest`` as it takes it."""
+    """What compares models with the original; ``largest`` as it takes it.
+
+    Signals that were made up tell filters from one another, but a silence in them is as if all
+    were wrong: noise is fairer.
+    """
+    pictures = instead is not None and instead.pictures
+    told = held_out if samples is not None or pictures else None
     return Validation(
         model,
-        held_out or random_inputs(model, settings),
+        told or random_inputs(model, settings),
         real=samples is not None,
-        pictures=samples is None and held_out is not None,
+        pictures=pictures,
         evaluation=evaluation,
         metric=settings.metric,
         classes=settings.classes,
@@ -312,6 +325,6 @@ def _default_target(job: Job) -> Target:
 
     Decisions on random inputs say little.
     """
-    if job.held_out is not None and job.validation.decides:
+    if _telling(job) and job.validation.decides:
         return Target(min_agreement=DEFAULT_AGREEMENT)
     return Target(min_snr=DEFAULT_SNR)

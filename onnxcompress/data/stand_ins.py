@@ -58,11 +58,13 @@ class StandIns:
     Attributes:
         fit, held_out: crops of other photographs each.
         words: what they are, for the report.
+        pictures: whether they are photographs, on which what a model decides says something.
     """
 
     fit: Samples
     held_out: Samples
     words: str
+    pictures: bool = True
 
 
 def stand_ins(

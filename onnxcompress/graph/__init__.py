@@ -14,7 +14,7 @@ from onnxcompress.graph.find_layers import (
     layer_input,
     layer_inputs,
 )
-from onnxcompress.graph.input_hints import first_scaling, index_ranges
+from onnxcompress.graph.input_hints import convolved_inputs, first_scaling, index_ranges
 from onnxcompress.graph.load import as_model, load, read_tensor
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.multiplied import constant_inputs
@@ -81,6 +81,7 @@ __all__ = [
     "compute_int8",
     "constant_inputs",
     "constants_of",
+    "convolved_inputs",
     "custom_operators",
     "declared_inputs",
     "declared_outputs",

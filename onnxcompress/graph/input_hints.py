@@ -17,6 +17,8 @@ from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import attributes_of
 
 MOVED = {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Pad"}
+PIECES = {"Slice", "Concat", "Split"}
+FILTERS = {"Conv", "STFT", "DFT"}
 FACTORS = {"Add", "Sub", "Mul", "Div", "BatchNormalization"}
 
 
@@ -43,7 +45,7 @@ def index_ranges(model: Model) -> dict[str, tuple[int, int]]:
     for value in model.graph.input:
         rows = [
             _rows(model, node)
-            for tensor in _copies(readers, value.name)
+            for tensor in _copies(readers, value.name, MOVED)
             for node in readers[tensor]
             if tensor == _indices(node)
         ]
@@ -51,6 +53,17 @@ def index_ranges(model: Model) -> dict[str, tuple[int, int]]:
         if known:
             ranges[value.name] = 0, min(known)
     return ranges
+
+
+def convolved_inputs(model: Model) -> set[str]:
+    """The inputs that convolutions or Fourier transforms read, moved, cut and scaled at most."""
+    readers = _readers(model)
+    return {
+        value.name
+        for value in model.graph.input
+        for tensor in _copies(readers, value.name, MOVED | FACTORS | PIECES)
+        if any(node.op_type in FILTERS and node.input[0] == tensor for node in readers[tensor])
+    }
 
 
 def _readers(model: Model) -> Mapping[str, list[NodeProto]]:
@@ -70,11 +83,11 @@ def _line(readers: Mapping[str, list[NodeProto]], tensor: str) -> Iterator[tuple
         tensor = node.output[0]
 
 
-def _copies(readers: Mapping[str, list[NodeProto]], name: str) -> list[str]:
-    """A tensor, and the same values in other shapes and types."""
+def _copies(readers: Mapping[str, list[NodeProto]], name: str, operators: set[str]) -> list[str]:
+    """A tensor, and what these operators make of it, and so on."""
     names = {name: None}
     for tensor in (line := [name]):
-        made = [node.output[0] for node in readers[tensor] if node.op_type in MOVED]
+        made = [node.output[0] for node in readers[tensor] if node.op_type in operators]
         line += [other for other in made if other not in names]
         names |= dict.fromkeys(made)
     return list(names)

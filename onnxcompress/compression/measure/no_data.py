@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from onnxcompress.compression.validate.fidelity import has_class_scores, scores
 from onnxcompress.core.layer import Array
 from onnxcompress.core.sample import Sample
+from onnxcompress.data.signals import signals
 from onnxcompress.data.stand_ins import StandIns, stand_ins
 from onnxcompress.execution.runnable import runnable
 from onnxcompress.execution.session import Session
@@ -14,7 +15,7 @@ from onnxcompress.graph import Model
 
 
 def find_stand_ins(model: Model, seed: int, shapes: Mapping[str, Sequence[int]]) -> StandIns | None:
-    """Pictures in the range that the model answers to; None for one that reads no pictures.
+    """Pictures in the range that the model answers to, or signals; None where it reads neither.
 
     Args:
         shapes: input name -> shape, for inputs whose dimensions the model leaves open.
@@ -28,7 +29,7 @@ def find_stand_ins(model: Model, seed: int, shapes: Mapping[str, Sequence[int]])
         outputs = [y for y in sessions[0].run(batch) if _is_scores(y, count)]
         return scores(outputs[0])[0] if outputs else None
 
-    return stand_ins(model, answer, seed, shapes)
+    return stand_ins(model, answer, seed, shapes) or signals(model, seed, shapes)
 
 
 def _is_scores(output: object, count: int) -> bool:
