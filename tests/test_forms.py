@@ -330,3 +330,43 @@ def test_matrices_of_a_stack_follow_their_own_inputs():
         for data in (None, {"x": x})
     ]
     assert decibels(net, results[1], x) > decibels(net, results[0], x) + 5
+
+
+# --------------------------------------------------------------------------- equations
+
+EQUATIONS = {  # the shapes of the input and of the weight
+    "bsd,de->bse": ((2, 5, INPUTS), (INPUTS, 40)),
+    "bshd,hde->bse": ((2, 5, 4, 24), (4, 24, 40)),
+    "bsd,hed->bhse": ((2, 5, INPUTS), (4, 10, INPUTS)),
+    "ebk,ekn->enb": ((4, 5, INPUTS), (4, INPUTS, 40)),
+    "de,bsd->bse": ((2, 5, INPUTS), (INPUTS, 40)),
+}
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+@pytest.mark.parametrize("spec", ["integer:bits=4", "basis:unfolding=filter,rank=16"])
+def test_an_equation_with_a_constant_is_a_layer(equation, spec):
+    shape, lengths = EQUATIONS[equation]
+    left = equation.startswith("de,")
+    made = node("Einsum", ["w", "x"] if left else ["x", "w"], ["y"], "m", equation=equation)
+    net = model([made], {"w": (drawn(*lengths) / 10).astype(np.float32)}, shape)
+    layers, skipped = find_layers(net)
+    layer, x = layers["m"], drawn(*shape)
+    seen = calibrate(net, layers, [{"x": x * 2}])["m"]
+    assert not skipped and seen.total.shape == (layer.groups, INPUTS)
+    assert layer.macs(shape) == input_shapes(net, {"x": x})[1]["m"]
+    kept = rewrite(net, {"m": Plain(layer.weight)})
+    np.testing.assert_allclose(answers(kept, x), answers(net, x), rtol=1e-4, atol=1e-5)
+    fitted = parse(spec)[0].fit(layer, seen)
+    dense = answers(rewrite(net, {"m": Plain(fitted.decode())}), x)
+    bias = np.full(len(layer.weight), 3, np.float32)
+    result = rewrite(net, {"m": fitted}, {"m": bias})
+    np.testing.assert_allclose(answers(result, x), dense + 3, rtol=1e-4, atol=1e-4)
+    [evaluated] = ReferenceEvaluator(result.proto).run(None, {"x": x})
+    np.testing.assert_allclose(np.asarray(evaluated), dense + 3, rtol=1e-4, atol=1e-4)
+
+
+def test_an_equation_that_is_no_product_of_two_is_left_with_the_reason():
+    made = node("Einsum", ["x", "w"], ["y"], "m", equation="bi,jk->bjk")
+    net = model([made], {"w": drawn(INPUTS, OUTPUTS)})
+    assert "equation" in find_layers(net)[1]["m"]

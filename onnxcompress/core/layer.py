@@ -71,8 +71,8 @@ class Layer:
 
     Attributes:
         name: of the node; the key of every dictionary of the pipe.
-        op_type: Conv, ConvTranspose, Gemm or MatMul; Constant for a large constant that other
-            nodes read, whose rows (out, in) are often all that is known of it.
+        op_type: Conv, ConvTranspose, Gemm, MatMul or Einsum; Constant for a large constant that
+            other nodes read, whose rows (out, in) are often all that is known of it.
         weight: output first, however the node stores it: ``(out, in // groups, *kernel)`` for
             the convolutions, ``(out, in)`` for Gemm (alpha included) and MatMul.  Of a large one
             in a file only shape and type are known, see `Unread`; methods are given layers that
@@ -81,6 +81,7 @@ class Layer:
         attributes: the node's: strides, pads, dilations, group, auto_pad, output_padding,
             transA, beta (of a computed bias); ``left=1`` for a MatMul that computes ``W @ x``;
             ``lead``, the first axes of a stack of matrices, each of them a group;
+            ``contraction``, what an Einsum computes;
             ``shape`` of a Constant, and ``group`` where it is known what it is multiplied with;
             ``integers`` of one that is made of bytes, the type, with ``zero``, which is left out
             of the weight, and ``outputs_last``, where the weight is so, transposed.
@@ -147,6 +148,9 @@ class Layer:
         """
         known = [weight.shape for weight in weights if isinstance(weight, Array)]
         shapes = shapes or (known if len(known) == len(weights) else [self.weight.shape])
+        if self.op_type == "Einsum":
+            ranks = [shape[0] // self.groups for shape in shapes]
+            return self.attributes["contraction"].emit(op, x, weights, ranks, bias)
         steps = zip(weights, shapes, self._axes(shapes), strict=True)
         for position, (weight, shape, axes) in enumerate(steps):
             last = bias if position == len(weights) - 1 else None
@@ -158,7 +162,7 @@ class Layer:
         shapes = shapes or (self.weight.shape,)
         if self.op_type == "Constant":
             return 0
-        if self.op_type in ("Gemm", "MatMul"):
+        if self.op_type in ("Gemm", "MatMul", "Einsum"):
             seen = self._broadcast(input_shape)
             rows = prod(seen) // self.weight.shape[1] // self.groups
             return rows * sum(map(prod, shapes))

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
+from onnxcompress.core.contraction import Contraction
 from onnxcompress.core.errors import ModelError
 from onnxcompress.core.layer import Array, Layer, Unread
 from onnxcompress.core.messages import one_line
@@ -94,7 +95,13 @@ def _look_up(
         layer = _layer(model, key, scope, node)
         weight, root = weight_of(model, scope, node), weight_root(model, scope, node)
         left = bool(layer.attributes.get("left"))
-        light = _light(model, root, layer, lambda: _output_first(node, model.read(weight), left))
+        known = layer.attributes.get("contraction")
+
+        def read() -> Array:
+            value = model.read(weight)
+            return known.rows(value) if known else _output_first(node, value, left)
+
+        light = _light(model, root, layer, read)
         if light is layer:
             return layer, _likeness(layer)
         model.seen[known] = light, _likeness(layer)
@@ -261,6 +268,8 @@ def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
     if root in model.tied:
         name = float_forms(model, ()).get(root, root)
         raise _SkippedError(f"other nodes read its weight too: see the constant {name}")
+    if node.op_type == "Einsum":
+        return _contraction(model, key, scope, node, weight)
     fewest = 2 if node.op_type in ("Gemm", "MatMul") else 3
     if weight.ndim < fewest or (node.op_type == "Gemm" and weight.ndim > 2):
         expected = "2" if node.op_type == "Gemm" else f"{fewest} or more"
@@ -278,6 +287,19 @@ def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
         kept = {"transA": attributes.get("transA", 0), "beta": attributes.get("beta", 1.0)}
     weight = _output_first(node, weight, bool(kept.get("left")))
     return Layer(key, node.op_type, weight, bias, kept, stored=stored)
+
+
+def _contraction(model: Model, key: str, scope: Scope, node: NodeProto, weight: Array) -> Layer:
+    """The layer of an Einsum."""
+    read = weight_of(model, scope, node)
+    left = read == scope.key(node.input[0]) and not model.fixed(scope.key(node.input[1]))
+    known = Contraction.of(attributes_of(node).get("equation", ""), left, weight.shape)
+    if known is None:
+        raise _SkippedError("its equation is no product of an input and a weight")
+    kept = {"left": 1} if left else {}
+    kept |= {"contraction": known, "group": known.length(known.groups)}
+    stored = min(weight.nbytes, model.stored_bytes(read))
+    return Layer(key, "Einsum", known.rows(weight), None, kept, stored=stored)
 
 
 def _output_first(node: NodeProto, weight: Array, left: bool) -> Array:

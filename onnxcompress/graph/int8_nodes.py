@@ -43,7 +43,8 @@ def in_8_bits(model: Model, scope: Scope, node: NodeProto) -> bool:
     """Whether a node multiplies bytes, or floats that runtimes fuse to that."""
     if is_integer(node):
         return True
-    return is_linear(node) and {*map(scope.key, node.input[:2])} <= model.quantized
+    known = is_linear(node) and node.op_type != "Einsum"  # which no runtime fuses
+    return known and {*map(scope.key, node.input[:2])} <= model.quantized
 
 
 @dataclass(frozen=True, eq=False)

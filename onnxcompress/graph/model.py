@@ -320,7 +320,7 @@ class Model:
 
 def weight_of(model: Model, scope: Scope, node: NodeProto) -> str:
     """The key of a linear node's weight; of its second factor where none is constant."""
-    left = node.op_type == "MatMul" and not model.fixed(scope.key(node.input[1]))
+    left = node.op_type in ("MatMul", "Einsum") and not model.fixed(scope.key(node.input[1]))
     return scope.key(node.input[0 if left else 1])
 
 

@@ -22,7 +22,8 @@ def is_standard(node: NodeProto) -> bool:
 
 
 def is_linear(node: NodeProto) -> bool:
-    return node.op_type in OPERATORS and is_standard(node)
+    known = node.op_type in OPERATORS or (node.op_type == "Einsum" and len(node.input) == 2)
+    return known and is_standard(node)
 
 
 def own_bodies(node: NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:

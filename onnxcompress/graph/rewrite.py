@@ -224,7 +224,7 @@ def _fragment(
     if layer.weight.dtype == np.float32 and any(map(_is_wide, weight.arrays())):
         weight = weight.astype(np.float32)  # the model is a twin of one in that type
     op = Emitter(key, store)
-    left = layer.op_type == "MatMul" and layer.attributes.get("left")
+    left = layer.op_type in ("MatMul", "Einsum") and layer.attributes.get("left")
     x = gs.Variable(node.input[1 if left else 0]) if node.input else None
     return _exported(op, node, weight.emit(op, x, layer), store, layer.weight.dtype)
 

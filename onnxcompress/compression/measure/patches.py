@@ -24,6 +24,9 @@ GATHERED_BYTES = 16 << 20  # of patches that are multiplied at once
 def patches(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> Array:
     """``(groups, count, fan_in)``, float32 or float64."""
     x = x.astype(np.result_type(x.dtype, np.float32), copy=False)
+    if layer.op_type == "Einsum":
+        flat = layer.attributes["contraction"].patches(x)
+        return flat[:, _drawn(flat.shape[1], limit, seed)]
     if layer.op_type in ("Gemm", "MatMul", "Constant"):
         if layer.attributes.get("transA") or layer.attributes.get("left"):
             x = np.swapaxes(x, -1, -2)

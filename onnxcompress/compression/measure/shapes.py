@@ -57,6 +57,10 @@ def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...
             macs[key] = prod(out) * prod(right[1:])
         elif node.op_type == "ConvTranspose":
             macs[key] = prod(left) * prod(right[1:])
+        elif node.op_type == "Einsum":
+            terms = node.attribute[0].s.decode().replace(" ", "").partition("->")[0].split(",")
+            if "." not in "".join(terms):
+                macs[key] = prod(dict(zip("".join(terms), (*left, *right), strict=True)).values())
         else:
             transposed = any(a.name == "transA" and a.i for a in node.attribute)
             macs[key] = prod(out) * left[-2 if transposed else -1]

@@ -79,6 +79,8 @@ def _random_input(rng: np.random.Generator, layer: Layer, read: bool) -> Array:
         dilations = layer.attributes.get("dilations", [1] * len(layer.kernel))
         extents = [d * (k - 1) + 1 for d, k in zip(dilations, layer.kernel, strict=True)]
         shape = (1, inputs, *(2 * extent + 2 for extent in extents))
+    elif read and (known := layer.attributes.get("contraction")):
+        shape = known.input_shape(4)
     elif read:
         turned = layer.attributes.get("transA") or layer.attributes.get("left")
         shape = (inputs, 4) if turned else (4, inputs)

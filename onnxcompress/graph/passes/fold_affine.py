@@ -134,6 +134,8 @@ def _opened(model: Model, node: NodeProto) -> _Layer | None:
     stored = model.constants[weight_root(model, scope, node)].data_type
     if stored not in FLOATS or stored == TensorProto.BFLOAT16 or attributes.get("transA"):
         return None
+    if node.op_type == "Einsum":
+        return None
     value, bias = model.read(key), None
     if helper.np_dtype_to_tensor_dtype(value.dtype) != stored:
         return None
