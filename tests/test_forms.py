@@ -8,13 +8,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import onnxcompress as oc
-from onnxcompress.compression.inspect import inventory
+from onnxcompress.compression.inspect import examine, inventory
 from onnxcompress.compression.measure.calibrate import calibrate
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.method_spec import parse
 from onnxcompress.core.method import Plain
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, find_constants, find_layers, rewrite
+from onnxcompress.report.tables import render_inspection
 
 INPUTS, OUTPUTS = 96, 64
 node = helper.make_node
@@ -140,7 +141,7 @@ def test_numbers_of_few_levels_are_stored_exactly_in_fewer_bits(low, high, data)
 
 
 def test_nothing_is_left_of_numbers_that_are_stored_in_8_bits_already():
-    with pytest.raises(oc.BudgetError, match="no layer can be compressed"):
+    with pytest.raises(oc.BudgetError, match="nothing is left to save"):
         oc.compress(cast_and_scaled(), methods="integer:bits=8", **QUICK)
 
 
@@ -370,3 +371,53 @@ def test_an_equation_that_is_no_product_of_two_is_left_with_the_reason():
     made = node("Einsum", ["x", "w"], ["y"], "m", equation="bi,jk->bjk")
     net = model([made], {"w": drawn(INPUTS, OUTPUTS)})
     assert "equation" in find_layers(net)[1]["m"]
+
+
+# ------------------------------------------------------------------------- fused operators
+
+FUSED = {
+    "LayerNormalization": ("", 17, {"axis": -1}, ("g", "b")),
+    "GroupNormalization": ("", 21, {"num_groups": 4}, ("g", "b")),
+    "RMSNormalization": ("", 23, {"axis": -1}, ("g",)),
+    "SkipLayerNormalization": ("com.microsoft", 17, {}, ("x", "g", "b")),
+    "SimplifiedLayerNormalization": ("", 17, {"axis": -1}, ("g",)),
+    "Attention": ("com.microsoft", 17, {"num_heads": 4}, ("qkv", "qb")),
+}
+
+
+@pytest.mark.parametrize("op_type", FUSED)
+def test_fused_operators_stay_as_they_are(op_type):
+    domain, opset, settings, read = FUSED[op_type]
+    weights = {
+        "g": drawn(INPUTS), "b": drawn(INPUTS), "qkv": drawn(INPUTS, 3 * INPUTS) / 10,
+        "qb": drawn(3 * INPUTS), "w": drawn(INPUTS, OUTPUTS) / 10,
+    }  # fmt: skip
+    fused = node(op_type, ["x", *read], ["h"], "fused", domain=domain, **settings)
+    net = model(
+        [fused, node("MatMul", ["h", "w"], ["y"], "m")], weights, (2, INPUTS, INPUTS), opset
+    )
+    for name in weights.keys() - {*read, "w"}:
+        net.proto.graph.initializer.remove(net.initializers[name])
+    net.changed()
+    result, _ = oc.compress(net, methods="integer:bits=4", **QUICK)
+    [same] = [n for n in result.graph.node if n.name == "fused"]
+    assert (same.op_type, list(same.output)) == (op_type, ["h"])
+    assert list(same.input) == list(fused.input) and list(same.attribute) == list(fused.attribute)
+    assert result.nbytes < net.nbytes / 2
+    assert decibels(net, result, drawn(2, INPUTS, INPUTS)) > 12
+
+
+@pytest.mark.parametrize(
+    ("make", "advice"),
+    [
+        (cast_and_scaled, "next: onnxcompress IN OUT"),
+        (
+            lambda: model([node("MatMul", ["x", "x"], ["y"], "m")], {}, (INPUTS, INPUTS)),
+            "constants",
+        ),
+        (lambda: model([node("Neg", ["x"], ["y"])], {}), "nothing"),
+    ],
+)
+def test_inspect_says_what_to_do_next(make, advice):
+    said = render_inspection(examine(make())).splitlines()
+    assert any(line.startswith("next: ") and advice in line for line in said)

@@ -68,8 +68,10 @@ def measure(job: Job, targets: Sequence[Target] = ()) -> Measured:
     else:
         measured = Measured(stored[0], stored[1], Observed(job))
     if not measured.candidates:
+        stored = "nothing is left to save, each takes as few bytes in the file already"
         raise BudgetError(
-            "no layer can be compressed by these methods: onnxcompress inspect says by which"
+            "no layer can be compressed by these methods: "
+            + (stored if job.layers else "onnxcompress inspect says by which")
         )
     refitted = set(job.model.keys) if job.fit is not None and job.settings.correct else set()
     observed = measured.observed.keeping(job.leaders.keys() - refitted)  # the others are taken anew
