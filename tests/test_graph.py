@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
+from models import layer_model
 from onnxcompress import graph
 from onnxcompress.core.method import CompressedWeight
 from onnxcompress.core.statistics import Statistics
@@ -1194,3 +1195,12 @@ def test_edits_are_seen_at_once_and_those_of_others_after_changed(rng):
     model.graph.node[-1].input[0] = "x"
     model.changed()
     assert model.consumers["ya"] == 0 and model.consumers["x"] == 2
+
+
+@pytest.mark.parametrize("groups", [-1, 0, 5])
+def test_a_layer_whose_outputs_do_not_fall_into_its_groups_is_skipped(rng, groups):
+    model, _ = layer_model("depthwise", rng)
+    [group] = [a for a in model.graph.node[0].attribute if a.name == "group"]
+    group.i = groups
+    layers, skipped = find_layers(model)
+    assert not layers and "do not belong together" in skipped["layer"]

@@ -67,6 +67,8 @@ def find_layers(
             continue
         try:
             layer, likeness = _look_up(model, key, scope, node)
+            if layer.groups < 1 or layer.weight.shape[0] % layer.groups:
+                raise ValueError("its outputs do not fall into so many groups")
         except _SkippedError as reason:
             skipped[key] = str(reason)
             continue
