@@ -88,15 +88,15 @@ def find_integers(model: Model) -> dict[str, Integers]:
 
 
 def _weights(model: Model, scope: Scope, node: NodeProto) -> Iterator[tuple[str, Integers]]:
-    outputs_last = not attributes_of(node).get("transB")
     if is_integer(node):
+        outputs_last = not attributes_of(node).get("transB")
         for index, zero, last in INTEGER[node.op_type]:
             key, point = (scope.key(name) for name in _named(node, index, zero))
             if model.fixed(key):
                 reads = _unrounded(model, scope, node) if last else ""
                 yield key, Integers(last and outputs_last, _zero(model, key, point), reads)
     elif is_linear(node) and in_8_bits(model, scope, node):
-        last = outputs_last and not node.op_type.startswith("Conv")
+        last = not (node.op_type.startswith("Conv") or attributes_of(node).get("transB"))
         for key in filter(model.views.__contains__, map(scope.key, node.input[:2])):
             direct = key
             while model.views[key][1].op_type != "DequantizeLinear":
