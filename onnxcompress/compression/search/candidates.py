@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcompress.compression.job import Job
+from onnxcompress.compression.job import Job, Methods
 from onnxcompress.compression.measure.observed import Observed
 from onnxcompress.compression.measure.sensitivity import largest_first, weigh
 from onnxcompress.compression.search.screen import by_numbers, is_first, worth_fitting
@@ -18,10 +18,12 @@ from onnxcompress.core.errors import BudgetError
 from onnxcompress.core.layer import Array, Layer, Unread
 from onnxcompress.core.method import Candidate, Method, all_candidates
 from onnxcompress.core.parallel import apart, each, elsewhere, portable
+from onnxcompress.core.progress import Track, untracked
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.execution.cache import Cache
 from onnxcompress.graph import digest
 
+FITTING = "fitting"  # what `sweep` does, in the words of progress
 FEW = 4  # patches for each input of a patch, below which fits follow them closely,
 JUDGED = 4  # so many settings are tried on others,
 FILTERS = 128  # with at most so many filters,
@@ -110,6 +112,34 @@ def _key(job: Job) -> list[Any]:
     return key
 
 
+def sweep(
+    layers: Mapping[str, Layer],
+    statistics: Mapping[str, Statistics],
+    methods: Methods,
+    *,
+    jobs: int = 1,
+    track: Track[Any] = untracked,
+    what: str = FITTING,
+) -> dict[str, list[Candidate]]:
+    """Every setting of every method on every layer, with its size and its predicted error.
+
+    Args:
+        methods: for all layers, or a function that says which for each one.
+        what: the work, as ``track`` is told.
+    """
+    offered = methods if callable(methods) else lambda _: methods
+    order = largest_first(layers)
+    work = [(layers[name], statistics[name], list(offered(layers[name]))) for name in order]
+    in_memory = not any(isinstance(layer.weight, Unread) for layer in layers.values())
+    run = _way(_fits(work) if in_memory else 0, [own for _, _, own in work])
+    tasks: Iterable[Any] = work
+    if run is apart:
+        tasks = ((layer.read(), seen, own) for layer, seen, own in work)
+    candidates = track(run(all_candidates, tasks, jobs, len(work)), what, len(work))
+    fitted = dict(zip(order, candidates, strict=True))
+    return {name: fitted[name] for name in layers}
+
+
 def _way(weights: int, methods: object) -> Any:
     """Threads, or processes where fits of so many weights take long and pickle can hold them."""
     away = elsewhere() or weights > HEAVY
@@ -128,12 +158,20 @@ def _fits(work: Iterable[tuple[Layer, Statistics, Sequence[Method]]]) -> int:
 
 def find_candidates(job: Job, targets: Sequence[Target] = ()) -> Measured:
     """The candidates of every weight, and how much each weight's error reaches the output."""
-    observed = Observed(job)
+    observed, settings = Observed(job), job.settings
     first, rest = _in_two(job, targets)
+
+    def fit(
+        methods: Mapping[str, Sequence[Method]], read: Mapping[str, Statistics], what: str = FITTING
+    ) -> dict[str, list[Candidate]]:
+        layers = {name: job.leaders[name] for name in methods}
+        offered, track = lambda layer: methods[layer.name], settings.track
+        return sweep(layers, read, offered, jobs=settings.jobs, track=track, what=what)
+
     candidates, statistics = dict[str, Sequence[Candidate]](), dict[str, Statistics]()
     for names in observed.groups(job.leaders):
         read = observed.of(names)
-        fitted = _fitted(job, read, {name: first[name] for name in names}, "fitting")
+        fitted = fit({name: first[name] for name in names}, read)
         if job.model.large:
             fitted = {n: [replace(c, weight=None) for c in some] for n, some in fitted.items()}
         else:
@@ -146,7 +184,7 @@ def find_candidates(job: Job, targets: Sequence[Target] = ()) -> Measured:
     if any(rest.values()):
         more = worth_fitting(job, targets, candidates, sensitivities, rest)
         more = {name: own for name, own in more.items() if own}
-        fitted = _fitted(job, statistics, more, "fitting further settings")
+        fitted = fit(more, statistics, "fitting further settings")
         candidates |= {name: [*candidates[name], *some] for name, some in fitted.items()}
     candidates = {name: some for name, some in candidates.items() if some}
     if job.has_choice:
@@ -170,26 +208,6 @@ def _in_two(
         early = [method for method in offered if all_first or is_first(method)] or offered
         first[name], rest[name] = early, [method for method in offered if method not in early]
     return first, rest
-
-
-def _fitted(
-    job: Job,
-    statistics: Mapping[str, Statistics],
-    methods: Mapping[str, Sequence[Method]],
-    what: str,
-) -> dict[str, list[Candidate]]:
-    """Every setting of these methods, with its size and its predicted error."""
-    layers = {name: job.leaders[name] for name in methods}
-    order = largest_first(layers)
-    work = [(layers[name], statistics[name], list(methods[name])) for name in order]
-    in_memory = not any(isinstance(layer.weight, Unread) for layer in layers.values())
-    run = _way(_fits(work) if in_memory else 0, [own for _, _, own in work])
-    tasks: Iterable[Any] = work
-    if run is apart:
-        tasks = ((layer.read(), seen, own) for layer, seen, own in work)
-    made = run(all_candidates, tasks, job.settings.jobs, len(work))
-    fitted = dict(zip(order, job.settings.track(made, what, len(work)), strict=True))
-    return {name: fitted[name] for name in layers}
 
 
 def _judged(
