@@ -260,10 +260,10 @@ def _validation(
     were wrong: noise is fairer.
     """
     pictures = instead is not None and instead.pictures
-    told = held_out if samples is not None or pictures else None
+    compared = held_out if samples is not None or pictures else None
     return Validation(
         model,
-        told or random_inputs(model, settings),
+        compared or random_inputs(model, settings),
         real=samples is not None,
         pictures=pictures,
         evaluation=evaluation,

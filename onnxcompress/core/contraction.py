@@ -97,15 +97,15 @@ class Contraction:
             last = index == len(weights) - 1
             new = self.outputs if last else next(c for c in ascii_letters if c not in names)
             names += new
-            given = self.y if last else "".join(c for c in letters if c not in reads) + new
+            result = self.y if last else "".join(c for c in letters if c not in reads) + new
             inner = self._shape(reads) if index == 0 else [ranks[index - 1]]
             outer = self._shape(new) if last else [rank]
             shape = [*self._shape(self.groups), *outer, *inner]
             own = self.groups + new + reads
             stored = weight.reshape(shape) if isinstance(weight, Array) else None
             stored = op.Reshape(weight, np.array(shape)) if stored is None else stored
-            x = op.Einsum(x, stored, equation=f"{letters},{own}->{given}")
-            letters, reads = given, new
+            x = op.Einsum(x, stored, equation=f"{letters},{own}->{result}")
+            letters, reads = result, new
         return x if bias is None else op.Add(x, self._spread(bias))
 
     def _spread(self, bias: Array) -> Array:

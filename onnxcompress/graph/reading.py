@@ -83,7 +83,7 @@ def _led_out(model: Model, scope: Scope, tensor: str, kind: int) -> Shown | None
     name = _new(model, tensor)
     scope.graph.node.append(helper.make_node("Identity", [tensor], [name]))
     for owner, around in owners:
-        name = _given(model, owner, around.graph, name, kind)
+        name = _body_output(model, owner, around.graph, name, kind)
     return Shown(name, sum(owner.op_type in STACKED for owner, _ in owners), inner=True)
 
 
@@ -98,7 +98,9 @@ def _owner(scope: Scope) -> NodeProto:
     )
 
 
-def _given(model: Model, owner: NodeProto, body: onnx.GraphProto, name: str, kind: int) -> str:
+def _body_output(
+    model: Model, owner: NodeProto, body: onnx.GraphProto, name: str, kind: int
+) -> str:
     """Let a node give a tensor of one of its bodies as another output, which is named."""
     for _, other in own_bodies(owner):
         ended = name
@@ -112,9 +114,9 @@ def _given(model: Model, owner: NodeProto, body: onnx.GraphProto, name: str, kin
     for attribute in owner.attribute:
         if attribute.name in ("scan_output_axes", "scan_output_directions"):
             attribute.ints.append(0)
-    given = _new(model, name)
-    owner.output.append(given)
-    return given
+    output = _new(model, name)
+    owner.output.append(output)
+    return output
 
 
 def _new(model: Model, base: str) -> str:

@@ -71,15 +71,16 @@ class Validation:
         """Output -> input that it is fed back into."""
         return sequence.find_states(self.original) if self.states is None else self.states
 
-    @cached_property
     def _reference(self) -> Session:
+        """The original, not kept: what it answers is, where that is small."""
         return Session(runnable(self.original), self.providers)
 
     @cached_property
     def decisions(self) -> dict[str, Decision | None]:
         """What each output decides, on the first samples; None where its SNR counts alone."""
-        outputs = self._reference.run(next(self.samples.batches(self._size(self.samples))))
-        named = dict(zip(self._reference.outputs, outputs, strict=True))
+        reference = self._reference()
+        outputs = reference.run(next(self.samples.batches(self._size(self.samples))))
+        named = dict(zip(reference.outputs, outputs, strict=True))
         return find_decisions(self.original, named, self.classes)
 
     @property
@@ -124,18 +125,18 @@ class Validation:
     def _run(self, session: Session, steps: Fidelity) -> Fidelity:
         """The same with the state fed back, which itself is compared step by step alone."""
         counted = (steps.counted or {*session.outputs}) - self._fed_back.keys()
-        result = Fidelity(dict(self.decisions), counted)
-        expected = self._remember("run", lambda: self._sequence(self._reference))
+        result, guessed = Fidelity(dict(self.decisions), counted), self.states is None
+        expected = self._remember("run", lambda: self._sequence(self._reference(), guessed))
         for before, after in zip(expected, self._sequence(session), strict=False):
             result.add(session.outputs, before, after)
         return result
 
-    def _sequence(self, session: Session) -> Iterator[Sequence[Any]]:
-        """The outputs of a run; none where the state does not fit that was not stated."""
+    def _sequence(self, session: Session, guessed: bool = False) -> Iterator[Sequence[Any]]:
+        """The outputs of a run; none where a state does not fit that was only guessed."""
         try:
             yield from sequence.run(session, self.samples, self._fed_back)
         except ModelError:
-            if self.states is not None or session is not self._reference:
+            if not guessed:
                 raise
 
     def metric_of(self, model: Model) -> float | None:
@@ -159,7 +160,6 @@ class Validation:
             with suppress(ModelError):
                 fidelity = Layerwise(self.original).fidelity(model)
         metrics = self.baseline, self.metric_of(model)
-        self.__dict__.pop("_reference", None)  # the clock loads both models, which may be large
         parted = any(map(in_steps, (self.original, model)))
         timed: Latency | None = None
         if not parted:
@@ -201,7 +201,7 @@ class Validation:
         size = self._size(samples)
 
         def compute() -> Iterator[Sequence[Any]]:
-            return each(self._reference.run, samples.batches(size), self._threads(size))
+            return each(self._reference().run, samples.batches(size), self._threads(size))
 
         return self._remember(len(samples), compute)
 
