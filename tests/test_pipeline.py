@@ -482,6 +482,7 @@ def test_a_single_method_is_taken_where_it_turns_out_better_than_the_mix(net, ba
             others = [c for c in known if not isinstance(c.setting, oc.Integer)]
             yield name, [replace(c, error=1e-6 * c.error) for c in coarse] + others
 
+    monkeypatch.setattr(candidates, "by_numbers", lambda job, targets: False)  # fit all
     monkeypatch.setattr(candidates, "_judged", misjudged)
     found = {}
     for close in (0.0, np.inf):
@@ -690,6 +691,7 @@ def test_a_weight_that_was_left_as_it_was_is_named_with_all_layers_that_share_it
             coarse = [replace(c, error=1e-6 * c.error) for c in known[:1]]
             yield name, known if name == "m4" else coarse
 
+    monkeypatch.setattr(candidates, "by_numbers", lambda job, targets: False)  # fit all
     monkeypatch.setattr(candidates, "_judged", misjudged)
     model, batches = sharing(rng)
     _, report = oc.compress(

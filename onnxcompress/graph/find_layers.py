@@ -97,11 +97,11 @@ def _look_up(
         layer = _layer(model, key, scope, node)
         weight, root = weight_of(model, scope, node), weight_root(model, scope, node)
         left = bool(layer.attributes.get("left"))
-        known = layer.attributes.get("contraction")
+        contraction = layer.attributes.get("contraction")
 
         def read() -> Array:
             value = model.read(weight)
-            return known.rows(value) if known else _output_first(node, value, left)
+            return contraction.rows(value) if contraction else _output_first(node, value, left)
 
         light = _light(model, root, layer, read)
         if light is layer:

@@ -16,8 +16,7 @@ from onnxcompress.methods.lookup.coded import Coded
 from onnxcompress.methods.lookup.tables import counting, fits_half, is_shared, levels_of, packed
 from onnxcompress.methods.lookup.uniform import Uniform
 
-UNIT = np.array(1, np.float32), np.array(0, np.int8)  # scale and zero point of bytes as they are
-SUMS_BYTES = 10  # the opset of QLinearMatMul
+SUMS_BYTES = 10  # the opset of MatMulInteger
 ONE = np.ones((1, 1), np.int8)  # the zero point of grids that have a zero, but no others
 
 
@@ -236,14 +235,15 @@ class CodedWeight(DecodedWeight):
         """The sums of what digits stand for, as bytes.
 
         Whatever is computed on the way stays in memory until all layers are decoded: a product of
-        matrices of bytes sums them in the least.
+        matrices of bytes takes the least.  (QLinearMatMul gives bytes at once, but converters to
+        float16 do not know that its scales stay float32.)
         """
         digits = self._emit_digits(op, tables, count)
         if len(digits) == 1:
             return digits[0]
         rows = op.Concat(*(op.Reshape(digit, np.array([1, -1])) for digit in digits), axis=0)
         ones = np.ones((1, len(digits)), np.int8)
-        return op.QLinearMatMul(ones, *UNIT, rows, *UNIT, *UNIT)
+        return op.Cast(op.MatMulInteger(ones, rows), to=np.int8)
 
     def _emit_digits(self, op: Emitter, tables: Sequence[Array], count: int) -> list[Value]:
         """What the digits of all numbers stand for, the first so many of them."""

@@ -53,11 +53,13 @@ def _gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     return y + (c if node.get("beta", 1.0) == 1 else node.get("beta") * c)
 
 
-def _qlinear_matmul(node: Node, a: Tensor, *rest: Tensor) -> Tensor:
-    a_scale, a_zero, b, b_scale, b_zero, scale, zero = rest
-    product = ((a.float() - a_zero) * a_scale) @ ((b.float() - b_zero) * b_scale)
-    limits = torch.iinfo(zero.dtype)
-    return (torch.round(product / scale) + zero).clamp(limits.min, limits.max).to(zero.dtype)
+def _matmul_integer(
+    node: Node, a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
+) -> Tensor:
+    if a_zero is not None and a_zero.ndim == 1:
+        a_zero = a_zero[:, None]  # one for each row
+    wide = (x.double() - (0 if zero is None else zero) for x, zero in ((a, a_zero), (b, b_zero)))
+    return torch.matmul(*wide).to(torch.int32)
 
 
 OPERATORS = {
@@ -65,5 +67,5 @@ OPERATORS = {
     "ConvTranspose": Operator(_conv_transpose, bias=2),
     "Gemm": Operator(_gemm, bias=2),
     "MatMul": plain(torch.matmul),
-    "QLinearMatMul": Operator(_qlinear_matmul),
+    "MatMulInteger": Operator(_matmul_integer),
 }
