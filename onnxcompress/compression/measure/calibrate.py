@@ -57,8 +57,8 @@ def calibrate(
     batch, count = batching(samples, shapes)
     result: dict[str, Statistics] = {}
     for names in _groups({n: layers[n] for n in layers if n in read}, shapes, batch):
-        limits = {n: None if exact else quota(layers[n], count) for n in names}
-        look = _Look(model, {n: (layers[n], read[n], limits[n]) for n in names})
+        most = {n: None if exact else quota(layers[n], count) for n in names}
+        look = _Look(model, {n: (layers[n], read[n], most[n]) for n in names})
         batches = track(enumerate(samples.batches(batch)), "calibrating", count)
         waiting: dict[str, list[Array]] = {name: [] for name in names}
 
@@ -74,9 +74,8 @@ def calibrate(
                 waiting[name].append(part)
                 if sum(p.nbytes for p in waiting[name]) >= GATHERED_BYTES:
                     absorb(name)
-        for name in names:
-            if waiting[name]:
-                absorb(name)
+        for name in filter(waiting.get, names):
+            absorb(name)
     return result
 
 
