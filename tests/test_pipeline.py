@@ -494,6 +494,11 @@ def test_a_single_method_is_taken_where_it_turns_out_better_than_the_mix(net, ba
     assert found[np.inf][1].worst_snr > found[0.0][1].worst_snr + 1
 
 
+def test_a_layer_that_cannot_stay_as_it_was_is_not_left_out():
+    curves = SimpleNamespace(without=lambda name: SimpleNamespace(options={name: []}))
+    assert best._without(SimpleNamespace(job=None), curves, "in int8", None) is None
+
+
 def test_a_slower_model_fails_where_speed_was_asked_and_is_a_warning_elsewhere(
     net, batches, monkeypatch
 ):

@@ -101,6 +101,8 @@ def _build(builder: Builder, curves: Curves, limits: Limits, method: str | None)
 def _without(builder: Builder, curves: Curves, worst: str, built: Built) -> Built | None:
     """The same with this layer as it was, if that is better at the same cost."""
     job, fewer = builder.job, curves.without(worst)
+    if not fewer.options[worst]:  # one in int8 has whole numbers in any case
+        return None
     try:
         limits = size_limit(job, fewer) if job.target.sized else Limits(curves.spent(built.chosen))
         other = _within(builder, fewer, Plan(limits))
