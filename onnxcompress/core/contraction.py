@@ -9,7 +9,7 @@ are summed over, and those of the *outputs*, which the input has not::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from string import ascii_letters
@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-Array = np.ndarray
+from onnxcompress.core.layer import Array, reshaped
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,18 @@ class Contraction:
     def length(self, letters: str) -> int:
         return prod(self._shape(letters))
 
+    @property
+    def _known(self) -> dict[str, int]:
+        """Letter of the weight -> how long its axis is."""
+        return dict(zip(self.weight, self.lengths, strict=True))
+
     def _shape(self, letters: str) -> list[int]:
-        known: Mapping[str, int] = dict(zip(self.weight, self.lengths, strict=True))
+        known = self._known
         return [known[c] for c in letters]
 
     def input_shape(self, free: int) -> tuple[int, ...]:
         """Of an input whose axes that the weight has not are so long."""
-        known = dict(zip(self.weight, self.lengths, strict=True))
+        known = self._known
         return tuple(known.get(c, free) for c in self.x)
 
     def rows(self, value: Array) -> Array:
@@ -102,9 +107,7 @@ class Contraction:
             outer = self._shape(new) if last else [rank]
             shape = [*self._shape(self.groups), *outer, *inner]
             own = self.groups + new + reads
-            stored = weight.reshape(shape) if isinstance(weight, Array) else None
-            stored = op.Reshape(weight, np.array(shape)) if stored is None else stored
-            x = op.Einsum(x, stored, equation=f"{letters},{own}->{result}")
+            x = op.Einsum(x, reshaped(op, weight, shape), equation=f"{letters},{own}->{result}")
             letters, reads = result, new
         return x if bias is None else op.Add(x, self._spread(bias))
 

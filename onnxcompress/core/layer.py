@@ -264,10 +264,14 @@ def _stacked(
     """A matrix ``(groups * out, in)`` as a stack of matrices, ``(*lead, out, in)``."""
     if not lead:
         return weight
-    stack = (*lead, shape[0] // groups, shape[1])
-    return (
-        weight.reshape(stack) if isinstance(weight, Array) else op.Reshape(weight, np.array(stack))
-    )
+    return reshaped(op, weight, (*lead, shape[0] // groups, shape[1]))
+
+
+def reshaped(op: Emitter, value: Array | Value, shape: Sequence[int]) -> Array | Value:
+    """In another shape: at once where it is an array, by a node where it is computed."""
+    if isinstance(value, Array):
+        return value.reshape(shape)
+    return op.Reshape(value, np.array(shape))
 
 
 def _swap(op: Emitter, weight: Array | Value, rank: int = 0) -> Any:

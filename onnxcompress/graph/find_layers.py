@@ -165,9 +165,14 @@ def _integers(model: Model, key: str, integers: Integers) -> Layer:
     attributes = integers.attributes(value)
     rows = integers.rows(value)
     layer = Layer(key, "Constant", rows, None, attributes, key, value.nbytes)
-    light = _light(model, key, layer, lambda: integers.rows(model.read(key)))
-    if light is not layer:
-        model.seen["constant", key] = light
+    return _remembered(model, layer, lambda: integers.rows(model.read(key)))
+
+
+def _remembered(model: Model, constant: Layer, load: Callable[[], Array]) -> Layer:
+    """A constant without its weight where that is large and in a file: it is looked at once."""
+    light = _light(model, model.root(constant.name), constant, load)
+    if light is not constant:
+        model.seen["constant", constant.name] = light
     return light
 
 
@@ -206,10 +211,7 @@ def _constant(model: Model, key: str, read: Multiplied | None) -> Layer | None:
         attributes["group"] = read.groups
     stored = min(value.nbytes, model.stored_bytes(key))
     layer = Layer(key, "Constant", flat, None, attributes, key, stored)
-    light = _light(model, model.root(key), layer, lambda: _rows(model.read(key)))
-    if light is not layer:
-        model.seen["constant", key] = light
-    return light
+    return _remembered(model, layer, lambda: _rows(model.read(key)))
 
 
 def _value(model: Model, key: str) -> Array | None:

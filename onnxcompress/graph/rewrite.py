@@ -26,7 +26,7 @@ from onnxcompress.graph.edit import copied, drop_constants, keep_only
 from onnxcompress.graph.emitter import Constants, Emitter
 from onnxcompress.graph.find_layers import SMALL, find_constants, find_layers, is_overridable
 from onnxcompress.graph.model import Model, weight_root
-from onnxcompress.graph.nodes import is_standard, walk
+from onnxcompress.graph.nodes import attributes_of, is_standard, walk
 from onnxcompress.graph.scopes import Scope
 
 LARGE_TABLE = 1 << 18  # values from which a table is looked up as codes, and never decoded whole
@@ -187,17 +187,17 @@ def _rows(
     tensor = model.constants[key]
     if len(tensor.dims) != 2 or prod(tensor.dims) < LARGE_TABLE or is_overridable(model, key):
         return None
-    readers = {name: node for name, (scope, node) in model.nodes.items() if key in scope.keys(node)}
-    outputs = {scope.key(value.name) for scope in model.scopes for value in scope.graph.output}
-    looked_up = all(
-        node.op_type == "Gather" and is_standard(node) and not any(a.i for a in node.attribute)
-        for node in readers.values()
-    )
-    if key in outputs or not looked_up:
+    lookups = {
+        name: node
+        for name, (scope, node) in model.nodes.items()
+        if node.op_type == "Gather" and is_standard(node) and scope.key(node.input[0]) == key
+    }
+    by_rows = not any(attributes_of(node).get("axis", 0) for node in lookups.values())
+    if len(lookups) < model.consumers[key] or not by_rows:
         return None
     kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     result = {}
-    for name, node in readers.items():
+    for name, node in lookups.items():
         op = Emitter(_prefix(model.nodes[name][0], name), store)
         rows = weight.emit_rows(op, gs.Variable(node.input[1]), kind)
         if rows is None:

@@ -87,7 +87,7 @@ def _useful(
     if not fitted or not settings:
         return settings
     costs, errors = np.array(fitted).T
-    best = min_over(prices, *np.array([(o.cost, o.error) for o in numbers]).T)
+    best = np.min([o.error + prices * o.cost for o in numbers], axis=0)
     nodes = numbers[0].cost - numbers[0].candidate.nbytes
     sizes = np.array([setting.nbytes(layer) for setting in settings])
     expected = np.exp(np.interp(sizes, costs, np.log(errors)))
@@ -95,8 +95,3 @@ def _useful(
     least = GAIN * expected * BIT**-fewer
     useful = (least[:, None] + prices * (sizes + nodes)[:, None] < best).any(1)
     return [setting for setting, use in zip(settings, useful, strict=True) if use]
-
-
-def min_over(prices: np.ndarray, costs: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """The least of error and price times cost, at every price."""
-    return (errors[:, None] + prices * costs[:, None]).min(0)

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
+from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value, reshaped
 from onnxcompress.core.method import DecodedWeight
 from onnxcompress.methods.lookup.coded import Coded
 from onnxcompress.methods.lookup.tables import counting, fits_half, is_shared, levels_of, packed
@@ -163,9 +163,7 @@ class CodedWeight(DecodedWeight):
         if self.columns != prod(rest):
             total = op.Reshape(total, np.array([out, self.columns]))
             total = op.Slice(total, np.array([0]), np.array([prod(rest)]), np.array([1]))
-        if isinstance(total, Array):
-            return total.reshape(self.shape)
-        return op.Reshape(total, np.array(self.shape))
+        return reshaped(op, total, self.shape)
 
     def emit_weight(self, op: Emitter, dtype: Any) -> Value:
         out, *rest = self.shape
@@ -208,8 +206,8 @@ class CodedWeight(DecodedWeight):
             return own if parts == 1 else op.Reshape(own, np.array([-1, parts, 1]))
 
         if self.zero is not None:
-            zero = np.float32(self.zero[0, 0]) if self._one_zero else None
-            units = op.Sub(units, column(self.zero) if zero is None else np.array(zero))
+            one = self._one_zero
+            units = op.Sub(units, self._emit_zero(op, ()) if one else column(self.zero))
         weight = op.Mul(units, column(self.scale))
         weight = weight if dtype == np.float32 else op.Cast(weight, to=dtype)
         return op.Reshape(weight, op.Concat(op.Shape(indices), np.array([columns]), axis=0))
