@@ -21,6 +21,7 @@ from onnxcompress.compression.validate.validation import Validation
 from onnxcompress.core.errors import MetricError, OutputError
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.latency import Latency
+from onnxcompress.execution.session import Session
 from onnxcompress.methods.basis import BasisWeight
 from onnxcompress.report.report import Epoch
 from onnxcompress.report.tables import render_report
@@ -706,6 +707,35 @@ def test_a_weight_that_was_left_as_it_was_is_named_with_all_layers_that_share_it
     [reason] = {*report.skipped.values()}
     assert reason.startswith("it caused ") and ALL_THREE in reason
     assert {row.layer: row.note for row in report.rows} == {**report.skipped, "m4": ""}
+
+
+def test_a_fit_to_loud_samples_does_not_ruin_quiet_ones(rng):
+    """A filter bank of mostly zeros on powers that lie far apart, and the logarithm of its bands.
+
+    The mean over all samples is that of the loud ones, which are loud in few inputs; the quiet
+    ones are as loud in all.
+    """
+    bank = np.zeros((64, 16), np.float32)
+    for band in range(16):
+        bank[4 * band : 4 * band + 4, band] = rng.uniform(0.2, 1, 4)
+    first = np.eye(64, dtype=np.float32) + 0.01 * rng.random((64, 64)).astype(np.float32)
+    head = "<ir_version: 8, opset_import: ['' : 17]> g (float[n, 64] x) => (float[n, 16] y)"
+    body = "{h = MatMul(x, first) p = MatMul(h, bank) c = Clip(p, low) y = Log(c)}"
+    proto = onnx.parser.parse_model(head.replace("'", '"') + body)
+    for name, value in {"first": first, "bank": bank, "low": np.array(1e-6, np.float32)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    model = oc.Model(proto)
+    quiet = rng.uniform(0.5, 1, (64, 64))
+    loud = rng.uniform(0.5, 1, (64, 64)) * 10 ** np.linspace(6, 0, 64)
+    samples = np.stack([quiet, loud], 1).reshape(-1, 64).astype(np.float32)
+    fitted, _ = oc.compress(
+        model, methods="integer:bits=6", samples=samples[:96], correct=False, force=True
+    )
+    plain, _ = oc.compress(model, methods="integer:bits=6", force=True)
+    truth, ours, theirs = (
+        Session(each).run({"x": samples[96:]})[0] for each in (model, fitted, plain)
+    )
+    assert np.square(ours - truth).sum() < 1.2 * np.square(theirs - truth).sum()
 
 
 # ------------------------------------------------------------------------------- a refinement

@@ -1,5 +1,7 @@
 """Statistics merge: two batches say together what they would say as one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,3 +37,11 @@ def test_a_folded_sketch_estimates_the_scatter_without_bias(rng, monkeypatch):
         ratios.append(np.square(sketch.rows[0] @ direction).sum() / known)
     # One estimate has a relative variance of about 2 / 64, the mean of 60 a deviation of 0.023.
     assert np.mean(ratios) == pytest.approx(1, abs=4 * np.sqrt(2 / 64 / 60))
+
+
+def test_doubt_is_added_in_every_direction(rng):
+    seen = Statistics.of(rng.normal(size=(1, 5000, 6)).astype(np.float32) * [9, 1, 1, 1, 1, 0])
+    doubted = replace(seen, doubt=1.0)
+    variance = np.trace(seen.block(0, 6)[0]) - 6 * seen.ridge
+    added = doubted.block(0, 6) - seen.block(0, 6)
+    np.testing.assert_allclose(added[0], np.eye(6) * (variance / 6 - seen.ridge), atol=1e-5)

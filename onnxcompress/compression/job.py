@@ -21,9 +21,11 @@ from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.method import CompressedWeight, Method
 from onnxcompress.core.parallel import helped, one_thread_each
 from onnxcompress.core.progress import Track, untracked
+from onnxcompress.core.statistics import DOUBT
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import random_samples
 from onnxcompress.data.samples import Samples
+from onnxcompress.data.stand_ins import StandIns
 from onnxcompress.execution.dask import engine as connect
 from onnxcompress.graph import Model, compute_int8, index_ranges, layer_inputs, rewrite
 from onnxcompress.report.progress import progress
@@ -106,7 +108,7 @@ class Job:
         pinned: weights whose settings fix their size.
         samples: all calibration samples; ``fit`` and ``held_out`` are parts of these to fit with
             and to validate with, or pictures that stand in for them.  None without any.
-        stand_ins: what these pictures are, in words; empty where there are none.
+        stand_ins: what took the place of samples.
         validation: compares models with the original.
         target: what to reach, in the end.
         warnings: what the user should know already.
@@ -128,10 +130,21 @@ class Job:
     held_out: Samples | None
     validation: Validation | Layerwise
     target: Target
-    stand_ins: str = ""
+    stand_ins: StandIns | None = None
     warnings: Sequence[str] = ()
     changes: Sequence[Change] = ()
     int8: Int8Plan | None = None
+
+    @property
+    def doubt(self) -> float:
+        """How unlike those of the fit the user's samples may be, as `Statistics` takes it."""
+        return self.stand_ins.doubt if self.stand_ins else DOUBT
+
+    @property
+    def telling(self) -> bool:
+        """Whether there are samples or pictures: others tell neither ranges nor decisions."""
+        judge = self.validation
+        return isinstance(judge, Validation) and (judge.real or judge.pictures)
 
     @cached_property
     def random(self) -> Samples:

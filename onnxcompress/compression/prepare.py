@@ -117,7 +117,7 @@ def _job(
         samples=samples,
         fit=fit,
         held_out=held_out,
-        stand_ins="" if instead is None else instead.words,
+        stand_ins=instead,
         validation=Layerwise(model, settings.seed)
         if unknown
         else _validation(model, samples, held_out, evaluation, settings, largest, instead),
@@ -128,7 +128,7 @@ def _job(
 
 def _planned(job: Job) -> Job:
     """The job with the layers chosen that compute in int8."""
-    static = _telling(job) and job.fit is not None
+    static = job.telling and job.fit is not None
     samples = job.fit if static and job.fit else job.random
     batches = list(islice(samples.batches(1), PLANNED))
     least = job.target.min_snr if job.samples is not None else None
@@ -144,12 +144,6 @@ def _planned(job: Job) -> Job:
         plan = plan_int8(job.original, job.model, job.layers, batches, job.settings.jobs, static)
     said = [*job.warnings, STAND_IN_RANGES] if job.stand_ins and plan.ranges else job.warnings
     return replace(job, int8=plan, warnings=tuple(said))
-
-
-def _telling(job: Job) -> bool:
-    """Whether there are samples or pictures: others tell no ranges, and nothing of decisions."""
-    judge = job.validation
-    return isinstance(judge, Validation) and (judge.real or judge.pictures)
 
 
 def _on(job: Job, model: Model) -> Job:
@@ -287,7 +281,7 @@ def _warnings(job: Job, unknown: Sequence[str]) -> Iterator[str]:
     if job.fit is not None and job.held_out is not None:
         yield from dict.fromkeys((*job.fit.notes, *job.held_out.notes))
     if job.stand_ins:
-        yield f"no samples were given (--calib): in their place are {job.stand_ins}"
+        yield f"no samples were given (--calib): in their place are {job.stand_ins.words}"
     if job.original.large and job.fit is not None and not job.all_pinned:
         yield "the model is too large to measure how much each layer matters: all count alike"
 
@@ -325,6 +319,6 @@ def _default_target(job: Job) -> Target:
 
     Decisions on random inputs say little.
     """
-    if _telling(job) and job.validation.decides:
+    if job.telling and job.validation.decides:
         return Target(min_agreement=DEFAULT_AGREEMENT)
     return Target(min_snr=DEFAULT_SNR)

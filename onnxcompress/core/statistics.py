@@ -22,7 +22,7 @@ import numpy as np
 
 from onnxcompress.core.layer import Array, Layer
 
-RIDGE = 0.003  # share of the mean input variance that is added in every direction
+DOUBT = 0.003  # share of the mean input variance that is added in every direction
 SKETCH_ABOVE = 8192  # fan-in from which a second moment is kept as a sketch
 SKETCH_ROWS = 2048  # of one that is,
 SKETCH_BYTES = 1 << 28  # or fewer, so that they take no more than this
@@ -55,6 +55,7 @@ class Statistics:
         moment: ``(groups, fan_in, fan_in)``, the sum of ``p pᵀ``; None if sketched or unknown.
         rows: ``(groups, rows, fan_in)`` with ``rowsᵀ rows`` close to the sum of ``d dᵀ``; d is p
             without the mean, which random signs would blur.  Or None.
+        doubt: the share of their mean variance that inputs may have in any direction besides.
         derived: what fits have computed from these, for the next fit; a copy starts without it.
     """
 
@@ -62,6 +63,7 @@ class Statistics:
     total: Array
     moment: Array | None = None
     rows: Array | None = None
+    doubt: float = DOUBT
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -130,7 +132,7 @@ class Statistics:
         spread = (self.count + 1 - 2 / fan_in) * (square - trace**2 / fan_in)
         target = (1 - 2 / fan_in) * square + trace**2
         share = min(1.0, target / spread) if spread > 0 else float(trace > 0)
-        return max(max(RIDGE, share) * variance / self.total.size, float(rounding)) + 1e-12
+        return max(max(self.doubt, share) * variance / self.total.size, float(rounding)) + 1e-12
 
     def _square(self) -> float:
         """Squared norm of the covariance, summed over the groups."""

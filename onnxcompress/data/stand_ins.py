@@ -25,6 +25,7 @@ from PIL import Image
 
 from onnxcompress.core.layer import Array
 from onnxcompress.core.sample import Sample
+from onnxcompress.core.statistics import DOUBT
 from onnxcompress.data.inputs import InputSpec, input_specs
 from onnxcompress.data.preprocess import PRESETS, Preprocessing
 from onnxcompress.data.random import default_shapes, draw
@@ -58,12 +59,14 @@ class StandIns:
     Attributes:
         fit, held_out: crops of other photographs each.
         words: what they are, for the report.
+        doubt: how unlike them the user's samples may be, as `Statistics` takes it.
         pictures: whether they are photographs, on which what a model decides says something.
     """
 
     fit: Samples
     held_out: Samples
     words: str
+    doubt: float = 2 * DOUBT
     pictures: bool = True
 
 

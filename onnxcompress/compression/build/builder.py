@@ -7,7 +7,7 @@ deviations only where that lowers the error of the outputs on held-out samples.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -60,17 +60,12 @@ class Builder:
                 trial.
         """
         job = self.job
-        settings = {
-            reader: candidate.setting
-            for name, candidate in chosen.items()
-            if candidate.setting is not None
-            for reader in job.readers(name)
-        }
+        settings = self._settings(chosen)
         outer = set(job.model.keys)
         fixed = self._one_by_one({n: s for n, s in settings.items() if n not in outer})
         settings = {name: s for name, s in settings.items() if name not in fixed}
         if job.fit is None or not settings:
-            fitted = self._from_weights(settings)
+            fitted = self._from_weights(settings, self.observed.kept)
         elif job.settings.correct:
             fitted = self._in_order(settings, fixed, progress)
         else:
@@ -80,6 +75,20 @@ class Builder:
         result = annotate(self._changed(job.model, fitted, failed), job.settings.metadata)
         kept = {name: f for name, f in fitted.items() if name not in failed}
         return Built(chosen, result, kept, failed)
+
+    def without_data(self, built: Built) -> dict[str, Fitted]:
+        """The same settings fitted to the weights alone, as if nothing were known of the inputs."""
+        layers = self.job.layers
+        settings = self._settings(built.chosen)
+        leaders = {layers[name].shared for name in settings}
+        blind = self._from_weights(settings, {n: Statistics.white(layers[n]) for n in leaders})
+        return {name: fitted for name, fitted in blind.items() if name in built.fitted}
+
+    def with_weights(self, built: Built, fitted: Mapping[str, Fitted]) -> Built:
+        """The same with other weights in its settings."""
+        failed = dict(built.failed)
+        result = annotate(self._changed(self.job.model, fitted, failed), self.job.settings.metadata)
+        return replace(built, model=result, fitted=fitted, failed=failed)
 
     def loss(self, fitted: Mapping[str, Fitted]) -> float:
         """Error of the outputs on some held-out samples with these weights in place."""
@@ -98,11 +107,22 @@ class Builder:
             weight = in_integers(weight)
         return weight.mapped(self.job.model.keep)
 
-    def _from_weights(self, settings: Mapping[str, Method]) -> dict[str, Fitted]:
-        """Every weight fitted once, without data."""
+    def _settings(self, chosen: Mapping[str, Candidate]) -> dict[str, Method]:
+        """Layer -> its setting, for all readers of what is replaced."""
+        return {
+            reader: candidate.setting
+            for name, candidate in chosen.items()
+            if candidate.setting is not None
+            for reader in self.job.readers(name)
+        }
+
+    def _from_weights(
+        self, settings: Mapping[str, Method], known: Mapping[str, Statistics]
+    ) -> dict[str, Fitted]:
+        """Every weight fitted once, with what is known of its inputs."""
         layers = self.job.layers
         alone = {
-            name: self._fit(name, setting, self.observed.kept[name])
+            name: self._fit(name, setting, known[name])
             for name, setting in settings.items()
             if layers[name].shared == name
         }
@@ -145,7 +165,7 @@ class Builder:
             job.int8.tensors if job.int8 else None,
         )
         limit = partial(quota, batches=len(batches))
-        fitted = refit(streams, job.layers, settings, job.int8, limit, track)
+        fitted = refit(streams, job.layers, settings, job.int8, limit, track, job.doubt)
         return fitted if progress is None else self._helpful({**fitted, **fixed})
 
     def _helpful(self, fitted: dict[str, Fitted]) -> dict[str, Fitted]:

@@ -17,6 +17,9 @@ deviation too where that helps::
 Where the model itself computes the bias nothing can be added to it: then moments are not centred,
 as if all means were 0.
 
+What stands in for samples tells little of deviations this small that the user's data shares: by it
+the target is W, and no deviation is matched, wherever what is to be made good lies below 1/1000.
+
 Both models advance together, so every node runs once per batch and model.
 """
 
@@ -36,13 +39,14 @@ from onnxcompress.core.arithmetic import in_integers, rounded_by_sample
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.method import CompressedWeight, Method
 from onnxcompress.core.parallel import each
-from onnxcompress.core.statistics import Statistics
+from onnxcompress.core.statistics import DOUBT, Statistics
 from onnxcompress.graph import layer_input
 
 SHRINK = 0.05  # toward the original weight, share of the mean input variance
 ENOUGH = 2  # patches per input of a patch; with fewer, the plain weight is the target
 HARDLY = 1e-3  # inputs whose variance is less than this share of their energy hardly vary
 WIDE = 1 << 24  # weights of a layer from which memory counts more than time
+FAINT = 1e-3  # share of what a layer reads or answers: stand-ins do not tell how to mend less
 GAIN = 2.0  # largest correction of a standard deviation, and its inverse the smallest
 
 
@@ -53,6 +57,7 @@ def refit(
     int8: Int8Plan | None = None,
     limit: Callable[[Layer], int] | None = None,
     track: Callable[[Iterable[str]], Iterable[str]] = iter,
+    doubt: float = DOUBT,
 ) -> dict[str, Fitted]:
     """Fit every setting in network order against the original's responses.
 
@@ -62,6 +67,7 @@ def refit(
         int8: the layers that compute in int8: they are fitted to what is left of their inputs.
         limit: patches to look at per batch, for a layer; None for all.
         track: wraps the layer names, for a progress bar.
+        doubt: as `Statistics` takes it; larger where the samples are not the user's.
     """
     model, fitted = streams.model, dict[str, Fitted]()
     nodes = dict(zip(model.keys, model.graph.node, strict=True))
@@ -74,7 +80,9 @@ def refit(
             p if p.shape == q.shape else q  # behind a selection, which takes other rows now
             for p, q in zip(compressed, original, strict=True)
         ]
-        fit = _Fit(layer, original, compressed, limit(layer) if limit else None, streams.jobs)
+        fit = _Fit(
+            layer, original, compressed, limit(layer) if limit else None, streams.jobs, doubt
+        )
         if layer.shared in fitted:
             weight = fitted[layer.shared].weight
             fitted[name] = fit.corrected(weight, gain=False)
@@ -104,9 +112,11 @@ class _Fit:
         compressed: Sequence[Array],
         limit: int | None,
         jobs: int,
+        doubt: float,
     ) -> None:
         self.layer = layer
         self.changed = original is not compressed
+        self.least = FAINT if doubt > DOUBT else 0.0
         weight = layer.grouped.astype(np.float32)
 
         def look(job: tuple[int, Array, Array]) -> tuple[Array, Array]:
@@ -135,6 +145,7 @@ class _Fit:
             self.answers += answers
             if self.changed:
                 self.cross += cross
+        self.statistics = replace(self.statistics, doubt=doubt)
         count = max(self.statistics.count, 1)  # of a layer that no sample reaches all is 0
         self.mean = self.answers / count
         self.variance = np.maximum(self.squares / count - np.square(self.mean), 0)
@@ -148,8 +159,12 @@ class _Fit:
         enough = statistics.count >= ENOUGH * statistics.total.shape[1]
         if not self.changed or not enough or statistics.moment is None:
             return self.layer
-        result = []
-        for g, weight in enumerate(self.layer.grouped.astype(np.float32)):
+        whole, result = self.layer.grouped.astype(np.float32), []
+        if self.least:
+            noise = self._noise(whole, _variance(statistics, whole))
+            if noise < self.least * self.variance.sum():
+                return self.layer
+        for g, weight in enumerate(whole):
             mean = statistics.mean[g].astype(np.float32)
             moment = statistics.moment[g] / statistics.count
             energy = np.trace(moment)
@@ -170,7 +185,7 @@ class _Fit:
         decoded = decoded.astype(np.float32, copy=False)
         spread = _variance(self.statistics, decoded)
         plain = self._centred(weight, decoded, spread)
-        if not gain:
+        if not gain or plain.error < self.least:
             return plain
         ratio = np.sqrt(self.variance) / np.maximum(np.sqrt(spread), 1e-9)
         alive = self.variance > 1e-12 * self.variance.mean() + 1e-30

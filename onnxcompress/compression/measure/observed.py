@@ -42,7 +42,7 @@ class Observed:
         for name, layer in layers.items():
             known = merged.get(layer.shared)
             merged[layer.shared] = seen[name] if known is None else known + seen[name]
-        return merged
+        return {name: replace(one, doubt=job.doubt) for name, one in merged.items()}
 
     def each(self, names: Iterable[str]) -> Iterator[tuple[str, Statistics]]:
         """These layers with what they read."""
