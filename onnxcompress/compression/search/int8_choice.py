@@ -11,14 +11,13 @@ import numpy as np
 
 from onnxcompress.compression.measure.int8_times import Times, spent, time_region
 from onnxcompress.compression.search.int8_layers import Regions
-from onnxcompress.compression.search.int8_ranges import OutputError
+from onnxcompress.compression.search.int8_ranges import OutputLoss, TensorErrors
 from onnxcompress.compression.search.int8_sensitive import neighbours, without_sensitive
 from onnxcompress.core.arithmetic import Arithmetic, Range, Rounded
 from onnxcompress.core.layer import Array, Layer
-from onnxcompress.core.parallel import each
 from onnxcompress.execution.session import Sample
 from onnxcompress.graph import Model, compute_int8
-from onnxcompress.graph.int8_region import Int8Region, int8_region
+from onnxcompress.graph.int8_region import int8_region
 
 FASTER = 0.97  # of the time, at most, for a model or a layer to count as faster
 SECONDS = 2.0  # for which whole models run in turns
@@ -114,16 +113,19 @@ def robust(
     model: Model,
     layers: Mapping[str, Layer],
     fast: Choice,
-    region: Int8Region,
-    best: Mapping[str, tuple[Range, float]],
-    judge: OutputError,
-    jobs: int,
+    tensors: TensorErrors,
+    loss: OutputLoss,
     least: float | None,
 ) -> Choice:
-    """The choice without the layers that are too sensitive for what they gain."""
+    """The choice without the layers that are too sensitive for what they gain.
+
+    Args:
+        original: whose time counts; ``model`` computes the same.
+        least: SNR of the outputs, in dB, from which no layer is too sensitive.
+    """
     if not fast.chosen or model.large:
         return fast
-    alone = _dynamic_errors(model, layers, fast, judge, jobs)
+    alone = _dynamic_errors(model, layers, fast, loss)
     regions = cache(lambda names: int8_region(model, names))
 
     def static(names: Collection[str]) -> tuple[str, ...]:
@@ -131,8 +133,8 @@ def robust(
 
     @cache
     def error(names: Sequence[str]) -> float:
-        rounded = {region.source.get(n, n) for n in regions(static(names)).ranged}
-        return sum(best[n][1] for n in rounded) + sum(alone[n] for n in names if n in alone)
+        rounded = tensors.of(regions(static(names)).ranged)
+        return rounded + sum(alone[n] for n in names if n in alone)
 
     @cache
     def seconds(names: Sequence[str]) -> float:
@@ -153,7 +155,7 @@ def robust(
     if len(kept) == len(fast.chosen):
         return fast
     tried = _in_int8(model, layers, fast.static, kept)
-    before, after = spent([original, tried], [judge.batches[0]] * 2, SECONDS)
+    before, after = spent([original, tried], [loss.batches[0]] * 2, SECONDS)
     if after > FASTER * before:
         return fast
     return replace(fast.only(kept), seconds=after, original=before)
@@ -170,14 +172,12 @@ def together(layers: Mapping[str, Layer], chosen: Collection[str]) -> set[str]:
 
 
 def _dynamic_errors(
-    model: Model, layers: Mapping[str, Layer], fast: Choice, judge: OutputError, jobs: int
+    model: Model, layers: Mapping[str, Layer], fast: Choice, loss: OutputLoss
 ) -> dict[str, float]:
     """Layer -> the error of the outputs where it alone finds a range for what it reads."""
-    judge = judge.within(len(fast.dynamic))
 
-    def error(name: str) -> float:
+    def changed(name: str) -> Model:
         weight = {name: Rounded.of(layers[name].read().weight)}
-        return judge.of(compute_int8(model, weight, {name: Arithmetic("dynamic")}, {}))
+        return compute_int8(model, weight, {name: Arithmetic("dynamic")}, {})
 
-    errors = each(error, fast.dynamic, jobs, len(fast.dynamic))
-    return dict(zip(fast.dynamic, errors, strict=True))
+    return dict(zip(fast.dynamic, loss.of_each(changed, fast.dynamic), strict=True))

@@ -8,9 +8,9 @@ together.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,9 +27,11 @@ APART = 1.02  # factor by which two ranges of a tensor differ to be tried both
 FEWEST = 2  # samples that the outputs are compared on,
 SECONDS = 40.0  # and more where all tensors alone take no longer together
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, eq=False)
-class OutputError:
+class OutputLoss:
     """Relative squared error of a model's outputs.
 
     Attributes:
@@ -37,20 +39,22 @@ class OutputError:
         batches: the samples, one by one.
         expected: what the original gives for each of them.
         seconds: of one run of the original.
+        jobs: models that run side by side.
     """
 
     names: Sequence[str]
     batches: Sequence[Sample]
     expected: Sequence[Sequence[Any]]
     seconds: float
+    jobs: int
 
     @classmethod
-    def beside(cls, model: Model, batches: Sequence[Sample]) -> OutputError:
+    def beside(cls, model: Model, batches: Sequence[Sample], jobs: int) -> OutputLoss:
         session = Session(model)
         began = time.thread_time()
         expected = [session.run(batch) for batch in batches]
         seconds = (time.thread_time() - began) / len(batches)
-        return cls(session.outputs, batches, expected, seconds)
+        return cls(session.outputs, batches, expected, seconds, jobs)
 
     def of(self, model: Model) -> float:
         session, fidelity = Session(model), Fidelity()
@@ -58,7 +62,12 @@ class OutputError:
             fidelity.add(self.names, outputs, session.run(batch))
         return fidelity.loss
 
-    def within(self, runs: int) -> OutputError:
+    def of_each(self, change: Callable[[T], Model], work: Collection[T]) -> list[float]:
+        """The error of every one of these models, on no more samples than time allows."""
+        judge = self.within(len(work))
+        return [*each(lambda job: judge.of(change(job)), work, self.jobs, len(work))]
+
+    def within(self, runs: int) -> OutputLoss:
         """On as few samples as so many models take no longer with."""
         few = int(SECONDS / max(self.seconds * runs, 1e-9))
         count = min(max(few, FEWEST), len(self.batches))
@@ -75,21 +84,36 @@ def tried_ranges(seen: Seen) -> list[Range]:
     return result
 
 
-def rounding_errors(
-    model: Model, region: Int8Region, seen: Mapping[str, Seen], judge: OutputError, jobs: int
-) -> dict[str, tuple[Range, float]]:
-    """Tensor -> its best range, and the error of the outputs where it alone is rounded."""
-    work = [(name, one) for name, own in seen.items() for one in tried_ranges(own)]
-    judge = judge.within(len(work))
+@dataclass(frozen=True, eq=False)
+class TensorErrors:
+    """What rounding the tensors of a region costs the outputs, each alone.
 
-    def error(job: tuple[str, Range]) -> float:
-        name, own = job
-        names = {n for n, source in region.source.items() if source == name}
-        alone = replace(region, source=dict.fromkeys(names, name), made=region.made & names)
-        return judge.of(with_bytes(model, alone, {name: own}))
+    Attributes:
+        best: tensor -> its best range, and the error of the outputs with it.
+    """
 
-    best: dict[str, tuple[Range, float]] = {}
-    for (name, own), loss in zip(work, each(error, work, jobs, len(work)), strict=True):
-        if name not in best or loss < best[name][1]:
-            best[name] = own, loss
-    return best
+    region: Int8Region
+    best: Mapping[str, tuple[Range, float]]
+
+    def of(self, names: Iterable[str]) -> float:
+        """The error of all these tensors together, each counted once where it has several names."""
+        return sum(self.best[n][1] for n in {self.region.source.get(n, n) for n in names})
+
+    @classmethod
+    def measured(
+        cls, model: Model, region: Int8Region, seen: Mapping[str, Seen], loss: OutputLoss
+    ) -> TensorErrors:
+        """Every tensor rounded alone, by several ranges."""
+        work = [(name, one) for name, own in seen.items() for one in tried_ranges(own)]
+
+        def rounded(job: tuple[str, Range]) -> Model:
+            name, own = job
+            names = {n for n, source in region.source.items() if source == name}
+            alone = replace(region, source=dict.fromkeys(names, name), made=region.made & names)
+            return with_bytes(model, alone, {name: own})
+
+        best: dict[str, tuple[Range, float]] = {}
+        for (name, own), error in zip(work, loss.of_each(rounded, work), strict=True):
+            if name not in best or error < best[name][1]:
+                best[name] = own, error
+        return cls(region, best)

@@ -24,7 +24,7 @@ from onnxcompress.compression.search.int8_choice import (
     robust,
     together,
 )
-from onnxcompress.compression.search.int8_ranges import CLIPS, OutputError, rounding_errors
+from onnxcompress.compression.search.int8_ranges import CLIPS, OutputLoss, TensorErrors
 from onnxcompress.compression.search.int8_smooth import smoothing
 from onnxcompress.core.arithmetic import Arithmetic, Range, Rounded, Seen
 from onnxcompress.core.layer import Array, Layer
@@ -106,11 +106,12 @@ def plan_int8(
     values = _values(model, fixed, first)
     first_choice = fastest(original, model, able, fixed, quick, values, first)
     fast = first_choice.only(together(layers, first_choice.chosen))
-    judge = OutputError.beside(model, batches[: TRIED if fast.chosen and not model.large else 1])
+    compared = batches[: TRIED if fast.chosen and not model.large else 1]
+    loss = OutputLoss.beside(model, compared, jobs)
     region = int8_region(model, fast.static)
     seen = observe(model, able, region.ranged, batches[:RANGES], jobs) if fast.static else {}
-    best = rounding_errors(model, region, seen, judge, jobs)
-    kept = robust(original, model, able, fast, region, best, judge, jobs, least)
+    tensors = TensorErrors.measured(model, region, seen, loss)
+    kept = robust(original, model, able, fast, tensors, loss, least)
     for name in (name for name in able if name not in kept.chosen):
         if name in fast.chosen:
             reasons[name] = "int8 would cost the outputs more there than it gains time"
@@ -124,8 +125,8 @@ def plan_int8(
     if not kept.static:
         return plan
     names = {name: region.source[name] for name in plan.region.ranged}
-    own = {name: best[source][0] for name, source in names.items()}
-    return _ranged(model, able, plan, {n: seen[s] for n, s in names.items()}, own, kept, judge)
+    own = {name: tensors.best[source][0] for name, source in names.items()}
+    return _ranged(model, able, plan, {n: seen[s] for n, s in names.items()}, own, kept, loss)
 
 
 def _not_faster(model: Model, layer: Layer, ranged: bool, static: bool) -> str:
@@ -240,7 +241,7 @@ def _ranged(
     seen: Mapping[str, Seen],
     own: Mapping[str, Range],
     fast: Choice,
-    judge: OutputError,
+    loss: OutputLoss,
 ) -> Int8Plan:
     """The plan with the ranges that harm the outputs least: one cut for all, or ``own`` ones."""
     weights = {name: Rounded.of(layers[name].read().weight) for name in fast.chosen}
@@ -256,7 +257,7 @@ def _ranged(
         changed = compute_int8(
             model, weights, tried.arithmetic, ranges, failed={}, region=plan.region
         )
-        error = judge.of(changed)
+        error = loss.of(changed)
         if error < least:
             best, least = tried, error
     return best
