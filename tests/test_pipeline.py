@@ -22,6 +22,7 @@ from onnxcompress.core.errors import MetricError, OutputError
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.latency import Latency
 from onnxcompress.execution.session import Session
+from onnxcompress.graph.rewrite import LARGE_TABLE
 from onnxcompress.methods.basis import BasisWeight
 from onnxcompress.report.report import Epoch
 from onnxcompress.report.tables import render_report
@@ -707,6 +708,22 @@ def test_a_weight_that_was_left_as_it_was_is_named_with_all_layers_that_share_it
     [reason] = {*report.skipped.values()}
     assert reason.startswith("it caused ") and ALL_THREE in reason
     assert {row.layer: row.note for row in report.rows} == {**report.skipped, "m4": ""}
+
+
+@pytest.mark.parametrize("bits", [8, 7, 4])
+def test_layers_behind_a_table_that_is_looked_up_as_codes_are_fitted_in_network_order(bits, rng):
+    head = "<ir_version: 8, opset_import: ['' : 17]> g (int64[n, 8] ids) => (float[n, 8, 64] y)"
+    body = "{e = Gather(table, ids) h = MatMul(e, first) r = Relu(h) y = MatMul(r, second)}"
+    proto = onnx.parser.parse_model(head.replace("'", '"') + body)
+    shapes = {"table": (LARGE_TABLE // 64, 64), "first": (64, 64), "second": (64, 64)}
+    for name, shape in shapes.items():
+        weight = (rng.normal(size=shape) / 8).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    samples = {"ids": rng.integers(0, LARGE_TABLE // 64, (96, 8))}
+    small, report = oc.compress(oc.Model(proto), methods=f"integer:bits={bits}", samples=samples)
+    assert any(node.op_type == "Gather" and node.output[0] != "e" for node in small.graph.node)
+    assert [row.layer for row in report.rows if row.note] == []
+    assert report.comparison.snr["y"] > 6 * bits - 10
 
 
 def test_a_fit_to_loud_samples_does_not_ruin_quiet_ones(rng):

@@ -41,7 +41,7 @@ class Streams:
         self._changed = rewrite(model, fixed, failed={}) if fixed else model
         self._constants = {*model.constants, *model.makers, *model.views}
         self._nodes = list(model.graph.node)
-        self._twins = {name: node for node in self._changed.graph.node for name in node.output}
+        self._twins = self._counterparts()
         self._keys = model.keys
         self._last = {name: i for i, node in enumerate(self._nodes) for name in reads(node)}
         inputs = {  # in the types of the model, which may be the float32 twin of another one
@@ -54,13 +54,30 @@ class Streams:
         self._pending: tuple[list[Any], list[Any]] = ([], [])
         self._next = 0
 
+    def _counterparts(self) -> dict[str, list[Any]]:
+        """Output of a node of the original -> the nodes of the compressed model that compute it.
+
+        There are several where rows of a table are looked up as codes, and decoded.
+        """
+        ours = {name for node in self._nodes for name in node.output}
+        constants = {*self._changed.makers, *self._changed.views}
+        result: dict[str, list[Any]] = {}
+        group: list[Any] = []
+        for node in self._changed.graph.node:
+            if constants.isdisjoint(node.output):
+                group.append(node)
+                if not ours.isdisjoint(node.output):
+                    result |= dict.fromkeys(filter(None, node.output), group)
+                    group = []
+        return result
+
     def inputs_of(self, name: str, tensor: str) -> tuple[list[Array], list[Array]]:
         """What the named layer reads in both streams, batch by batch; one object if equal."""
         position = self._keys.index(name)
         for node in self._nodes[self._next : position]:
             if not self._constants & set(node.output):
                 self._pending[0].append(node)
-                self._pending[1].append(self._twins[next(filter(None, node.output))])
+                self._pending[1].extend(self._twins[next(filter(None, node.output))])
         self._next = position
         self._flush()
         return self._original[tensor], self._compressed[tensor]

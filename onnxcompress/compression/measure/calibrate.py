@@ -54,8 +54,7 @@ def calibrate(
     if shapes is None:
         shapes, _ = input_shapes(model, next(iter(samples.batches(1))))
     model, read = _readable(model, layers, samples)
-    batch, count = batching(samples, shapes)
-    result: dict[str, Statistics] = {}
+    (batch, count), result = batching(samples, shapes), dict[str, Statistics]()
     for names in _groups({n: layers[n] for n in layers if n in read}, shapes, batch):
         most = {n: None if exact else quota(layers[n], count) for n in names}
         look = _Look(model, {n: (layers[n], read[n], most[n]) for n in names})

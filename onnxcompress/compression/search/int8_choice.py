@@ -156,9 +156,8 @@ def robust(
         return fast
     tried = _in_int8(model, layers, fast.static, kept)
     before, after = spent([original, tried], [loss.batches[0]] * 2, SECONDS)
-    if after > FASTER * before:
-        return fast
-    return replace(fast.only(kept), seconds=after, original=before)
+    slow = after > FASTER * before
+    return fast if slow else replace(fast.only(kept), seconds=after, original=before)
 
 
 def together(layers: Mapping[str, Layer], chosen: Collection[str]) -> set[str]:
