@@ -9,11 +9,10 @@ import numpy as np
 
 from onnxcompress.core.layer import Array, Layer
 
-TRIED = 2**20  # weights that are rounded with every first scale
 JUDGED = 2**17  # weights that show the error of all, where nothing is known of the inputs
 LEARNED = 2**17  # weights that a table is learned from
 CHUNKED = 2**19  # weights that are rounded together
-FINE = 2**16  # weights up to which the arithmetic is in float64, and trials are long
+FINE = 2**16  # weights up to which the arithmetic is in float64, and trials try some scales
 
 
 def grouped_for_fit(layer: Layer) -> Array:

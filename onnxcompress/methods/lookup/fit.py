@@ -39,6 +39,8 @@ SMALL = 2**14  # weights up to which a fit that knows nothing of the inputs is l
 CHUNK_ROWS = 256  # that are rounded together at least: each takes numpy little time,
 CHUNK_MOST = 2**23  # unless that is more weights than these,
 FEWEST_ROWS = 32  # and no fewer than these at all
+STARTS = 2**20  # weights that are rounded with every first scale,
+TRIAL_STARTS = 2**16  # and where only the error is wanted
 TRIAL_INPUTS = 4096  # inputs of a filter that are looked at, and
 TRIAL_WORK = 2**27  # multiplications of a sweep where only the error is wanted: of so many rows,
 TRIAL_ROWS = 32  # but no fewer than these
@@ -62,7 +64,7 @@ def encode(
         rows = rows.starting(rows.usual) if rows.weight.size > FINE else rows
         rows = _some_rows(rows, blocks, grid.learn)
     started = replace(grid, table=seeded(rows, grid.table)) if grid.learn else grid
-    rows = RowFit(rows, blocks, started.table).promising()
+    rows = RowFit(rows, blocks, started.table).promising(TRIAL_STARTS if trial else STARTS)
     fitted = _fit_rows(rows, blocks, started, effort)
     if rows.weight.size <= SMALL and not trial:
         blind = fit_blind(rows, grid)
@@ -127,7 +129,7 @@ def _blocks(rows: Rows, statistics: Statistics, grid: Grid, trial: bool) -> list
 def _effort(layer: Layer, blocks: list[Block], learn: bool, trial: bool) -> tuple[int, int]:
     """Rounds, and sweeps in each: many rounds gain little, and large layers take long."""
     if trial:
-        rounds, sweeps = (1, 1) if layer.weight.size > FINE else (ROUNDS // 2, SWEEPS)
+        rounds, sweeps = 1, 1
     else:
         work = sum(layer.weight.size * len(b.metric.columns) for b in blocks)
         rounds, sweeps = ROUNDS if work < WORK else ROUNDS // 2 if work < 32 * WORK else 1, SWEEPS

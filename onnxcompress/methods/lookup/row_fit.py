@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxcompress.core.layer import Array
-from onnxcompress.methods.lookup.coded import TRIED, Rows
+from onnxcompress.methods.lookup.coded import Rows
 from onnxcompress.methods.lookup.error_feedback import (
     Metric,
     Pick,
@@ -134,10 +134,14 @@ class RowFit:
         best = self._errors().argmin(1)[:, None, :, None]
         return np.take_along_axis(np.stack(starts, axis=1), best, axis=1)[:, 0]
 
-    def promising(self) -> Rows:
-        """The rows with those first scales that are worth trying: one in a large layer."""
+    def promising(self, most: int) -> Rows:
+        """The rows with those first scales that are worth trying: one in a large layer.
+
+        Args:
+            most: weights that are rounded with every first scale.
+        """
         count, size = len(self.rows.starts), self.rows.weight.size
-        step = size * count // TRIED
+        step = size * count // most
         if count == 1 or step <= 1:
             return self.rows
         some = RowFit(self.rows.some(slice(step // 2, None, step)), self.blocks, self.table)
