@@ -15,6 +15,7 @@ from onnxcompress.compression.validate.blame import find_hurting
 from onnxcompress.core.errors import BudgetError
 
 SIZE_TRIALS = 3  # models built again where the file is larger than was foreseen
+CLEARLY = 0.8  # share of an error that is less of it by more than chance
 TRIALS = 8  # real runs that decide which weights do better without data
 FALLS_BACK = 0.5  # share of the outputs' error from which a layer is tried as it was
 
@@ -103,7 +104,7 @@ def _build(builder: Builder, curves: Curves, limits: Limits, method: str | None)
 
 
 def _sober(builder: Builder, built: Built) -> Built:
-    """The same with weights fitted without data, where that is better on held-out samples.
+    """The same with weights fitted without data, where that is clearly better on held-out samples.
 
     A fit looks at the mean over all samples, where loud ones count most, and may ruin quiet ones.
     Neighbouring layers are judged together where there are more than ``TRIALS``.
@@ -113,7 +114,7 @@ def _sober(builder: Builder, built: Built) -> Built:
         return built
     blind = builder.without_data(built)
     best, least = {**built.fitted, **blind}, builder.loss({**built.fitted, **blind})
-    if least >= builder.loss(built.fitted):
+    if least >= CLEARLY * builder.loss(built.fitted):
         return built
     for group in np.array_split([*blind], min(len(blind), TRIALS)):
         other = best | {name: built.fitted[name] for name in group.tolist()}
