@@ -28,7 +28,7 @@ EXPONENTS = (0.5, 2.0)  # a of 1 / f^a
 LOUDNESS = (0.1, 1.0)  # standard deviation
 OVERTONES = 12
 WORDS = "noise and tones, as signals have them"
-DOUBT = 1.0  # as `Statistics` takes it: what was made up tells half of the truth at most
+MADE_UP = 1.0  # doubt, as `Statistics` takes it: what was made up tells half of the truth at most
 
 
 def signals(
@@ -63,7 +63,7 @@ def signals(
 
     values = sum(prod(shape) for shape in shapes.values())
     count = int(np.clip(VALUES // values, LEAST, FIT))
-    return StandIns(samples(count, 0), samples(HELD_OUT, 1), WORDS, DOUBT, pictures=False)
+    return StandIns(samples(count, 0), samples(HELD_OUT, 1), WORDS, MADE_UP, pictures=False)
 
 
 def _is_series(spec: InputSpec, shape: Sequence[int]) -> bool:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from onnxcompress.compression.build.builder import Builder, Built
+from onnxcompress.compression.build.builder import Builder, Built, in_groups
 from onnxcompress.compression.search.bisect import Plan, methods_close_to, worth_trying_alone
 from onnxcompress.compression.search.size_limit import SPARE, size_limit
 from onnxcompress.compression.search.trade_off import Curves, Limits
@@ -16,7 +14,6 @@ from onnxcompress.core.errors import BudgetError
 
 SIZE_TRIALS = 3  # models built again where the file is larger than was foreseen
 CLEARLY = 0.8  # share of an error that is less of it by more than chance
-TRIALS = 8  # real runs that decide which weights do better without data
 FALLS_BACK = 0.5  # share of the outputs' error from which a layer is tried as it was
 
 
@@ -39,7 +36,7 @@ def build(builder: Builder, curves: Curves, plan: Plan) -> Compressed:
     built = _best(builder, curves, plan)
     if builder.job.target.faithful and not builder.job.holds(built.model):
         built = builder.build(built.chosen)  # as the search tried it
-    built = _sober(builder, built)
+    built = _without_data_where_better(builder, built)
     hurting = find_hurting(builder, curves, built)
     free = {name: share for name, share in hurting.items() if name not in builder.job.pinned}
     if free and max(free.values()) > FALLS_BACK:
@@ -103,26 +100,22 @@ def _build(builder: Builder, curves: Curves, limits: Limits, method: str | None)
     return builder.build(chosen, words)
 
 
-def _sober(builder: Builder, built: Built) -> Built:
+def _without_data_where_better(builder: Builder, built: Built) -> Built:
     """The same with weights fitted without data, where that is clearly better on held-out samples.
 
     A fit looks at the mean over all samples, where loud ones count most, and may ruin quiet ones.
-    Neighbouring layers are judged together where there are more than ``TRIALS``.
     """
     job = builder.job
     if job.fit is None or not job.telling or job.model.large or not built.fitted:
         return built
     blind = builder.without_data(built)
-    best, least = {**built.fitted, **blind}, builder.loss({**built.fitted, **blind})
-    if least >= CLEARLY * builder.loss(built.fitted):
+    weights = {**built.fitted, **blind}
+    error = builder.loss(weights)
+    if error >= CLEARLY * builder.loss(built.fitted):
         return built
-    for group in np.array_split([*blind], min(len(blind), TRIALS)):
-        other = best | {name: built.fitted[name] for name in group.tolist()}
-        error = builder.loss(other)
-        if error < least:
-            best, least = other, error
-    sober = builder.with_weights(built, best)
-    return sober if job.fits(sober.model) else built
+    seeing = in_groups({name: built.fitted[name] for name in blind})
+    other = builder.with_weights(built, builder.improved(weights, error, seeing))
+    return other if job.fits(other.model) else built
 
 
 def _without(builder: Builder, curves: Curves, worst: str, built: Built) -> Built | None:

@@ -24,7 +24,7 @@ from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.graph import Model, annotate
 
-CORRECTION_TRIALS = 8  # real runs that decide where corrections stay,
+CORRECTION_TRIALS = 8  # real runs that decide where corrections, or fits to data, stay,
 CORRECTION_SAMPLES = 64  # each with at most so many held-out samples,
 CORRECTION_WORK = 10**12  # and all together with about so many multiplications
 
@@ -70,11 +70,7 @@ class Builder:
             fitted = self._in_order(settings, fixed, progress)
         else:
             fitted = self._one_by_one(settings)
-        fitted = fitted | fixed
-        failed: dict[str, str] = {}
-        result = annotate(self._changed(job.model, fitted, failed), job.settings.metadata)
-        kept = {name: f for name, f in fitted.items() if name not in failed}
-        return Built(chosen, result, kept, failed)
+        return self.with_weights(Built(chosen, job.model, {}, {}), fitted | fixed)
 
     def without_data(self, built: Built) -> dict[str, Fitted]:
         """The same settings fitted to the weights alone, as if nothing were known of the inputs."""
@@ -88,7 +84,23 @@ class Builder:
         """The same with other weights in its settings."""
         failed = dict(built.failed)
         result = annotate(self._changed(self.job.model, fitted, failed), self.job.settings.metadata)
-        return replace(built, model=result, fitted=fitted, failed=failed)
+        kept = {name: f for name, f in fitted.items() if name not in failed}
+        return replace(built, model=result, fitted=kept, failed=failed)
+
+    def improved(
+        self, fitted: Mapping[str, Fitted], least: float, others: Iterable[Mapping[str, Fitted]]
+    ) -> dict[str, Fitted]:
+        """The weights with those others, one group after another, that lower the held-out error.
+
+        Args:
+            least: the error with the weights as they are.
+        """
+        best = dict(fitted)
+        for group in others:
+            error = self.loss({**best, **group})
+            if error < least:
+                best, least = {**best, **group}, error
+        return best
 
     def loss(self, fitted: Mapping[str, Fitted]) -> float:
         """Error of the outputs on some held-out samples with these weights in place."""
@@ -174,20 +186,21 @@ class Builder:
         Neighbouring layers are judged together where there are more than ``CORRECTION_TRIALS``, all
         layers of a large model.
         """
-        names = [name for name, f in fitted.items() if f.plain is not None]
-        if not names:
+        undone = {name: f.plain for name, f in fitted.items() if f.plain is not None}
+        if not undone:
             return fitted
-        best, least = fitted, self.loss(fitted)
-        groups = [names]
+        groups = [undone]
         if not self.job.model.large:  # a run of which takes minutes
-            count = min(len(names), CORRECTION_TRIALS)
-            groups += [list(group) for group in np.array_split(names, count)]
-        for group in self.job.settings.track(groups, "checking corrections", len(groups)):
-            undone = {name: best[name].plain or best[name] for name in group}
-            error = self.loss(best | undone)
-            if error < least:
-                best, least = best | undone, error
-        return best
+            groups += in_groups(undone)
+        track = self.job.settings.track
+        others = track(groups, "checking corrections", len(groups))
+        return self.improved(fitted, self.loss(fitted), others)
+
+
+def in_groups(fitted: Mapping[str, Fitted]) -> list[dict[str, Fitted]]:
+    """Weights of neighbouring layers that are judged together, in a few groups."""
+    groups = np.array_split([*fitted], min(len(fitted), CORRECTION_TRIALS))
+    return [{name: fitted[name] for name in group.tolist()} for group in groups]
 
 
 def _parts(

@@ -17,8 +17,8 @@ deviation too where that helps::
 Where the model itself computes the bias nothing can be added to it: then moments are not centred,
 as if all means were 0.
 
-What stands in for samples tells little of deviations this small that the user's data shares: by it
-the target is W, and no deviation is matched, wherever what is to be made good lies below 1/1000.
+Samples that stand in for the user's are unlike these, and so are small errors on them.  With
+stand-ins the target is W, and no deviation is matched, where the error is below a thousandth.
 
 Both models advance together, so every node runs once per batch and model.
 """
@@ -46,7 +46,7 @@ SHRINK = 0.05  # toward the original weight, share of the mean input variance
 ENOUGH = 2  # patches per input of a patch; with fewer, the plain weight is the target
 HARDLY = 1e-3  # inputs whose variance is less than this share of their energy hardly vary
 WIDE = 1 << 24  # weights of a layer from which memory counts more than time
-FAINT = 1e-3  # share of what a layer reads or answers: stand-ins do not tell how to mend less
+FAINT = 1e-3  # relative error of a layer that stand-ins do not tell how to correct
 GAIN = 2.0  # largest correction of a standard deviation, and its inverse the smallest
 
 

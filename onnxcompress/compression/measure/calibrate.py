@@ -51,10 +51,10 @@ def calibrate(
         DataError: with some samples a layer reads NaN, infinities, or what overflows if squared.
     """
     samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
-    if shapes is None:
-        shapes, _ = input_shapes(model, next(iter(samples.batches(1))))
+    shapes = input_shapes(model, next(iter(samples.batches(1))))[0] if shapes is None else shapes
     model, read = _readable(model, layers, samples)
-    (batch, count), result = batching(samples, shapes), dict[str, Statistics]()
+    batch, count = batching(samples, shapes)
+    result: dict[str, Statistics] = {}
     for names in _groups({n: layers[n] for n in layers if n in read}, shapes, batch):
         most = {n: None if exact else quota(layers[n], count) for n in names}
         look = _Look(model, {n: (layers[n], read[n], most[n]) for n in names})

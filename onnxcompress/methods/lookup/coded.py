@@ -12,7 +12,7 @@ from onnxcompress.core.layer import Array, Layer
 JUDGED = 2**17  # weights that show the error of all, where nothing is known of the inputs
 LEARNED = 2**17  # weights that a table is learned from
 CHUNKED = 2**19  # weights that are rounded together
-FINE = 2**16  # weights up to which the arithmetic is in float64, and trials try some scales
+FINE = 2**16  # weights up to which the arithmetic is in float64, and trials try several scales
 
 
 def grouped_for_fit(layer: Layer) -> Array:
