@@ -18,7 +18,7 @@ from onnxcompress.core.errors import DataError
 from onnxcompress.core.messages import shorten
 from onnxcompress.core.scratch import check_place
 
-if TYPE_CHECKING:  # imported where they are used: --help and wrong options answer at once
+if TYPE_CHECKING:  # Imports where they are used let --help and wrong options answer at once.
     from onnxcompress.cli.config_file import Rules
     from onnxcompress.compression.target import Target
     from onnxcompress.core.layer import Layer
@@ -27,9 +27,9 @@ if TYPE_CHECKING:  # imported where they are used: --help and wrong options answ
     from onnxcompress.graph import Model
 
 
-SWEPT = (2, 3, 4, 6, 8, 12, 16, 24)  # ratios that `sweep` shows
-EVALUATION_LIMIT = 100_000  # labelled samples that are read at most
-LARGEST_BITS = 64  # of a whole number in a configuration
+SWEPT = (2, 3, 4, 6, 8, 12, 16, 24)  # `sweep` shows these ratios (times smaller) by default.
+EVALUATION_LIMIT = 100_000  # Each labelled sample costs runs of models, so no more are read.
+LARGEST_BITS = 64  # A whole number in a configuration has no more bits: str() fails on huge ones.
 
 
 @contextmanager

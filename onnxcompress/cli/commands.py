@@ -42,11 +42,11 @@ from onnxcompress.cli.outcome import DONE, Outcome
 from onnxcompress.cli.streams import say, write
 from onnxcompress.core.scratch import check_place
 
-if TYPE_CHECKING:  # imported where they are used: --help and wrong options answer at once
+if TYPE_CHECKING:  # Imports where they are used let --help and wrong options answer at once.
     from onnxcompress.compression.target import Target
     from onnxcompress.report.report import Comparison
 
-COMPARED_AT_RANDOM = 4  # random inputs for `expand`, and for `compare` without data
+COMPARED_AT_RANDOM = 4  # `expand`, and `compare` without data, run so many random inputs.
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -99,7 +99,7 @@ def compress(source: Path, output: Path, **options: Any) -> int:
 
     if str(source) in cli.commands and not source.exists():
         raise click.UsageError(f"a command comes first: onnxcompress {source} ...")
-    with redirect_stdout(sys.stderr):  # whatever a module:function prints
+    with redirect_stdout(sys.stderr):  # What a module:function prints is no result.
         target = arguments.read_target(options)
         arguments.check_gate(target, options)
         compute = arithmetic(options["compute"], target)
@@ -190,7 +190,7 @@ def inspect(source: Path, as_json: bool, **options: Any) -> int:
     from onnxcompress.graph import load
     from onnxcompress.report import tables
 
-    with one_thread_each():  # small products on many threads wait for each other
+    with one_thread_each():  # Small products on many threads wait for each other.
         facts = examine(load(source, options["extensions"]), dict(options["shapes"]))
     if facts["note"]:
         say(f"note: {facts['note']}")
@@ -220,7 +220,7 @@ def compare(first: Path, second: Path, **options: Any) -> int:
         target = arguments.read_target(options)
         arguments.check_gate(target, options)
         comparison, samples = _compare(first, second, options)
-    even = replace(comparison.before, nbytes=comparison.after.nbytes)  # B may be larger
+    even = replace(comparison.before, nbytes=comparison.after.nbytes)  # B may be larger than A.
     missed = [*failures(replace(comparison, before=even), target)] if target else []
     config = {"seed": options["seed"], "samples": provenance.identify(samples)}
     made = provenance.describe_run(
@@ -359,7 +359,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     call = {"words": words, "json": "--json" in words}
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an arrow must not fail where it cannot be shown
+            # An arrow must not fail where it cannot be shown.
+            stream.reconfigure(errors="replace")
     try:
         code = _run(words, call)
         supervisor.hold()

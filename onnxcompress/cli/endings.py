@@ -13,7 +13,7 @@ import click
 from onnxcompress.cli import outcome, provenance, supervisor
 from onnxcompress.cli.outcome import DONE, MISSED, Outcome
 
-if TYPE_CHECKING:  # imported where they are used: --help and wrong options answer at once
+if TYPE_CHECKING:  # Imports where they are used let --help and wrong options answer at once.
     from onnxcompress.graph import Model
     from onnxcompress.report.report import Point, Report
 

@@ -25,7 +25,7 @@ from onnxcompress.cli.outcome import (
 from onnxcompress.report.report import Report
 
 FILE = Path(__file__).with_name("report.schema.json")
-NOISE = ("title", "description")  # of docstrings, which the documentation shows
+NOISE = ("title", "description")  # These come from docstrings, which the documentation shows.
 TEXT, COUNT, ANY = {"type": "string"}, {"type": ["integer", "null"]}, {"type": "object"}
 FILE_NAME = {"type": ["string", "null"], "description": "OUTPUT, null where nothing was written"}
 INSPECTION = {

@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from onnxcompress.cli import arguments
 from onnxcompress.core.messages import shorten
 
-SECTIONS = {  # of the help page; what is in none of them comes last
+SECTIONS = {  # An option that is in none of these sections of the help page comes last.
     "Method": ("specs", "energy", "compute", "no_correct", "only", "skip", "rules"),
     "Target": ("ratio", "ratios", "macs", "latency", "min_agreement", "min_snr", "max_drop"),
     "Data": (
@@ -34,8 +34,9 @@ SECTIONS = {  # of the help page; what is in none of them comes last
 }
 
 
-MOST = 2**31 - 1  # samples; numpy counts them in 64 bits, and some of their bytes
-MOST_JOBS = 1024  # threads: more are of no use, and a system may have no more
+# At most so many samples can be asked for: numpy counts them, and some of their bytes, in 64 bits.
+MOST = 2**31 - 1
+MOST_JOBS = 1024  # More threads are of no use, and a system may have no more.
 
 
 class Percent(click.ParamType):
@@ -75,8 +76,9 @@ class Shape(click.ParamType):
         return name, tuple(map(int, sizes))
 
 
-FILE = click.Path(readable=False, path_type=Path)  # completed by the shell, tried when it is read
-PLACE = click.Path(readable=False)  # that, or the name of something else
+# The shell completes it; whether it can be read is found out when it is read.
+FILE = click.Path(readable=False, path_type=Path)
+PLACE = click.Path(readable=False)  # It may also be the name of something else.
 
 
 class Command(click.Command):
@@ -103,7 +105,7 @@ class Group(click.Group):
         if not args:
             args = ["--help"]
         if args[0] not in (*self.commands, "--help", "-h", "--version"):
-            if ctx.resilient_parsing:  # the shell completes a line that is not yet whole
+            if ctx.resilient_parsing:  # The shell completes a line that is not yet whole.
                 return super().parse_args(ctx, ["compress", *args])
             near = get_close_matches(args[0], self.commands, 1)
             if near and not Path(args[0]).suffix and not Path(args[0]).exists():

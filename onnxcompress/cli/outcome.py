@@ -28,9 +28,10 @@ from onnxcompress.core.errors import BudgetError, OnnxCompressError, PageError
 from onnxcompress.core.messages import LONGEST_LINE, printable, shorten
 from onnxcompress.core.scratch import scratch_folder
 
+# These exit codes are explained above; 130 is 128 + SIGINT, as shells have it.
 DONE, MISSED, BAD, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
 
-SCHEMA_VERSION = 1  # of the objects that --json prints: keys are added, never changed
+SCHEMA_VERSION = 1  # Keys of what --json prints are added, never changed, so it stays 1.
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def fail(error: BaseException, words: Sequence[str], as_json: bool) -> int:
     message, code = _explain(error)
     message = printable(shorten(" ".join(message.split()), LONGEST_LINE))
     if code == INTERRUPTED and sys.stderr is not None and sys.stderr.isatty():
-        say("")  # the terminal has written ^C
+        say("")  # The terminal has written ^C.
     if code == INTERNAL and "--verbose" in words:
         traceback.print_exception(error)
     say(f"Error: {message}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnxcompress.core.method import Method
     from onnxcompress.data.samples import Samples
 
+# The metadata of a result has these keys.
 VERSION, CONFIG, SOURCE = (f"onnxcompress.{key}" for key in ("version", "config", "source_sha256"))
 
 
@@ -56,7 +57,7 @@ def record(
         config["refine"] = {key: how[key] for key in ("epochs", "device", "augment") if how[key]}
         config["train"] = identify(train)
     if aims.get("max_drop") is None:
-        del config["evaluation"], config["metric"]  # printed, but no part of the search
+        del config["evaluation"], config["metric"]  # They are printed, but no part of the search.
     return {
         VERSION: version("onnxcompress"),
         CONFIG: config_text(config),

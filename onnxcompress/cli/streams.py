@@ -35,7 +35,7 @@ def say(text: str) -> None:
         return
     try:
         print(printable(shorten(text, LONGEST_LINE)), file=sys.stderr, flush=True)
-    except ValueError:  # code of the user has closed it
+    except ValueError:  # Code of the user has closed it.
         with suppress(OSError):
             os.write(2, f"{printable(shorten(text, LONGEST_LINE))}\n".encode())
     except OSError:

@@ -18,16 +18,20 @@ from threading import Thread, Timer, current_thread, main_thread
 from types import FrameType
 from typing import Any, NoReturn
 
-BAD, INTERRUPTED = 2, 130  # exit codes, as the command line has them
+# These exit codes are those of `outcome`, which is too large to be imported before the fork.
+BAD, INTERRUPTED = 2, 130
 
-RUNNING, REPLACING = 255, 254  # the decision while there is none, and while OUTPUT is replaced
+# The decision is one of these while there is none, and while OUTPUT is replaced; no exit code is.
+RUNNING, REPLACING = 255, 254
 
-GRACE = 10  # seconds in which an interrupted child may tidy up
+GRACE = 10  # An interrupted child has so many seconds to tidy up; then it is killed.
+# These signals end a run; not every system has all of them.
 STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
-_decision: Any = None  # a map of one byte that parent and child share; None in a single process
-_interrupted = False  # a signal has told this process to stop
-_raised = False  # and that has been raised
+# Parent and child share this map of one byte; it is None in a single process.
+_decision: Any = None
+_interrupted = False  # A signal has told this process to stop.
+_raised = False  # KeyboardInterrupt has been raised for it.
 
 
 def main() -> NoReturn:

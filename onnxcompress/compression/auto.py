@@ -11,7 +11,7 @@ from onnxcompress.methods.codebook import Codebook
 from onnxcompress.methods.composed import Packed
 from onnxcompress.methods.integer import Integer
 
-WHOLE = 1 << 20  # more input channels than a layer has: all of them share a scale
+WHOLE = 1 << 20  # No layer has more input channels, so all of them share a scale.
 
 
 def auto(target: Target | None, compute: str = "float") -> list[Method]:
@@ -21,7 +21,8 @@ def auto(target: Target | None, compute: str = "float") -> list[Method]:
     together need chains of few bits.  On no layer that we measured did a chain make the better
     small file.  In int8, where neither size nor quality is asked for, numbers of 8 bits serve.
     """
-    if compute == "int8":  # where a layer multiplies whole numbers by one scale for each channel
+    # There, a layer multiplies whole numbers by one scale for each channel.
+    if compute == "int8":
         whole = Integer(zero_point="none", group=WHOLE)
         if target is None or not (target.ratio or target.faithful):
             return [replace(whole, bits=8)]

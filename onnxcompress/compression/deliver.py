@@ -9,7 +9,8 @@ from onnxcompress.core.errors import CompressionError
 from onnxcompress.graph import Model, annotate, save
 from onnxcompress.report.report import Report
 
-FORCED = "onnxcompress.forced"  # metadata of a result that is worse and was written all the same
+# Metadata under this key says why a result is worse, where it was written all the same.
+FORCED = "onnxcompress.forced"
 
 
 def deliver(

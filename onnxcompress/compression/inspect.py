@@ -35,11 +35,13 @@ from onnxcompress.graph import (
 )
 from onnxcompress.methods import METHODS
 
-RATIOS = (2, 4, 8, 16)  # for which methods are estimated,
-TRIED = 4  # from so many settings of each,
-LOOKED_AT = 3  # on parts of so many layers
-PART = 9216  # weights of a part
-FEW = 64  # entries of a constant up to which other nodes are likely to need it too
+RATIOS = (2, 4, 8, 16)  # Methods are estimated for these ratios (times fewer bytes).
+TRIED = 4  # So many settings of each method are fitted; errors between them are interpolated.
+LOOKED_AT = 3  # Parts of so many typical layers are fitted, since whole layers would take long.
+# A part has about so many weights: 96 x 96, or 32 x 32 kernels of 3 x 3.
+PART = 9216
+# Other nodes are likely to need a constant of so few entries too, so it is not a layer's own.
+FEW = 64
 
 Row = dict[str, Any]
 
@@ -214,7 +216,7 @@ def _errors(method: Method, layer: Layer) -> list[float | None]:
         error = alone.error(layer.weight, fitted.decode())
         points.append((log2(layer.nbytes / fitted.nbytes), np.log(max(error, 1e-12))))
     ratios, logs = np.array(sorted(points)).T
-    logs = np.minimum.accumulate(logs[::-1])[::-1]  # what is smaller and better serves as well
+    logs = np.minimum.accumulate(logs[::-1])[::-1]  # What is smaller and better serves as well.
     reached = [ratio for ratio in RATIOS if log2(ratio) < ratios[-1] + 0.1]
     errors = [float(np.exp(np.interp(log2(ratio), ratios, logs))) for ratio in reached]
     return [*errors, *[None] * (len(RATIOS) - len(errors))]

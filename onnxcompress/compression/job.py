@@ -32,7 +32,7 @@ from onnxcompress.report.progress import progress
 from onnxcompress.report.report import Change, Epoch
 
 Methods = Sequence[Method] | Callable[[Layer], Sequence[Method]]
-Refine = Callable[..., tuple[Model, Sequence[Epoch]]]  # of two models, Samples, and a Track
+Refine = Callable[..., tuple[Model, Sequence[Epoch]]]  # It takes two models, Samples, and a Track.
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,9 @@ from onnxcompress.execution.runnable import verify
 from onnxcompress.graph import Model, check, emptied_inputs
 from onnxcompress.report.report import Comparison, Refinement, Report, Row
 
-WORTHWHILE = 0.05  # least saving for which a fidelity target is worth a changed model
-NOISE = 3.0  # dB of predicted output SNR below which the user is warned
+WORTHWHILE = 0.05  # A fidelity target that saves a smaller share is not worth a changed model.
+# Users are warned below so many dB of predicted SNR: there the error has half the signal's energy.
+NOISE = 3.0
 TOO_MUCH_ERROR = "not compressed: too much error for the bytes it would save"
 UNDONE = (
     "weights are decoded when the model is loaded; tools that fold constants would write them "

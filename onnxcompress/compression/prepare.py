@@ -39,10 +39,11 @@ from onnxcompress.graph import (
 )
 from onnxcompress.report.report import Change
 
-DEFAULT_AGREEMENT = 0.98  # share of decisions that stay, where nothing else is asked
-DEFAULT_SNR = 25.0  # dB of the outputs, where there are no decisions
+DEFAULT_AGREEMENT = 0.98  # This share of decisions stays, where nothing else is asked.
+# The outputs have so many dB where there are no decisions: the error is 6 % of the signal.
+DEFAULT_SNR = 25.0
 STAND_IN_RANGES = "ACTIVATION RANGES FROM STAND-INS: give --calib"
-PLANNED = 64  # samples that decide which layers compute in int8
+PLANNED = 64  # At most so many samples decide which layers compute in int8, which bounds the time.
 
 Offer = Callable[[Layer], list[Method]]
 

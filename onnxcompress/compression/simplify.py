@@ -24,9 +24,11 @@ from onnxcompress.graph import (
 )
 from onnxcompress.report.report import Change
 
-PROVED_ON = 2  # random samples, where none are given: what is exact on two is so on all
-FLOAT32_ROUNDING = 1e-4  # of the largest output: deep networks add up 2**-24 of every layer
-COARSE_ROUNDING = 2.0**-6  # where tensors are bfloat16, which has 8 bits, or float16
+PROVED_ON = 2  # A step is tried on so many samples: what is exact on two is so on all.
+# Outputs may differ by this share of the largest: deep networks add up 2**-24 of every layer.
+FLOAT32_ROUNDING = 1e-4
+# They may differ by this share where tensors are bfloat16, which has 8 bits, or float16.
+COARSE_ROUNDING = 2.0**-6
 
 Pass = Callable[[Model], Model]
 

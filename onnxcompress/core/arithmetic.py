@@ -20,10 +20,10 @@ import numpy as np
 from onnxcompress.core.layer import Array, Emitter, Value
 from onnxcompress.core.method import CompressedWeight, DecodedWeight
 
-LEVELS = 255  # steps of a byte
-MANTISSA = 5  # bits of a value that tell its bin: bins are 3 % wide
-CUTS = 2.0 ** (-np.arange(49) / 8)  # shares of the largest value that are tried as the end
-ZERO = np.float32(1e-30)  # below it a value counts as none
+LEVELS = 255  # A byte has so many steps.
+MANTISSA = 5  # So many bits of a value's mantissa tell its bin, which makes bins 3 % wide.
+CUTS = 2.0 ** (-np.arange(49) / 8)  # These shares of the largest value are tried as the end.
+ZERO = np.float32(1e-30)  # A value below this counts as 0.
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Seen:
         shift = 1 << (8 + MANTISSA)
         size = np.abs(values).view(np.int32) >> (23 - MANTISSA)
         size[np.abs(values) < ZERO] = 0
-        key = np.where(values < 0, ~size, size) + shift  # ascending, as the values are
+        key = np.where(values < 0, ~size, size) + shift  # Keys ascend as the values do.
         weights = None if weights is None else np.broadcast_to(weights, values.shape).ravel()
         counts = np.bincount(key.ravel(), weights, 2 * shift)
         low, high = (float(f(values, initial=0.0)) for f in (np.min, np.max))

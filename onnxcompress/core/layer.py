@@ -234,7 +234,7 @@ class Layer:
         result = {}
         for key, value in self.attributes.items():
             if key == "output_shape":
-                continue  # says nothing of a single axis
+                continue  # It says nothing of a single axis.
             if key in neutral:
                 value = [v if i % rank in axes else neutral[key] for i, v in enumerate(value)]
             result[key] = value

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-LONGEST_LINE = 2000  # letters of a message: what is longer is a name, and nobody reads it
-LONGEST_NAME = 200  # letters of a name that is compared with others: difflib is quadratic
+LONGEST_LINE = 2000  # What makes a message have more letters is a name that nobody reads.
+LONGEST_NAME = 200  # Names are compared in so many letters: the time of difflib is quadratic.
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -18,11 +18,12 @@ from onnxcompress.core.statistics import Statistics
 class Method(ABC):
     """A way to compress a weight.  The fields are settings; one left at None is open."""
 
-    opset: ClassVar[int] = 7  # the least in which what it emits is valid
-    faster: ClassVar[bool] = False  # whether what it makes needs fewer multiplications
-    auto: ClassVar[bool] = False  # whether it is one of those that ``auto`` stands for
-    packs: ClassVar[bool] = False  # whether what it makes is a `DecodedWeight` of any float array
-    quick: ClassVar[bool] = False  # whether all its settings take but a few calls of numpy
+    opset: ClassVar[int] = 7  # What it emits is valid from this opset on.
+    faster: ClassVar[bool] = False  # This says whether what it makes needs fewer multiplications.
+    auto: ClassVar[bool] = False  # This says whether ``auto`` tries it.
+    # This says whether it makes a `DecodedWeight` of any float array.
+    packs: ClassVar[bool] = False
+    quick: ClassVar[bool] = False  # This says whether all its settings take few calls of numpy.
 
     @abstractmethod
     def settings(self, layer: Layer) -> Sequence[Self]:
@@ -203,5 +204,5 @@ def all_candidates(job: tuple[Layer, Statistics, Sequence[Method]]) -> list[Cand
     """Every setting of these methods on a layer, whatever process it is in."""
     layer, statistics, methods = job
     layer = layer.read()
-    seen = replace(statistics)  # fits derive more from it, which is let go with the copy
+    seen = replace(statistics)  # Fits derive more from it, which is let go with the copy.
     return [candidate for method in methods for candidate in method.candidates(layer, seen)]

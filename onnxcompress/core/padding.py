@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
 
-Pads = list[tuple[int, int]]  # before and after each axis
+Pads = list[tuple[int, int]]  # There is a number before and one after each axis.
 
 
 def extents(attributes: Mapping[str, Any], kernel: Sequence[int]) -> list[int]:

@@ -134,7 +134,7 @@ def apart(
 def _processes(
     function: Callable[[T], R], items: Sequence[T], jobs: int, ahead: int
 ) -> Iterator[R]:
-    from loky import BrokenProcessPool, ProcessPoolExecutor  # takes as long to import as numpy
+    from loky import BrokenProcessPool, ProcessPoolExecutor  # Its import takes as long as numpy's.
 
     pool = ProcessPoolExecutor(
         min(jobs, len(items)),
@@ -153,7 +153,7 @@ def _processes(
         ) from None
     finally:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where it finds no pgrep
+            warnings.simplefilter("ignore")  # It warns where it finds no pgrep.
             pool.shutdown(kill_workers=True)
 
 
@@ -181,7 +181,7 @@ def portable(value: Any) -> bool:
 
     try:
         dumps(value)
-    except Exception:  # whatever an object's own way to be pickled may raise
+    except Exception:  # An object's own way to be pickled may raise anything.
         return False
     return True
 
@@ -194,7 +194,8 @@ def side_by_side(function: Callable[[T], R], pieces: Sequence[T]) -> list[R]:
     waiting = [pool.submit(function, piece) for piece in pieces]
     results: list[R] = []
     for piece, task in zip(reversed(pieces), reversed(waiting), strict=True):
-        results.append(function(piece) if task.cancel() else task.result())  # others begin in front
+        # Other threads begin in front.
+        results.append(function(piece) if task.cancel() else task.result())
     return results[::-1]
 
 

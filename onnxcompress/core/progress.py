@@ -9,8 +9,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-QUICK, SLOW = 0.1, 0.6  # what fitting takes, by the kind of methods, in the unit of these:
-MEASURED = {  # steps before the search, each with what goes before it
+# The numbers beside steps are the times that they usually take, in a unit that all of them share.
+QUICK, SLOW = 0.1, 0.6  # Fitting takes one of these, by the kind of methods.
+MEASURED = {  # These steps come before the search, each with what goes before it.
     "calibrating": 0.06,
     "fitting": SLOW,
     "timing layers": 0.1,
@@ -18,8 +19,9 @@ MEASURED = {  # steps before the search, each with what goes before it
     "fitting further settings": 0.05,
     "estimating errors on held-out samples": 0.02,
 }
-AGAIN = ("refitting", 0.15), ("checking corrections", 0.02)  # by one of several methods alone
-BUILT = (  # and after
+# These come again where one of several methods alone is tried.
+AGAIN = ("refitting", 0.15), ("checking corrections", 0.02)
+BUILT = (  # These steps come after those, for every result.
     ("searching", 0.3),
     ("refitting", 0.06),
     ("checking corrections", 0.01),
@@ -30,12 +32,14 @@ BUILT = (  # and after
     ("comparing outputs", 0.01),
     ("evaluating", 0.01),
 )
-TIMED = 2.0  # seconds in the end, in which both models are timed: however large they are
-LARGEST_FIRST = "fitting"  # the step whose items take the longer the earlier they come
-FEW = 0.2  # of the work of a step: as long as less is done, what the step takes is a guess
+TIMED = 2.0  # Both models are timed for so many seconds in the end, however large they are.
+# The items of this step take the longer the earlier they come.
+LARGEST_FIRST = "fitting"
+FEW = 0.2  # Until this share of its work is done, what a step takes is partly a guess.
 
 
-Track = Callable[[Iterable[T], str, int], Iterable[T]]  # (items, what is being done, how many)
+# It takes items, what is being done with them, and how many they are.
+Track = Callable[[Iterable[T], str, int], Iterable[T]]
 
 
 def untracked(items: Iterable[T], what: str, total: int) -> Iterable[T]:
@@ -93,7 +97,7 @@ class Course:
         built = [step for step in BUILT if not (quick and step in AGAIN)]
         every = [*measured.items(), *built * results]
         self._ahead = [(what, share) for what, share in every if what not in without]
-        self._usual, self._ended = 0.0, self._begun  # of the steps that are done
+        self._usual, self._ended = 0.0, self._begun  # Both are of steps that are done.
         self._steps = list[Step]()
 
     def track(self, items: Iterable[T], what: str, total: int) -> Iterable[T]:

@@ -5,4 +5,4 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Sample = Mapping[str, Any]  # input name -> batch, an array or a list of arrays
+Sample = Mapping[str, Any]  # It maps an input's name to its batch, an array or a list of arrays.

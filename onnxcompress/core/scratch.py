@@ -19,10 +19,10 @@ from onnxcompress.core.messages import printable
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing is swept
+except ImportError:  # On Windows nothing is swept.
     fcntl = None
 
-TAG = "oc-"  # tells our folders from those of others
+TAG = "oc-"  # It tells our folders from those of others.
 
 
 def check_place(output: Path, inputs: Collection[Path], force: bool) -> None:
@@ -41,7 +41,7 @@ def check_place(output: Path, inputs: Collection[Path], force: bool) -> None:
         raise OutputError(f"{output} is the input; --force (force=True in Python) allows that")
     try:
         parent = output.resolve(strict=False).parent
-    except (OSError, RuntimeError):  # links in a circle
+    except (OSError, RuntimeError):  # Links form a circle.
         raise OutputError(f"{output} cannot be written: it is a link to itself") from None
     while not parent.exists():
         parent = parent.parent
@@ -83,7 +83,7 @@ def _locked(place: Path) -> tuple[Path, int | None]:
         folder = Path(mkdtemp(dir=place.parent, prefix=f".{place.name}.{TAG}"))
         try:
             lock = _lock(folder)
-        except OSError:  # it is swept already, or nothing can be locked there
+        except OSError:  # It is swept already, or nothing can be locked there.
             lock = None
         if folder.exists():
             return folder, lock

@@ -22,10 +22,12 @@ import numpy as np
 
 from onnxcompress.core.layer import Array, Layer
 
-DOUBT = 0.003  # share of the mean input variance that is added in every direction
-SKETCH_ABOVE = 8192  # fan-in from which a second moment is kept as a sketch
-SKETCH_ROWS = 2048  # of one that is,
-SKETCH_BYTES = 1 << 28  # or fewer, so that they take no more than this
+# This share of the mean input variance is added in every direction, for inputs not yet seen.
+DOUBT = 0.003
+# From a larger fan-in a sketch is kept: a second moment would take more than SKETCH_BYTES.
+SKETCH_ABOVE = 8192
+SKETCH_ROWS = 2048  # A sketch has at most so many rows.
+SKETCH_BYTES = 1 << 28  # Where rows are long it has fewer, so that it takes no more bytes.
 
 
 def sketch_rows(fan_in: int) -> int:
@@ -85,7 +87,7 @@ class Statistics:
         return cls(patches.shape[1], total, patches.swapaxes(1, 2) @ patches)
 
     def __add__(self, other: Self) -> Self:
-        if not self.count or not other.count:  # white ones stay white where nothing was seen
+        if not self.count or not other.count:  # White ones stay white where nothing was seen.
             return other if other.count else self
         count, total = self.count + other.count, self.total + other.total
         if self.moment is not None and other.moment is not None:
@@ -105,7 +107,7 @@ class Statistics:
         for start in range(limit, self.rows.shape[1], limit):
             piece = self.rows[:, start : start + limit]
             signs = rng.choice(np.array([-1, 1], piece.dtype), piece.shape[1])
-            for row, sign in enumerate(signs):  # without another copy
+            for row, sign in enumerate(signs):  # This needs no other copy.
                 folded[:, row] += sign * piece[:, row]
         return replace(self, rows=folded)
 
@@ -125,7 +127,7 @@ class Statistics:
         groups, fan_in = self.total.shape
         energy = self._trace() / max(self.count, 1)
         variance = energy - float(np.sum(np.square(self.mean)))
-        if self.rows is not None:  # which are centred
+        if self.rows is not None:  # Rows are centred.
             energy, variance = 2 * energy - variance, energy
         rounding = 4 * np.finfo(self.total.dtype).eps * energy / self.total.size**0.5
         trace, square = max(variance, 0.0) / groups, self._square() / groups

@@ -26,8 +26,9 @@ from onnxcompress.data.preprocess import Preprocessing
 from onnxcompress.data.samples import Samples, spread
 from onnxcompress.data.transform import transform_for
 
-LARGEST_EXPANSION = 100  # times that an array of an .npz may grow when it is read,
-LARGEST_EXPANDED = 1 << 30  # where it has more bytes than that
+# An array of an .npz that grows more times when it is read may be made to fill the memory.
+LARGEST_EXPANSION = 100
+LARGEST_EXPANDED = 1 << 30  # An array of no more bytes may grow any number of times.
 
 
 def from_npy(
@@ -37,7 +38,7 @@ def from_npy(
     spec = require_one_input(inputs, "an .npy")
     with explain_errors("the file"):
         check_regular(path)
-        array = np.lib.format.open_memmap(path, mode="r")  # never loads pickles
+        array = np.lib.format.open_memmap(path, mode="r")  # This never loads pickles.
     return from_arrays({spec.name: array}, None, inputs, limit, settings)
 
 

@@ -62,7 +62,7 @@ def convert_batch(batch: Any, inputs: Sequence[InputSpec]) -> Sample:
 
 def copy_array(value: Any, spec: InputSpec) -> Array:
     """A copy of an array, a nested list or a tensor of another library."""
-    if hasattr(value, "detach"):  # a tensor of torch, which may lie on a GPU or hold bfloat16
+    if hasattr(value, "detach"):  # A tensor of torch may lie on a GPU or hold bfloat16.
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     try:
@@ -101,7 +101,7 @@ def explain_errors(what: str) -> Iterator[None]:
         raise DataError(f"{what}: {error}") from error
     except Exception as error:
         reason = one_line(error)
-        if isinstance(error, ValueError) and "bject" in reason:  # how numpy says "pickle"
+        if isinstance(error, ValueError) and "bject" in reason:  # numpy says "pickle" like this.
             reason = "it holds Python objects (a pickle), which are never loaded; save numbers"
         raise DataError(f"{what} cannot be read: {reason}") from error
 
@@ -123,7 +123,7 @@ def cast_to_input(array: Array, spec: InputSpec, first: int = 0) -> Array:
     if floats or whole or np.can_cast(array.dtype, spec.dtype, "safe"):
         with np.errstate(over="ignore"):
             cast = array.astype(spec.dtype)
-        same = np.isfinite if floats else np.asarray  # floats may be rounded, but not overflow
+        same = np.isfinite if floats else np.asarray  # Floats may be rounded, but not overflow.
         if np.array_equal(same(cast), same(array)):
             return cast
     raise DataError(f"these {array.dtype} values cannot be fed to the input {spec}; convert them")

@@ -34,7 +34,7 @@ class InputSpec:
 
     @property
     def is_float(self) -> bool:
-        return self.dtype.kind == "f" or self.dtype.name == "bfloat16"  # whose kind is "V"
+        return self.dtype.kind == "f" or self.dtype.name == "bfloat16"  # Its kind is "V".
 
     @property
     def layout(self) -> Layout | None:

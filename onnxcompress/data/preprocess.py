@@ -16,10 +16,11 @@ from onnxcompress.core.errors import DataError
 from onnxcompress.core.messages import nearest, one_line
 from onnxcompress.data.inputs import Layout
 
-LARGEST_YAML = 1 << 16  # bytes
-LARGEST_PIXELS = 1 << 26  # of a picture after resizing: 200 MB as RGB, twice that while it is made
+LARGEST_YAML = 1 << 16  # A file of more bytes holds no settings, and would take long to parse.
+# A resized picture of so many pixels takes 200 MB as RGB, and twice that while it is made.
+LARGEST_PIXELS = 1 << 26
 
-Size = tuple[int, int]  # height, width
+Size = tuple[int, int]  # It is height, then width.
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def read_yaml(path: Path, what: str, example: str) -> dict[Any, Any]:
         raise DataError(f"{path} is too large for {what}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the constructors of YAML's types raise whatever they meet
+    except Exception as error:  # The constructors of YAML's types raise whatever they meet.
         raise DataError(f"{path} is no readable YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} must hold {example}")

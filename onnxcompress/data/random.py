@@ -14,8 +14,8 @@ from onnxcompress.data.checks import check_input_names, check_shape
 from onnxcompress.data.inputs import InputSpec
 from onnxcompress.data.samples import Samples
 
-LARGEST_INPUT = 1 << 31  # values that are made up
-OPEN_SIZES = (  # of image sides and of other open axes, in the order in which they are tried
+LARGEST_INPUT = 1 << 31  # At most so many values are made up: as float64 they take 16 GiB.
+OPEN_SIZES = (  # Open image sides, and other open axes, have these sizes, tried in this order.
     (224, 8), (32, 1), (48, 16), (64, 32), (96, 64), (128, 128), (256, 512), (320, 1024),
     (512, 4096), (640, 16000),
 )  # fmt: skip
@@ -104,7 +104,7 @@ def _default_shape(
     sides = {None: (), "NCHW": (2, 3), "NHWC": (1, 2)}[spec.layout]
     first, *rest = spec.shape or (None,)
     state = len(rest) == 2 and isinstance(first, int) and isinstance(rest[1], int)
-    batch = 1 if state else 0  # of a recurrent state the batch follows the layers
+    batch = 1 if state else 0  # In a recurrent state the batch follows the layers.
 
     def size(axis: int, dim: int | str | None) -> int:
         if isinstance(dim, int) and dim > 0:

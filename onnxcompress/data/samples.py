@@ -12,9 +12,10 @@ from onnxcompress.core.errors import DataError
 from onnxcompress.core.layer import Array
 from onnxcompress.core.sample import Sample
 
-BATCH_BYTES = 16 << 20  # of inputs; what a model makes of them is many times larger
-BATCH_SAMPLES = 64  # of a batch at most, however small they are
-LEAST_BATCHES = 4  # where there are so many samples
+# The inputs of a batch take so many bytes at most: what a model makes of them is many times larger.
+BATCH_BYTES = 16 << 20
+BATCH_SAMPLES = 64  # A batch has at most so many samples, however small they are.
+LEAST_BATCHES = 4  # If there are enough samples, so many batches leave work for several threads.
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,15 +20,17 @@ from onnxcompress.data.samples import Samples
 from onnxcompress.data.stand_ins import StandIns
 from onnxcompress.graph import Model, convolved_inputs, index_ranges
 
-LONG = 256  # values of a series, at least
-FIT, HELD_OUT = 64, 16  # samples
-VALUES = 1 << 22  # of all inputs of all samples together, from which there are fewer samples,
-LEAST = 16  # but not fewer than these
-EXPONENTS = (0.5, 2.0)  # a of 1 / f^a
-LOUDNESS = (0.1, 1.0)  # standard deviation
-OVERTONES = 12
+LONG = 256  # A series has at least so many values.
+FIT, HELD_OUT = 64, 16  # At most so many samples are for the fit, and so many for validation.
+# The samples of a fit have so many values together, so that there are fewer of large inputs.
+VALUES = 1 << 22
+LEAST = 16  # There are at least so many samples to fit with, however large they are.
+EXPONENTS = (0.5, 2.0)  # The power of noise falls as 1 / f^a, with a between these.
+LOUDNESS = (0.1, 1.0)  # The standard deviation of a signal lies between these.
+OVERTONES = 12  # A tone has so many overtones, itself included, as far as the rate allows.
 WORDS = "noise and tones, as signals have them"
-MADE_UP = 1.0  # doubt, as `Statistics` takes it: what was made up tells half of the truth at most
+# This is a doubt as `Statistics` takes it: what was made up tells half of the truth at most.
+MADE_UP = 1.0
 
 
 def signals(

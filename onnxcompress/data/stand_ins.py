@@ -33,21 +33,25 @@ from onnxcompress.data.samples import BATCH_BYTES, BATCH_SAMPLES, Samples
 from onnxcompress.data.transform import Transform, transform_for
 from onnxcompress.graph import Model, first_scaling, index_ranges
 
-MOST = 256  # pictures to fit with: more crops of the same photographs hardly help,
-LEAST = 48  # and no fewer than these, even of large ones,
-PIXELS = 1 << 23  # which have so many pixels together
-HELD_OUT = 4  # every so many-th photograph is for validation, with a crop for as many of the fit,
-LEAST_HELD_OUT = 16  # but so many at least,
-SURE = 4  # the one in so many of each class that a network is surest of
-SMALLEST = 8  # pixels of a side: what has less is no picture
-SCALES = (0.35, 1.0)  # sides of a crop, as shares of the largest that fits
-NOISE = 30.0  # 255ths: the largest deviation of noise, near what denoisers are trained with
-LOOKED_AT = 32  # pictures that tell the range of values,
-TOGETHER = 4  # so many at a time
-TIE = 0.9  # of the information of plain pixels, from which they are blue first and have no mean:
-# a network that takes values to 255 and subtracts nothing was usually trained with these
-CENTRED = 2.0  # an input's mean, and
-SPREAD = 20.0  # its scale, from which a model is meant for values up to 255
+MOST = 256  # A fit gets no more pictures: more crops of the same photographs hardly help.
+LEAST = 48  # It gets no fewer pictures, however large they are.
+PIXELS = 1 << 23  # Between these two, its pictures have so many pixels together.
+# One photograph in so many is for validation, with one crop for as many crops of the fit.
+HELD_OUT = 4
+LEAST_HELD_OUT = 16  # There are at least so many crops for validation.
+# Of so many crops of each class, validation takes the one that the network is surest of.
+SURE = 4
+SMALLEST = 8  # What has fewer pixels on a side is no picture.
+SCALES = (0.35, 1.0)  # The sides of a crop are such a share of the largest that fits.
+# Noise has at most this deviation, in 255ths, which is near what denoisers are trained with.
+NOISE = 30.0
+LOOKED_AT = 32  # So many pictures tell the range of values.
+TOGETHER = 4  # So many pictures run at a time, which bounds the memory.
+# Pixels that are blue first and less their mean are taken if they tell this share of what plain
+# pixels do: a network that takes values to 255 and subtracts nothing was usually trained with them.
+TIE = 0.9
+CENTRED = 2.0  # A model for inputs of a larger mean is meant for values up to 255.
+SPREAD = 20.0  # So is a model for inputs of a larger scale.
 
 Scores = Callable[[Sample], Array | None]
 
@@ -101,7 +105,7 @@ def stand_ins(
         return None
     name = _range_of(model, source, scores)
     first = next(source.samples(PRESETS[name], 1).batches(1))
-    if scores(first) is None:  # it may be a denoiser, but no classifier
+    if scores(first) is None:  # It may be a denoiser, but no classifier.
         source = replace(source, noise=NOISE)
     count = int(np.clip(PIXELS // prod(source.size), LEAST, MOST)) if fixed else LEAST
     fit = source.samples(PRESETS[name], count)
@@ -245,7 +249,7 @@ def _surest(samples: Samples, scores: Scores) -> Samples | None:
     if p is None or len(p) != len(samples):
         return None
     classes, sure = p.argmax(1), p.max(1)
-    place = np.empty(len(p))  # within its class, from 0 for the surest to 1
+    place = np.empty(len(p))  # Within its class, it goes from 0 for the surest to 1.
     for one in np.unique(classes):
         members = np.flatnonzero(classes == one)
         order = members[np.argsort(-sure[members], kind="stable")]

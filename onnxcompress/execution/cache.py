@@ -17,7 +17,7 @@ from typing import Any
 
 from onnxcompress.core.scratch import scratch_folder
 
-HEAD = 32  # bytes of the checksum
+HEAD = 32  # The checksum, a SHA-256, has so many bytes.
 
 
 class Cache:

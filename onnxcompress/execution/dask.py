@@ -34,10 +34,11 @@ async def _answered(place: str) -> None:
     comm.abort()
 
 
-SAME = ("onnxcompress", "numpy", "onnx", "onnxruntime")  # packages, everywhere
-REACHED = 10.0  # seconds in which the scheduler answers
-PATIENCE = 60.0  # seconds without any worker until work is given up,
-LOOK = 5.0  # which is looked at so often
+# Every worker needs the same versions of these packages as this process.
+SAME = ("onnxcompress", "numpy", "onnx", "onnxruntime")
+REACHED = 10.0  # A scheduler has to answer within so many seconds.
+PATIENCE = 60.0  # Work is given up after so many seconds without any worker.
+LOOK = 5.0  # The workers are counted every so many seconds.
 GONE = "the dask scheduler is gone"
 
 
@@ -66,11 +67,11 @@ def engine(name: str) -> Iterator[None]:
         ) from None
     log = logging.getLogger("distributed")
     level = log.level
-    log.setLevel(logging.CRITICAL)  # what matters of it is an error here
+    log.setLevel(logging.CRITICAL)  # What matters of it is an error here.
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}):
         place = f"tcp://{address[1]}"
         try:
-            with ThreadPoolExecutor(1) as thread:  # which has no event loop, as a notebook has
+            with ThreadPoolExecutor(1) as thread:  # A thread has no event loop, as a notebook has.
                 thread.submit(asyncio.run, _answered(place)).result()
             client = distributed.Client(place, timeout=REACHED, set_as_default=False)
         except (OSError, ValueError):
@@ -165,7 +166,7 @@ class _Promise:
             try:
                 self.task.result(timeout=LOOK)
             except TimeoutError:
-                if self.client.status != "running":  # what it was to give is lost
+                if self.client.status != "running":  # What it was to give is lost.
                     raise WorkerError(GONE) from None
                 alone = 0.0 if self.client.nthreads() else alone + LOOK
             if alone >= PATIENCE:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from onnxcompress.graph import Model, save
 
-LEAST = 3 << 20  # bytes of a file from which its memory is more than that of the runtime itself
-MOST = 1 << 30  # bytes of a file that is worth loading once more for this
-SECONDS = 300.0  # that loading may take
+LEAST = 3 << 20  # A file of fewer bytes takes less memory than the runtime itself.
+MOST = 1 << 30  # A file of more bytes is not worth loading once more for this.
+SECONDS = 300.0  # Loading may take so many seconds; after that nothing is known.
 LOADING = """
 import sys
 import onnxruntime

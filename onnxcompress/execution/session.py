@@ -29,12 +29,14 @@ from onnxcompress.graph import (
     serialized,
 )
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it leaves a file in the temporary folder
+# Otherwise it leaves a file in the temporary folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 ort.set_default_logger_severity(4)
 
 ort.disable_telemetry_events()
 
+# numpy knows these types by name; a model with weights of others is handed over as bytes.
 PLAIN = tuple(np.dtype(code) for code in "efdbBhHiIlLqQ?")
 
 
@@ -43,8 +45,9 @@ def available_providers() -> list[str]:
     return ort.get_available_providers()
 
 
-LENT_BYTES = 1 << 22  # of the inputs of a run, from which its memory goes back to the system
-PARTS_AT_ONCE = BoundedSemaphore(2)  # of large models, in all threads: each has weights in memory
+LENT_BYTES = 1 << 22  # After a run on inputs of more bytes, its memory goes back to the system.
+# All threads together run so many parts of large models at once: each has weights in memory.
+PARTS_AT_ONCE = BoundedSemaphore(2)
 
 
 class Session:
@@ -180,7 +183,7 @@ def _load(
 ) -> ort.InferenceSession:
     graph, weights = detached(model)
     sizes = {name: value for name, value in weights.items() if value.dtype in PLAIN}
-    if len(sizes) < len(weights):  # types that numpy has no own name for
+    if len(sizes) < len(weights):  # numpy has no own name for some of the types.
         graph, sizes = serialized(model), {}
     values = [ort.OrtValue.ortvalue_from_numpy(value) for value in sizes.values()]
     options.add_external_initializers(list(sizes), values)

@@ -23,7 +23,7 @@ def check(model: Model, path: str | os.PathLike[str] = "the model") -> None:
     proto = shell(model)
     known = {value.name for value in proto.graph.input}
     for value in filter(_is_unranked, (*proto.graph.input, *proto.graph.output)):
-        value.type.tensor_type.shape.SetInParent()  # onnx.checker asks for some shape
+        value.type.tensor_type.shape.SetInParent()  # onnx.checker asks for some shape.
     for tensor in model.graph.initializer:
         if not _is_heavy(tensor):
             proto.graph.initializer.append(tensor)

@@ -11,7 +11,8 @@ from onnxcompress.core.errors import ModelError
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.tensors import DATA_TYPES
 
-Declared = tuple[str, Any, list[int | str | None] | None]  # name, dtype, shape; None is open
+# These are name, dtype and shape, in which None is open.
+Declared = tuple[str, Any, list[int | str | None] | None]
 
 
 def declared_inputs(model: Model) -> list[Declared]:

@@ -15,7 +15,7 @@ from onnxcompress.graph.functions import in_full
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.protobuf_wire import assign
 
-DETACHED_BYTES = 4096  # weights from this size are handed to onnxruntime without a copy
+DETACHED_BYTES = 4096  # Weights of at least so many bytes go to onnxruntime without a copy.
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

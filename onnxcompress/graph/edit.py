@@ -24,10 +24,10 @@ from onnxcompress.graph.views import VIEWS
 
 def add_constant(model: Model, name: str, array: Array) -> None:
     """A new initializer of the main graph."""
-    array = np.asarray(array, order="C")  # scalars stay scalars
+    array = np.asarray(array, order="C")  # Scalars stay scalars.
     made = held(model, name, array) if is_spilled(array) else numpy_helper.from_array(array, name)
     model.graph.initializer.append(made)
-    if model.proto.ir_version < 4:  # there, every initializer is an input too
+    if model.proto.ir_version < 4:  # There, every initializer is an input too.
         value = onnx.helper.make_tensor_value_info(name, made.data_type, array.shape)
         model.graph.input.append(value)
     model.changed()
@@ -114,7 +114,7 @@ class _Names:
         key, new = scope.path + target, scope.key(source)
         outputs = self._outputs[scope.path]
         hidden = self._several & {source, target} and self._from_bodies & {key, new}
-        if not source or hidden:  # in some body the name may stand for another tensor
+        if not source or hidden:  # In some body the name may stand for another tensor.
             return False
         if target not in outputs:
             self._new[key] = source

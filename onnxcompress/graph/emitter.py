@@ -35,11 +35,12 @@ class Emitter:
             tensors: list[Any] = [self._tensor(x, constant) for x in inputs]
             name = self._store.unique("" if constant else f"{self._prefix}/{op_type}")
             output = gs.Variable(name if constant else self._store.unique(f"{name}_out"))
-            if constant:  # it folds away when the model is loaded: no name needs to be read
+            # It folds away when the model is loaded: no name needs to be read.
+            if constant:
                 self._constant[output.name] = output
                 name = ""
             kind: Any = attributes.get("to", 0)
-            if not isinstance(kind, int):  # a type as numpy names it
+            if not isinstance(kind, int):  # It is a type as numpy names it.
                 attributes["to"] = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
             self.nodes.append(gs.Node(op_type, name, attributes, tensors, [output]))
             return output
@@ -66,7 +67,7 @@ class Constants:
         self._taken = set(model.names)
         self._known: dict[tuple[Any, ...], list[str]] = {}
         self.arrays: dict[str, Array] = {}
-        self.replaced: set[str] = set()  # keys of constants that nodes compute instead
+        self.replaced: set[str] = set()  # Nodes compute the constants of these keys instead.
         self._count = 0
 
     def unique(self, base: str) -> str:

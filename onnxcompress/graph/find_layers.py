@@ -30,15 +30,16 @@ from onnxcompress.graph.operations import linear_nodes
 from onnxcompress.graph.scopes import Scope
 from onnxcompress.graph.tensors import is_external
 
-LARGE = 1024  # entries of a constant from which it is worth compressing
-LARGEST = 1e4  # magnitude of a constant that is likely to be a weight
-ROW = 16  # entries of a constant that make a row, where its last axis is shorter
-SMALL = 64  # entries of a constant up to which several layers are likely to share it
-STRIP = 8  # rows of a matrix that are transposed together: longer ways through memory take longer
-UNREAD = 1 << 20  # bytes of a weight that is not kept in memory, where it can be read again
+LARGE = 1024  # A constant of fewer entries is not worth compressing.
+LARGEST = 1e4  # A constant of a larger magnitude is likely to be no weight but a mask.
+ROW = 16  # Last axes of a constant are joined until a row has so many entries.
+SMALL = 64  # Several layers are likely to share a constant of no more entries.
+STRIP = 8  # So many rows are transposed together: longer ways through memory take longer.
+# A weight of at least so many bytes is not kept in memory, where it can be read again.
+UNREAD = 1 << 20
 IN_8_BITS = "it computes in 8 bits: its input and its weight are quantized"
 PACKED = "several numbers of its weight share a byte already"
-LARGEST_WEIGHT = 1e15  # magnitude with which float32 can compute errors
+LARGEST_WEIGHT = 1e15  # With larger magnitudes, squares in errors overflow float32.
 
 
 def find_layers(
@@ -149,7 +150,7 @@ def find_constants(
         if tensor.data_type not in FLOATS and key == root and key not in integers:
             continue
         if re.fullmatch(DECODED, key):
-            continue  # what our decoders read is small already
+            continue  # What our decoders read is small already.
         layer = model.seen.get(("constant", key))
         if layer is None and key in integers:
             layer = _integers(model, key, integers[key])
@@ -205,7 +206,7 @@ def _constant(model: Model, key: str, read: Multiplied | None) -> Layer | None:
     flat = _rows(value)
     largest = np.abs(value.astype(np.float32)).max()
     if min(flat.shape) < 2 or not largest < LARGEST:
-        return None  # infinities and their like are masks
+        return None  # Infinities and their like are masks.
     attributes: dict[str, Any] = {"shape": value.shape}
     if read and flat.shape[1] == value.shape[-1]:
         attributes["group"] = read.groups
@@ -267,7 +268,7 @@ def _layer(model: Model, key: str, scope: Scope, node: NodeProto) -> Layer:
         raise _SkippedError(f"its weight is of type {weight.dtype.name}")
     if not weight.size or not np.isfinite(weight.astype(np.float32, copy=False)).all():
         raise _SkippedError("its weight is empty or not finite")
-    if float(np.abs(weight).max()) > LARGEST_WEIGHT:  # which float16 does not hold
+    if float(np.abs(weight).max()) > LARGEST_WEIGHT:  # float16 does not hold this limit.
         raise _SkippedError("its weight is so large that squares of it overflow")
     if root in model.tied:
         name = float_forms(model, ()).get(root, root)

@@ -16,9 +16,13 @@ from onnxcompress.core.errors import ModelError
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import attributes_of
 
+# What these give holds the values that they read, in another order, shape or type, or padded.
 MOVED = {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Pad"}
+# These cut an input or put it together with others.
 PIECES = {"Slice", "Concat", "Split"}
+# What these read is likely to be a signal.
 FILTERS = {"Conv", "STFT", "DFT"}
+# These may scale or shift an input.
 FACTORS = {"Add", "Sub", "Mul", "Div", "BatchNormalization"}
 
 

@@ -14,8 +14,10 @@ from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import attributes_of, is_linear
 from onnxcompress.graph.scopes import Scope
 
+# Operators that multiply whole numbers are in these domains.
 DOMAINS = ("", "ai.onnx", "com.microsoft")
-INTEGER = {  # operator -> for every weight: its input, that of its zero point, are outputs last
+# For every weight, an operator has its input, that of its zero point, and whether outputs are last.
+INTEGER = {
     "MatMulInteger": ((1, 3, True),),
     "ConvInteger": ((1, 3, False),),
     "QLinearConv": ((3, 5, False),),
@@ -26,7 +28,8 @@ INTEGER = {  # operator -> for every weight: its input, that of its zero point, 
     "QAttention": ((1, 7, True),),
     "QGemm": ((3, 5, True),),
 }
-PACKED = {"MatMulNBits": 1, "GatherBlockQuantized": 0, "MatMulBnb4": 1}  # several in a byte
+# This input of each operator holds a weight of which several numbers share a byte.
+PACKED = {"MatMulNBits": 1, "GatherBlockQuantized": 0, "MatMulBnb4": 1}
 BYTES = (TensorProto.UINT8, TensorProto.INT8)
 
 
@@ -43,7 +46,7 @@ def in_8_bits(model: Model, scope: Scope, node: NodeProto) -> bool:
     """Whether a node multiplies bytes, or floats that runtimes fuse to that."""
     if is_integer(node):
         return True
-    known = is_linear(node) and node.op_type != "Einsum"  # which no runtime fuses
+    known = is_linear(node) and node.op_type != "Einsum"  # No runtime fuses an Einsum.
     return known and {*map(scope.key, node.input[:2])} <= model.quantized
 
 
@@ -81,7 +84,7 @@ def find_integers(model: Model) -> dict[str, Integers]:
         for key, integers in _weights(model, scope, node):
             root = model.root(key)
             if model.constants[root].data_type in BYTES:
-                moved = root != key  # and with it the axis of the outputs
+                moved = root != key  # The axis of the outputs has moved with it.
                 last = integers.outputs_last and not moved
                 constants.setdefault(root, replace(integers, outputs_last=last))
     return constants

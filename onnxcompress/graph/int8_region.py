@@ -18,15 +18,17 @@ from onnx import NodeProto
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import attributes_of
 
+# What these give has a range of its own, since several values or tensors go into it.
 LINEAR = ("Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat")
+# What these give has a range of its own; it depends on one byte alone, as in a table.
 TABLES = ("Sigmoid", "LeakyRelu")
 
 KEEPING = (
     *("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Resize"),
     *("Gather", "Expand", "Split"),
-)  # whose outputs hold nothing but what they read
+)  # Their outputs hold nothing but what they read.
 
-CUTTING = ("Relu", "Clip")  # which the range of what they give replaces
+CUTTING = ("Relu", "Clip")  # The range of what they give replaces them.
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,7 @@ class _Search:
             if node.op_type == "Conv":
                 self.gives(index)
         while self.between and sum(map(self.joins, range(len(self.nodes)))):
-            pass  # every node is asked again once others have joined
+            pass  # Every node is asked again once others have joined.
         return region
 
     def reads(self, name: str) -> None:

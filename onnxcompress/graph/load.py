@@ -26,11 +26,11 @@ from onnxcompress.graph.functions import nodes_in_full
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.tensors import DATA_TYPES, is_external, tensor_bytes
 
-LARGEST_FILE = (1 << 31) - 1  # bytes: what protobuf can parse
-LARGE_FILE = 1 << 28  # bytes of a file whose weights are left there
-LARGEST_TENSOR = 1 << 48  # entries
-LARGEST_GRAPH = 1_000_000  # nodes, with local functions written out
-MOST_DIMENSIONS = 64  # of a tensor: as in numpy
+LARGEST_FILE = (1 << 31) - 1  # protobuf can parse no more bytes.
+LARGE_FILE = 1 << 28  # Weights stay in a file of more bytes until they are read, to save memory.
+LARGEST_TENSOR = 1 << 48  # No memory holds a tensor of so many entries.
+LARGEST_GRAPH = 1_000_000  # A graph has at most so many nodes, with local functions written out.
+MOST_DIMENSIONS = 64  # A tensor has at most so many dimensions, as in numpy.
 
 
 def load(path: str | os.PathLike[str], extensions: Sequence[str] = ()) -> Model:
@@ -51,7 +51,7 @@ def load(path: str | os.PathLike[str], extensions: Sequence[str] = ()) -> Model:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     except DecodeError:
         raise ModelError(f"{path} is truncated or not an ONNX model") from None
-    except UnicodeDecodeError:  # by protobuf's Python implementation; others give bytes
+    except UnicodeDecodeError:  # protobuf's Python implementation raises it; others give bytes.
         raise ModelError(f"{path} is not a valid ONNX model: a name in it is no text") from None
     file = path.name if large else ""
     model = Model(proto, path.absolute().parent, tuple(map(str, extensions)), file)
@@ -102,7 +102,7 @@ def _size(path: Path, most: int) -> int:
         if path.is_dir():
             raise ModelError(f"{path} is a folder, not an ONNX file")
         size = path.stat().st_size
-        if not path.is_file():  # a device or a pipe may never end
+        if not path.is_file():  # A device or a pipe may never end.
             raise ModelError(f"{path} is not a regular file")
         if not size:
             raise ModelError(f"{path} is empty")
@@ -140,7 +140,7 @@ def _check_parts(model: Model, home: Path) -> None:
     """
     sizes = _DataFiles(model, home)
     for tensor in _parts(model.proto):
-        if isinstance(tensor, bytes):  # which protobuf gives for what is no UTF-8
+        if isinstance(tensor, bytes):  # protobuf gives bytes for what is no UTF-8.
             raise ModelError(f"a name in it is no text: {tensor[:LONGEST_NAME]!r}")
         if isinstance(tensor, str):
             continue
@@ -148,7 +148,7 @@ def _check_parts(model: Model, home: Path) -> None:
             raise ModelError(f"the tensor {shorten(tensor.name)!r} is of no known type")
         if len(tensor.dims) > MOST_DIMENSIONS or any(size < 0 for size in tensor.dims):
             raise ModelError(f"the tensor {shorten(tensor.name)!r} has no possible shape")
-        if prod(max(size, 1) for size in tensor.dims) >= LARGEST_TENSOR:  # zeros do not help
+        if prod(max(size, 1) for size in tensor.dims) >= LARGEST_TENSOR:  # Zeros do not help.
             raise ModelError(
                 f"the tensor {shorten(tensor.name)!r} is too large: {list(tensor.dims)}"
             )
@@ -175,12 +175,12 @@ class _DataFiles:
         return self._sizes[place]
 
     def _looked_up(self, place: str) -> int:
-        file = self._model.folder / place.replace("\0", "")  # which no file has in its name
+        file = self._model.folder / place.replace("\0", "")  # No file has a zero byte in its name.
         try:
             target = file.resolve()
             inside = place == self._model.file or any(map(target.is_relative_to, self._folders))
             size = file.stat().st_size if file.is_file() else None
-        except (OSError, RuntimeError) as error:  # too long a name, links in a circle
+        except (OSError, RuntimeError) as error:  # The name is too long, or links form a circle.
             raise ModelError(f"its external data cannot be read: {one_line(error)}") from None
         if not inside:
             raise ModelError(f"its external data {shorten(place)!r} lies outside its folder")

@@ -37,7 +37,7 @@ from onnxcompress.graph.views import MOST_VIEWS, MOVES, VIEWS, viewed
 
 T = TypeVar("T")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-LARGE_MODEL = 1 << 30  # bytes of weights from which a model is neither run nor kept as a whole
+LARGE_MODEL = 1 << 30  # With more bytes of weights, a model is neither run nor kept as a whole.
 
 
 class kept(Generic[T]):  # noqa: N801 - a decorator, as property is
@@ -177,7 +177,7 @@ class Model:
     def views(self) -> dict[str, tuple[Scope, NodeProto]]:
         """What `VIEWS` make of constants: key of the tensor -> the node that gives it."""
         result: dict[str, tuple[Scope, NodeProto]] = {}
-        steps = dict.fromkeys(self.constants, 0)  # nodes that compute a tensor
+        steps = dict.fromkeys(self.constants, 0)  # This counts the nodes that compute a tensor.
         for scope, node in self.nodes.values():
             if node.op_type not in VIEWS or not is_standard(node):
                 continue
@@ -244,7 +244,7 @@ class Model:
         """Tensors that the main graph computes from constants, the same every time, -> its node."""
         inputs = {value.name for value in self.graph.input}
         fixed = set(self.initializers)
-        if self.proto.ir_version >= 4:  # a caller may give these instead
+        if self.proto.ir_version >= 4:  # A caller may give these instead.
             fixed -= inputs
         makers: dict[str, int] = {}
         for index, node in enumerate(self.graph.node):

@@ -8,9 +8,10 @@ from typing import Any
 import onnx
 from onnx import NodeProto, TensorProto
 
+# Layers are nodes of these operators, and of Einsum, which `is_linear` looks at more closely.
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-DECODED = "~[0-9a-f]+"  # names of what decoders store and compute: short, as there are many
-RANDOM = (  # operators whose result is another one every time
+DECODED = "~[0-9a-f]+"  # Decoders have these names for their tensors: short, as there are many.
+RANDOM = (  # The result of these operators is another one every time.
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     *("Multinomial", "Bernoulli", "Dropout"),
 )

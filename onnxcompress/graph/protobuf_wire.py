@@ -14,10 +14,11 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
-GRAPH, INITIALIZER, RAW = 7, 5, 9  # fields of ModelProto, GraphProto and TensorProto
+# These are the numbers of fields of ModelProto, GraphProto and TensorProto.
+GRAPH, INITIALIZER, RAW = 7, 5, 9
 
-LEFT = 1 << 16  # bytes of raw data that are left in the file
-MOST_FIELDS = 1 << 21  # that are looked at: a scan of more takes longer than it saves
+LEFT = 1 << 16  # Raw data of at least so many bytes are left in the file.
+MOST_FIELDS = 1 << 21  # At most so many fields are looked at: more take longer than they save.
 
 
 class _ManyError(Exception):
@@ -153,7 +154,7 @@ def _head(field: int, length: int) -> bytes:
 def _around(message: Any, number: int) -> tuple[bytes, bytes]:
     """A message without one of its fields: what comes before it, and what comes after it."""
     before, after = type(message)(), type(message)()
-    after.CopyFrom(message)  # with fields that this version of ONNX does not know, which come last
+    after.CopyFrom(message)  # Fields that this version of ONNX does not know come last.
     for descriptor, value in message.ListFields():
         if descriptor.number < number:
             assign(before, descriptor.name, value)

@@ -20,6 +20,7 @@ from onnxcompress.graph.nodes import own_bodies, unique_name
 from onnxcompress.graph.operations import linear_nodes
 from onnxcompress.graph.scopes import Scope
 
+# These stack what their body gives, of all turns along a new first axis.
 STACKED = ("Loop", "Scan")
 
 

@@ -29,8 +29,9 @@ from onnxcompress.graph.model import Model, weight_root
 from onnxcompress.graph.nodes import attributes_of, is_standard, walk
 from onnxcompress.graph.scopes import Scope
 
-LARGE_TABLE = 1 << 18  # values from which a table is looked up as codes, and never decoded whole
-HEADER = 16  # bytes of a tensor besides its name and its values, about
+# From so many values on, a table is looked up as codes: decoded as a whole it takes much memory.
+LARGE_TABLE = 1 << 18
+HEADER = 16  # A tensor takes about so many bytes besides its name and its values.
 
 
 def rewrite(
@@ -70,7 +71,7 @@ def rewrite(
                 raise
             failed[key] = f"it could not be rewritten: {one_line(error)}"
             continue
-        if scope.outer is not None:  # what decodes the weight runs once, outside
+        if scope.outer is not None:  # What decodes the weight runs once, outside.
             outside, made = _split(made, store)
             decoders += outside
         fragments[key] = made
@@ -99,7 +100,7 @@ def _insert(
 ) -> None:
     """Put nodes in the place of others, and some before all of the main graph, in place."""
     changed = {id(model.nodes[key][0].graph) for key in fragments}
-    for scope in reversed(model.scopes):  # a body before the graph that it lies in
+    for scope in reversed(model.scopes):  # A body comes before the graph that it lies in.
         nodes = [] if scope.outer else [*first]
         if id(scope.graph) not in changed and not nodes:
             continue
@@ -141,7 +142,7 @@ def _restored(
         scope = next(s for s in reversed(model.scopes) if key in map(s.path.__add__, s.names))
         name = key.removeprefix(scope.path)
         taken = scope.outer is not None or key in model.views
-        taken = taken or is_overridable(model, key)  # which stays an input
+        taken = taken or is_overridable(model, key)  # It stays an input.
         output = store.unique(name) if taken else name
         try:
             made = _fragment(NodeProto(output=[output]), key, layers[key], weight, store)
@@ -222,7 +223,7 @@ def _fragment(
 ) -> list[NodeProto]:
     """The nodes that replace a node; the last one keeps its name, output and metadata."""
     if layer.weight.dtype == np.float32 and any(map(_is_wide, weight.arrays())):
-        weight = weight.astype(np.float32)  # the model is a twin of one in that type
+        weight = weight.astype(np.float32)  # The model is a twin of one in that type.
     op = Emitter(key, store)
     left = layer.op_type in ("MatMul", "Einsum") and layer.attributes.get("left")
     x = gs.Variable(node.input[1 if left else 0]) if node.input else None
@@ -240,14 +241,14 @@ def _exported(
         nodes = list(gs.export_onnx(graph, do_type_check=False).graph.node)
     for made in nodes:
         if made.op_type == "Gemm" and len(made.input) == 2 and store.opset < 11:
-            made.input.append(store.add(np.zeros(1, dtype), ""))  # not optional there
-        if made.op_type == "Slice" and store.opset < 10:  # its ranges are attributes there
+            made.input.append(store.add(np.zeros(1, dtype), ""))  # It is not optional there.
+        if made.op_type == "Slice" and store.opset < 10:  # Its ranges are attributes there.
             _attribute_slice(made, store)
     last = nodes[-1]
     last.name = node.name
     last.doc_string = node.doc_string
     last.metadata_props.extend(node.metadata_props)
-    for configuration in getattr(node, "device_configurations", ()):  # since onnx 1.18
+    for configuration in getattr(node, "device_configurations", ()):  # onnx has them since 1.18.
         last.device_configurations.append(configuration)
         known = (*last.input, *last.output)
         specs = last.device_configurations[-1].sharding_spec

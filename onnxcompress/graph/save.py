@@ -27,7 +27,7 @@ from onnxcompress.graph.tensors import HELD, is_external, location, opened, tens
 
 try:
     import fcntl
-except ImportError:  # Windows
+except ImportError:  # Windows has none.
     fcntl = None
 
 
@@ -116,7 +116,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)  # which unlocks it, as the end of the process does
+        os.close(handle)  # This unlocks it, as the end of the process does.
 
 
 def _own_data(path: Path) -> set[Path]:

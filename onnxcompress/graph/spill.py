@@ -16,8 +16,8 @@ import numpy as np
 
 from onnxcompress.core.layer import Array
 
-LEAST = 1 << 16  # bytes of an array that is worth it
-FILE = 1 << 28  # bytes of a file, which goes with the last array in it
+LEAST = 1 << 16  # An array of fewer bytes is not worth a place in a file.
+FILE = 1 << 28  # A file has at least so many bytes, and goes with the last array in it.
 
 
 class _Spill:
@@ -42,7 +42,7 @@ class _Spill:
 
     def _begin(self, size: int) -> None:
         if self._file is not None:
-            self._file.close()  # its arrays keep the map, and that keeps what it holds
+            self._file.close()  # Its arrays keep the map, and that keeps what it holds.
         self._map, self._file, self._end = None, TemporaryFile(), 0  # noqa: SIM115
         self._file.truncate(size)
         self._map = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ)
@@ -51,7 +51,7 @@ class _Spill:
     def rest(self) -> None:
         with self._lock:
             for mapped in self._maps:
-                with suppress(AttributeError, ValueError):  # systems that cannot be advised
+                with suppress(AttributeError, ValueError):  # Some systems cannot be advised.
                     mapped.madvise(mmap.MADV_DONTNEED)
 
 

@@ -15,8 +15,11 @@ from onnxcompress.graph.model import LARGE_MODEL, Model, ancestors
 from onnxcompress.graph.nodes import reads, unique_name, walk
 from onnxcompress.graph.tensors import tensor_bytes
 
-STEP = 1 << 27  # bytes of constants that a step of a large model computes with
-DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # of operators that everybody knows
+# The constants of a step have so many bytes at most, if one node allows it: onnxruntime takes them
+# several times.
+STEP = 1 << 27
+# onnxruntime itself knows the operators of these domains.
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
 
 def custom_operators(model: Model) -> list[str]:
@@ -71,7 +74,7 @@ def expose_shapes(model: Model, tensors: Sequence[str]) -> tuple[Model, dict[str
         outputs[name] = unique_name(f"{name}/shape", result.names)
         result.names.add(outputs[name])
         node = onnx.helper.make_node("Shape", [name], [outputs[name]])
-        result.graph.node.insert(makers.get(name, -1) + 1, node)  # so that it need not be kept
+        result.graph.node.insert(makers.get(name, -1) + 1, node)  # So it need not be kept.
         result.graph.output.add(name=outputs[name])
     return result, outputs
 
@@ -165,7 +168,7 @@ def _running(model: Model) -> list[NodeProto]:
 
 def _dense(model: Model) -> dict[str, int]:
     """Bytes of the constants that running nodes read: those that nodes compute as they then are."""
-    if model.weight_bytes <= LARGE_MODEL // 32:  # a bit can become a float
+    if model.weight_bytes <= LARGE_MODEL // 32:  # A bit can become a float.
         return {}
     read = {name for node in _running(model) for name in reads(node)}
     sizes = {name: tensor_bytes(t) for name, t in model.initializers.items() if name in read}

@@ -17,9 +17,10 @@ from onnxcompress.core.layer import Array
 DATA_TYPES = {*TensorProto.DataType.values()} - {TensorProto.UNDEFINED}
 
 PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2,
-          "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}  # bits of one value  # fmt: skip
+          "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}  # One value has so many bits.  # fmt: skip
 
-HELD = "/"  # where external data lies that is in `Model.held`; in files it would be refused
+# External data that is in `Model.held` lies there; in files such a place would be refused.
+HELD = "/"
 
 is_external = external_data_helper.uses_external_data
 

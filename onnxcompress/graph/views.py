@@ -20,8 +20,8 @@ from onnxcompress.graph.nodes import attributes_of
 
 MOVES = ("Identity", "Transpose", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.true_divide}
-VIEWS = (*MOVES, "DequantizeLinear", *ARITHMETIC)  # of a constant
-MOST_VIEWS = 64  # nodes that one tensor is computed by
+VIEWS = (*MOVES, "DequantizeLinear", *ARITHMETIC)  # These show a constant in another form.
+MOST_VIEWS = 64  # What more nodes compute counts as no view of a constant.
 
 
 def viewed(node: NodeProto, inputs: Sequence[Array]) -> Array:

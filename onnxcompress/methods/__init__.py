@@ -80,7 +80,7 @@ class _Registry(Mapping[str, type[Method]]):
         if name in self._own:
             return self._own[name]
         if name in self._points and name not in self._foreign:
-            self._load(name)  # says why it is missing
+            self._load(name)  # It says why it is missing.
         return self._foreign[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -47,8 +47,8 @@ from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.methods.basis_forms.unfolding import Unfolding
 
-INPUT_RANKS = 8  # tucker tries multiples of an eighth of the inputs
-WIDEST_INPUT_RANK = 5 / 8  # of the inputs: wider ones never were on any layer's frontier
+INPUT_RANKS = 8  # tucker tries multiples of an eighth of the inputs.
+WIDEST_INPUT_RANK = 5 / 8  # A larger share of the inputs never was on any layer's frontier.
 
 
 @dataclass(frozen=True)
@@ -257,6 +257,6 @@ def _compose(inner: Array, outer: Array) -> Array:
     lengths = {f"a{n}": k for n, k in enumerate(inner.shape[2:])}
     lengths |= {f"b{n}": k for n, k in enumerate(outer.shape[2:])}
     a, b = ([f"{name}{n}" for n in range(inner.ndim - 2)] for name in "ab")
-    pairs = " ".join(f"({x} {y})" for x, y in zip(a, b, strict=True))  # one of the two is 1
+    pairs = " ".join(f"({x} {y})" for x, y in zip(a, b, strict=True))  # One of the two is 1.
     pattern = f"g o i ({' '.join(a)}) ({' '.join(b)}) -> (g o) i {pairs}"
     return rearrange(product, pattern, **lengths)

@@ -49,10 +49,12 @@ from onnxcompress.methods.lookup.bits import pack
 from onnxcompress.methods.lookup.error_feedback import WIDEST
 from onnxcompress.methods.lookup.tables import fits_half
 
-MOST_STACKS = 4  # of signs at most; each takes a bit a weight
-SHARED = ((2, 4, 0.5), (1, 4, 0.5), (1, 8, 0.5), (1, 8, 0.25))  # stacks, parts, share
-FASTER = 0.6  # of the multiplications, from which the feature form is faster (measured)
-SMALL = 64  # weights for which sharing is not tried
+MOST_STACKS = 4  # There are at most so many stacks of signs; each takes a bit a weight.
+# Shared filters are tried with these stacks, parts and share.
+SHARED = ((2, 4, 0.5), (1, 4, 0.5), (1, 8, 0.5), (1, 8, 0.25))
+# Below this share of the multiplications the feature form is faster, which was measured.
+FASTER = 0.6
+SMALL = 64  # Sharing is not tried for a layer of no more weights.
 
 
 @dataclass(frozen=True)

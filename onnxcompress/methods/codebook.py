@@ -39,14 +39,15 @@ from onnxcompress.methods.lookup.tables import DIGITS, fits_half, levels_of, sha
 from onnxcompress.methods.lookup.uniform import Uniform
 from onnxcompress.methods.lookup.weight import CodedWeight
 
-ROWS = 256  # of a table: a byte picks one
-VECTORS = (12, 8, 6, 5, 4, 3, 2)  # tried where it is open
-WIDEST_VECTOR = 24  # weights that a byte may stand for
-OWN = 2**19  # weights from which a table of the layer's own costs next to nothing
-SPREADS = (0.75, 0.9, 1.0, 1.15, 1.35, 1.6)  # of first scales; heavier tails want larger ones
-DRAWN = 1 << 14  # normal vectors that a shared table is made from,
-ITERATIONS = 30  # by so many rounds of k-means
-PALETTES = (3, 4, 6, 16)
+ROWS = 256  # A table has so many rows: a byte picks one.
+VECTORS = (12, 8, 6, 5, 4, 3, 2)  # Vectors of so many weights are tried where the size is open.
+WIDEST_VECTOR = 24  # A byte may stand for at most so many weights.
+OWN = 2**19  # From so many weights on, a table of the layer's own costs next to nothing.
+# First scales are spread by these factors; heavier tails want larger ones.
+SPREADS = (0.75, 0.9, 1.0, 1.15, 1.35, 1.6)
+DRAWN = 1 << 14  # A shared table is made from so many normal vectors.
+ITERATIONS = 30  # It is made by so many rounds of k-means.
+PALETTES = (3, 4, 6, 16)  # Digits of so many levels fill a byte with little left over.
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,14 @@ class Codebook(Method):
         if self.levels:
             settings = [self]
         else:
-            wide = layer.fan_in > NARROW  # there, metrics for other widths cost much
+            wide = layer.fan_in > NARROW  # There, metrics for other widths cost much.
             vectors: Any = [d for d in VECTORS if not wide or GRANULE % d == 0]
             vectors = [self.vector] if self.vector else vectors
             both = ("shared", "own") if layer.weight.size < OWN else ("own",)
             tables: Any = [self.table] if self.table else both
             settings = [Codebook(d, kind) for kind in tables for d in vectors]
-            if not self.table and self.vector:  # pinned to a size: the table that suits the layer
+            # Pinned to a size, it takes the table that suits the layer.
+            if not self.table and self.vector:
                 settings = settings[: 1 if self._own_costs(layer) else 2][-1:]
         sizes = {s: s.nbytes(layer) for s in settings}
         useful = [s for s in settings if sizes[s] < layer.nbytes]

@@ -23,8 +23,8 @@ from onnxcompress.core.statistics import SKETCH_ABOVE, Statistics
 from onnxcompress.methods.basis import BasisWeight
 from onnxcompress.methods.integer import Integer
 
-LEAST = 64  # entries of an array that is packed
-TRIED = 24  # settings of the inner method
+LEAST = 64  # An array of no more entries is not packed.
+TRIED = 24  # So many settings of the inner method are tried, or up to twice as many.
 
 
 @dataclass(frozen=True)

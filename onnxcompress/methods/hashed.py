@@ -40,8 +40,8 @@ from onnxcompress.methods.hashed_forms.allocation import allocations
 from onnxcompress.methods.hashed_forms.least_squares import STEPS, Problem
 from onnxcompress.methods.hashed_forms.tile import GOLDEN, MULTIPLIERS, Tile, split_bands
 
-SMALLEST = 32  # stored values of a layer for which sharing is tried
-SHARES = (2, 3, 4, 8, 16, 32)  # tried where the share is open
+SMALLEST = 32  # Sharing is not tried where it leaves a layer fewer stored values.
+SHARES = (2, 3, 4, 8, 16, 32)  # These shares are tried where the share is open.
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class HashedWeight(CompressedWeight):
             table = op.Concat(values, op.Neg(values), axis=2)
             table = op.Reshape(table, np.array([tile.blocks, -1]))
             parts.append(op.Gather(table, self._indices(op, counts), axis=1))
-        if (tile.blocks, tile.filters) == tile.shape:  # a wide matrix, not copied once more
+        if (tile.blocks, tile.filters) == tile.shape:  # It is a wide matrix, not copied once more.
             return layer.apply(op, x, self._finished(op, parts[0], layer), bias=layer.bias)
         if len(exact):
             parts.append(_wide(op, self.exact))

@@ -39,19 +39,24 @@ from onnxcompress.methods.lookup.tables import DIGITS, LEVELS, fits_half, some_c
 from onnxcompress.methods.lookup.uniform import MANY, SAMPLE, Kind, Uniform, best_kinds, search
 from onnxcompress.methods.lookup.weight import CodedWeight
 
-OPEN = (4, 8, 16, 32, 64, 128, 256)  # levels that are tried
-SPREADS = (0.75, 0.9, 1.0, 1.1, 1.3)  # of first scales around the best for normal weights
-NORMAL = {  # half the best step for normal weights in units of their deviation (Max 1960)
+OPEN = (4, 8, 16, 32, 64, 128, 256)  # These numbers of levels are tried where the number is open.
+# First scales are the best one for normal weights, times these.
+SPREADS = (0.75, 0.9, 1.0, 1.1, 1.3)
+NORMAL = {  # Max (1960) gives half the best step for normal weights of deviation 1.
     2: 0.798, 3: 0.612, 4: 0.498, 6: 0.367, 8: 0.293, 12: 0.211, 16: 0.168, 24: 0.119, 32: 0.094,
 }  # fmt: skip
-PAYS = 0.95  # of the error, below which another kind of grid is worth its bytes and nodes,
-PAYS_ZERO = 0.8  # and of bytes zero points: less is lost in how the roundings happen to add up
-EXACT = 1e-6  # of the energy, an error below which shows what float16 rounds off the scales
-ROOM = 2.0  # factor by which fits and corrections may change a scale, either way
-GROUP = 64  # input channels that share a scale, tried where the group is open
-GROUPED = (8, 16, 32)  # levels that it is tried with
-PLAIN: tuple[Kind, ...] = ("odd", "signed")  # grids without zero points
-BIT = 20 * log10(2)  # dB that a bit for each weight is worth
+# Another kind of grid is worth its bytes and nodes if its error is less than this share.
+PAYS = 0.95
+# For zero points of bytes the share is less, a decibel: a smaller gain is lost in how the roundings
+# happen to add up.
+PAYS_ZERO = 0.8
+# An error below this share of the energy shows what float16 rounds off scales: they are float32.
+EXACT = 1e-6
+ROOM = 2.0  # Fits and corrections may change a scale by this factor, either way.
+GROUP = 64  # Groups of so many input channels, which share a scale, are tried where this is open.
+GROUPED = (8, 16, 32)  # Such groups are tried with these numbers of levels.
+PLAIN: tuple[Kind, ...] = ("odd", "signed")  # These grids have no zero points.
+BIT = 20 * log10(2)  # A bit more for each weight is worth so many dB.
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Integer(Method):
 
     def blank(self, layer: Layer) -> CodedWeight:
         levels = self.count or 256
-        usual = "odd" if levels < 256 else "signed"  # as fits take
+        usual = "odd" if levels < 256 else "signed"  # This is what fits take.
         grid = Uniform(levels, "shifted" if self.zero_point == "channel" else usual)
         codes, scale = some_codes(layer, 1, self._parts(layer), grid.levels)
         zero = np.rint(scale) if grid.kind == "shifted" else None
@@ -155,7 +160,8 @@ class Integer(Method):
         levels = self.count or 256
         if self.zero_point == "channel":
             return Uniform(levels, "shifted")
-        plain: tuple[Kind, ...] = ("signed",) if levels == 256 else ("odd",)  # bytes as they are
+        # With 256 levels, numbers are bytes as they are.
+        plain: tuple[Kind, ...] = ("signed",) if levels == 256 else ("odd",)
         more: tuple[Kind, ...] = ("signed",) if levels % 2 == 0 and 2 < levels < 256 else ()
         if self.zero_point is None:
             more = (*more, "shifted")
@@ -213,7 +219,7 @@ class Integer(Method):
             min(error for error, _ in best_kinds(some.reshape(-1, n), self.count or 256, PLAIN))
             for n in (layer.fan_in, layer.fan_in // parts)
         ]
-        more = 16 * (parts - 1) / layer.fan_in  # bits for each weight
+        more = 16 * (parts - 1) / layer.fan_in  # These are bits for each weight.
         if errors[0] > errors[1] * 10 ** (more * BIT / 10):
             yield grouped
 

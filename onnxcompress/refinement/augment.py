@@ -11,8 +11,9 @@ from onnxcompress.core.layer import Array
 from onnxcompress.core.sample import Sample
 
 AUGMENTATIONS = ("flip", "crop", "mix")
-SHIFT = 4  # pixels that an image is moved by, at most: what is usual for images of 32 pixels
-MIXED = 0.2  # parameter of the beta distribution of an image's share (Zhang et al. 2018, section 3)
+SHIFT = 4  # An image is moved by at most so many pixels, which is usual for images of 32 pixels.
+# An image's share has a beta distribution of this parameter (Zhang et al. 2018, section 3).
+MIXED = 0.2
 
 
 def parse_augmentations(text: str) -> tuple[str, ...]:

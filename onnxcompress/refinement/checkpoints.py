@@ -17,7 +17,7 @@ from onnxcompress.execution.cache import Cache
 from onnxcompress.refinement.parameters import Free
 from onnxcompress.report.report import Epoch
 
-KIND = "checkpoint"  # how the file's name ends
+KIND = "checkpoint"  # The file's name ends so.
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,13 +21,17 @@ from onnxcompress.compression.validate.fidelity import has_class_scores
 from onnxcompress.core.errors import DataError
 from onnxcompress.core.layer import Array
 
-TEMPERATURE = 4.0  # of class probabilities: at 1, those that matter are too few to learn from
-LEAST_VARIANCE = 1e-12  # of an output that hardly varies, whose error is divided by it
-LEAST_PROBABILITY = 1e-12  # below which logarithms say nothing but rounding
+# This is the temperature of class probabilities: at 1, those that matter are too few to learn from.
+TEMPERATURE = 4.0
+# The error of an output that hardly varies is divided by this, instead of by nearly 0.
+LEAST_VARIANCE = 1e-12
+LEAST_PROBABILITY = 1e-12  # Below this, logarithms say nothing but rounding.
 
-Loss = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]  # (outputs, expected) -> one number
+# It turns (outputs, expected) into one number.
+Loss = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
-LabelLoss = Callable[[Sequence[Tensor], Tensor], Tensor]  # (outputs, class numbers) -> one number
+# It turns (outputs, class numbers) into one number.
+LabelLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
 
 
 def output_loss(reference: Sequence[Sequence[Array]]) -> Loss:

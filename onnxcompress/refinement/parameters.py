@@ -26,11 +26,11 @@ from onnxcompress.refinement.straight_through import Latents, find_lookups, star
 from onnxcompress.refinement.torch_ops import OPERATORS
 from onnxcompress.refinement.torch_ops.operator import tensor
 
-LARGEST = 1e4  # magnitude of a constant that is trained; greater ones are masks
-LEAST_SIZE = 1e-6  # root mean square of a tensor, below which it counts as all zeros
-SIZE_OF_ZEROS = 1e-2  # what steps of such a tensor are shares of, so that it can move
+LARGEST = 1e4  # A constant of a greater magnitude is a mask, and is not trained.
+LEAST_SIZE = 1e-6  # A tensor of a smaller root mean square counts as all zeros.
+SIZE_OF_ZEROS = 1e-2  # Steps of such a tensor are shares of this, so that it can move.
 
-Free = dict[str, Tensor]  # name -> what the optimizers change, in units of its size
+Free = dict[str, Tensor]  # The optimizers change what a name has, in units of its size.
 
 
 @dataclass(frozen=True, eq=False)

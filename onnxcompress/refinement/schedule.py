@@ -16,22 +16,26 @@ import numpy as np
 
 from onnxcompress.report.report import Epoch
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # longest steps to try, as shares of a tensor's size
-TRIAL_STEPS = (24, 64)  # least and most steps of a trial: fewer say too little, more take too long
-TRIAL_SHARE = 8  # a trial takes one of so many steps of the training, within those limits
-LONG_SHARE = 64  # and more than that in a long one: one of so many, as a long training needs a
-# shorter step than the one that is best in a few steps
+# These are the longest steps to try, as shares of a tensor's size.
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+# A trial has at least and at most so many steps: fewer say too little, more take too long.
+TRIAL_STEPS = (24, 64)
+TRIAL_SHARE = 8  # Within those limits, a trial takes one of so many steps of the training.
+# Before a long training, a trial takes one of so many of its steps if that is more: a long training
+# needs a shorter step than the one that is best in a few steps.
+LONG_SHARE = 64
 
-ENOUGH = 1.1  # times the least loss: rates are tried in rising order until one is so much worse
-WARM_UP = 0.05  # share of all steps in which they become longer
-ALONE = 0.5  # share of the epochs in which codes stay: a code that changes is a jolt for the floats
-TRAVEL = 0.5  # half-distances between rows that a latent goes in all, where it keeps its direction
-LEAP = 0.1  # half-distances that a latent goes in one step, at most
+# Rates are tried in rising order until the loss of one is so many times the least one.
+ENOUGH = 1.1
+WARM_UP = 0.05  # Steps become longer in this share of all steps.
+ALONE = 0.5  # Codes stay in this share of the epochs: one that changes is a jolt for the floats.
+# A latent that keeps its direction goes so many half-distances between rows in all.
+TRAVEL = 0.5
+LEAP = 0.1  # In one step, a latent goes at most so many half-distances.
 
-PATIENCE = (
-    5  # epochs without a better one after which it is over, or half of all if these are more:
-)
-# most is gained in the last ones, when steps are short
+# Training is over after so many epochs without a better one, or half of all if these are more: most
+# is gained in the last ones, when steps are short.
+PATIENCE = 5
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,10 @@ from torch import Tensor
 from onnxcompress.core.layer import Array
 from onnxcompress.graph import Model, Operation, operations
 
-SPREAD = 0.9  # half-distances to the next row that latents are off at the start, at most
-CHUNK = 1 << 16  # pieces that are compared with a table at a time, which bounds the memory
+# At the start, latents are off by at most so many half-distances to the next row.
+SPREAD = 0.9
+# So many pieces are compared with a table at a time, which bounds the memory.
+CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)

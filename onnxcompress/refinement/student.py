@@ -22,8 +22,8 @@ from onnxcompress.refinement.teacher import Lessons, floating, tensors
 from onnxcompress.refinement.torch_graph import TorchGraph
 from onnxcompress.refinement.torch_ops.operator import tensor
 
-AGREES = 0.02  # largest difference of torch from onnxruntime, relative to the outputs
-ROUNDING = 1e-6  # and absolute, for outputs that are all zeros
+AGREES = 0.02  # torch may differ from onnxruntime by this share of the outputs.
+ROUNDING = 1e-6  # It may also differ by this much, for outputs that are all zeros.
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,10 +29,10 @@ from onnxcompress.refinement.augment import augment
 from onnxcompress.refinement.torch_graph import TorchGraph, unsupported
 from onnxcompress.refinement.torch_ops.operator import tensor
 
-BATCH = 32  # samples a step, at most
-STEPS = 8  # an epoch, where there are enough samples for so many
-HINT_BYTES = 1 << 30  # of the teacher's activations that are kept in memory
-KEPT_BYTES = 2 << 30  # inputs up to which they are kept in memory
+BATCH = 32  # A step has at most so many samples.
+STEPS = 8  # An epoch has at least so many steps, where there are enough samples.
+HINT_BYTES = 1 << 30  # Hints of the teacher that are kept in memory take no more bytes.
+KEPT_BYTES = 2 << 30  # Inputs of no more bytes are kept in memory.
 
 
 @dataclass(frozen=True, eq=False)

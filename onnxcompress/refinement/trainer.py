@@ -44,13 +44,16 @@ from onnxcompress.refinement.teacher import Labelled, Lessons, floating, in_memo
 from onnxcompress.refinement.torch_ops.operator import tensor
 from onnxcompress.report.report import Epoch
 
-SCORES = 1e-3, 1e-2  # least and largest weight of class scores beside hints: little, as more
-# teaches what holds for these samples only, but more where the model cannot follow the hints
+# Class scores have at least and at most this weight beside hints: little, since more teaches what
+# holds for these samples only, but more where the model cannot follow the hints.
+SCORES = 1e-3, 1e-2
 
-ASTRAY = 0.2  # that weight, as a multiple of the square of the hints' loss before training
-MUON = 0.2  # root mean square of Muon's steps at rate 1
-CLIP = 1e-3  # largest norm of a gradient, which few are below: all steps count alike
-NEVER_ZERO = 1e-12  # what Adam adds to a divisor: gradients are far smaller than its default
+# That weight is this multiple of the square of the loss of outputs and hints before training.
+ASTRAY = 0.2
+MUON = 0.2  # Muon's steps at rate 1 have this root mean square.
+# Gradients are cut to this norm, which few are below, so that all steps count alike.
+CLIP = 1e-3
+NEVER_ZERO = 1e-12  # Adam adds this to a divisor: gradients are far smaller than its default.
 
 Optimizers = tuple[torch.optim.Muon, torch.optim.Adam]
 

@@ -25,15 +25,16 @@ from onnxcompress.report.report import Report
 
 try:
     import jinja2
-except ImportError:  # the extra is not installed; `check` says so
+except ImportError:  # The extra is not installed; `check` says so.
     jinja2: Any = None
 
 TEMPLATES = Path(__file__).parent / "templates"
-LARGEST = 1_000_000  # bytes of a page
-SHOWN = (1000, 300, 100, 30)  # layers: the first of these with which the page keeps to that
-NAMED = 40  # layers that are listed where many were skipped for one reason
-LONGEST = 120  # letters of a name
-LEAST = 3  # points that make a curve
+LARGEST = 1_000_000  # A page has fewer bytes than this, if it can.
+# So many layers are shown, the first of these numbers with which the page keeps to that.
+SHOWN = (1000, 300, 100, 30)
+NAMED = 40  # So many layers are listed where more were skipped for one reason.
+LONGEST = 120  # A name of more letters is shown without its middle.
+LEAST = 3  # Fewer points make no curve.
 
 
 def check() -> None:
@@ -88,7 +89,7 @@ def _filled(template: str, *values: Mapping[str, Any], **more: Any) -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
-        finalize=lambda value: plain(value) if type(value) is str else value,  # else it is safe
+        finalize=lambda value: plain(value) if type(value) is str else value,  # Else it is safe.
     )
     environment.filters["short"] = short
     return environment.get_template(template).render(*values, **more)

@@ -10,15 +10,17 @@ from math import ceil, floor, isfinite, log2, log10
 from onnxcompress.report.report import Comparison, Point, Refinement, Row, TradeOff
 from onnxcompress.report.words import guessed, layer, refusal
 
+# These are the sides and margins of a plot; all sizes here are in units of the viewBox.
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 56, 54, 36, 20
 
-LINE = 22  # height of a line of text
+LINE = 22  # A line of text is so high.
 
-PANEL, HEAD = 80, 44  # height of a row of bars, and of the room above for its name
+PANEL, HEAD = 80, 44  # A row of bars is so high, and so is the room above for its name.
 
-NUMBER, NUMBERS = 24, 26  # width of a layer's number, and height of the line of numbers
+# A layer's number is so wide, and the line of numbers so high.
+NUMBER, NUMBERS = 24, 26
 
-NOISE, SAME = 0.0, 100.0  # dB of outputs that hold nothing, or everything
+NOISE, SAME = 0.0, 100.0  # Outputs of so many dB hold nothing, or everything.
 
 COLOURS = (
     ":root{--paper:#fdfcfa;--ink:#1d1c1a;--soft:#6b6862;--rule:#dedbd4;--pale:#cbc6bb;"

@@ -16,9 +16,9 @@ from onnxcompress.core.progress import Course, Track, untracked
 from onnxcompress.report.words import duration
 
 LOG = logging.getLogger("onnxcompress")
-EVERY = 5.0  # seconds between two lines of a log
-OFTEN = 0.5  # seconds between two changes of what a notebook shows
-BAR = 20  # columns
+EVERY = 5.0  # At least so many seconds lie between two lines of a log.
+OFTEN = 0.5  # What a notebook shows changes at most once in so many seconds.
+BAR = 20  # The bar in a terminal has so many columns.
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def progress(
         yield shown
     elif not shown:
         yield untracked
-    elif handle := _notebook():  # before it is taken for a terminal, which a kernel claims to be
+    elif handle := _notebook():  # A kernel claims to be a terminal, so this comes first.
         write = _seldom(lambda line: handle.update(_Line(line)), OFTEN)
         yield Course(write, without, quick, results).track
         handle.update(_Line(""))

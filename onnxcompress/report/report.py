@@ -75,7 +75,7 @@ class Size:
     resting: int | None = None
 
 
-NINETY_FIVE = NormalDist().inv_cdf(0.975)  # standard deviations
+NINETY_FIVE = NormalDist().inv_cdf(0.975)  # 95 % lie within so many standard deviations.
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ class Report:
 
         try:
             return page.core(self)
-        except PageError:  # jinja2 is an extra
+        except PageError:  # jinja2 is an extra.
             return f"<pre>{escape(str(self))}</pre>"
 
     @property

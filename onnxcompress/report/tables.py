@@ -31,11 +31,11 @@ from onnxcompress.report.words import (
     verdict,
 )
 
-WIDE = 1000  # columns where the output is no terminal: nothing is cut off or broken
-CURVE = (0.95, 0.9, 0.75, 0.5, 0.25)  # shares of a layer's cost at which its error is shown
-BAR = 8  # columns of the longest bar
-MOST_REST = 6  # kinds of bytes that belong to no layer
-ADVICE = {  # words in the reasons why no layer can be compressed -> what to do
+WIDE = 1000  # There are so many columns without a terminal: nothing is cut off or broken.
+CURVE = (0.95, 0.9, 0.75, 0.5, 0.25)  # Errors are shown at these shares of a layer's cost.
+BAR = 8  # The longest bar has so many columns.
+MOST_REST = 6  # Of the bytes that belong to no layer, at most so many kinds are listed.
+ADVICE = {  # These words in reasons why no layer can be compressed tell what to do.
     "local function": "write the functions out with onnx.inliner.inline_local_functions",
     "needs opset": "convert the model to a newer opset with onnx.version_converter",
     "computed while": "store computed weights as constants: --simplify, or onnxruntime's "
@@ -44,12 +44,12 @@ ADVICE = {  # words in the reasons why no layer can be compressed -> what to do
     "bits or fewer": "start from the model before it was quantized, or name fewer bits, such as "
     "--method integer:bits=4",
 }
-GAP = 2  # columns between two columns of a table
-WRAPPED = 24  # letters of a text that goes on in the next line
-METHOD_LETTERS = 32  # of a method with its settings, on a terminal
-READABLE_NAME = 24  # letters of a layer's name for which columns leave,
-SHORTEST_NAME = 12  # and that it has at least
-NAMED = 4  # layers that are listed where many were skipped for one reason
+GAP = 2  # Two columns of a table have so many spaces between them.
+WRAPPED = 24  # A text that may wrap goes on in the next line after so many letters.
+METHOD_LETTERS = 32  # On a terminal, a method and its settings have no more letters.
+READABLE_NAME = 24  # Columns leave until there is room for so many letters of a layer's name.
+SHORTEST_NAME = 12  # A layer's name has room for at least so many letters.
+NAMED = 4  # So many layers are listed where more were skipped for one reason.
 
 
 def _text(text: str, style: str = "") -> Text:
@@ -167,7 +167,7 @@ def _comparison(comparison: Comparison, which: str, refined: Refinement | None =
     anywhere = console.options.update(max_width=WIDE)
     least = Measurement.get(console, anywhere, _whole_words(table)).minimum
     if console.is_terminal and least > console.width:
-        del table.columns[-1]  # of words, which the numbers say as well
+        del table.columns[-1]  # Its words say what the numbers say as well.
     return table
 
 

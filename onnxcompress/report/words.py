@@ -17,9 +17,9 @@ from onnxcompress.report.report import (
     Share,
 )
 
-MEGABYTE = 1e6
-MOST_AGREE = 0.98  # share of decisions that a result without a target keeps
-ALIKE = 1.1  # times the original's memory: from one loading to the next it varies by less
+MEGABYTE = 1e6  # A megabyte has so many bytes.
+MOST_AGREE = 0.98  # A result without a target keeps at least this share of decisions.
+ALIKE = 1.1  # Up to so many times, memory is alike: from one loading to the next it varies by less.
 
 SAME = {
     "classes": "same class",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from onnxcompress.compression.build.builder import Builder, Built
 from onnxcompress.compression.search.trade_off import Curves
 
-SUSPECTS = 6  # layers that are looked at as they were, the others compressed
-HURTS = 0.3  # share of the outputs' error that has to go with a layer for it to be named
+SUSPECTS = 6  # At most so many layers are put back, one at a time: each one costs runs.
+HURTS = 0.3  # A layer is named if more than this share of the outputs' error goes with it.
 
 
 def find_hurting(builder: Builder, curves: Curves, built: Built) -> dict[str, float]:

@@ -19,14 +19,15 @@ from onnxcompress.graph import Model, Operation, operations
 
 Kind = Literal["classes", "positions", "ids"]
 
-SUMS_TO_ONE = 1e-3  # by so much, as thousands of probabilities rounded to float16 still do
-SEEN_THROUGH = {  # what leaves classes where they are, or changes no order of them
+SUMS_TO_ONE = 1e-3  # Thousands of probabilities rounded to float16 still sum to 1 this closely.
+SEEN_THROUGH = {  # These leave classes where they are, or do not change their order.
     *("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Transpose"),
     *("Softmax", "LogSoftmax", "Sigmoid", "QuantizeLinear", "DequantizeLinear"),
 }
 
-POOLS = {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean"}  # of a convolution's scores
-WIDEST_WALK = 64  # nodes between an output and the layer that computes it
+# These may pool the scores that a convolution gives at every position.
+POOLS = {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean"}
+WIDEST_WALK = 64  # At most so many nodes lie between an output and the layer that computes it.
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def find_decisions(
     result: dict[str, Decision | None] = {}
     for name, value in outputs.items():
         if not isinstance(value, np.ndarray):
-            continue  # a sequence or maps, which are compared one by one
+            continue  # A sequence or maps are compared one by one.
         result[name] = decided_by_values(value)
         if result[name] is None and has_class_scores(value) and _is_classifier(model, made, name):
             result[name] = Decision("classes")

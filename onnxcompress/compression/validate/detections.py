@@ -13,10 +13,12 @@ import numpy as np
 
 from onnxcompress.core.layer import Array
 
-SCORE = 0.25  # as detectors are shown with,
-OVERLAP = 0.5  # and judged by (Pascal VOC, Everingham et al. 2010, section 4.2)
-BOXES = 64  # at least: fewer are no grid of candidates
-MOST = 1024  # boxes of one image that are looked at, the best ones
+SCORE = 0.25  # Detectors are usually shown with boxes that score more than this.
+# Detectors are judged by this share (Pascal VOC, Everingham et al. 2010, section 4.2).
+OVERLAP = 0.5
+BOXES = 64  # Fewer boxes are no grid of candidates.
+# At most so many boxes of an image, the best ones, are looked at: all pairs are compared.
+MOST = 1024
 
 
 def looks_like_detections(output: Any) -> bool:

@@ -12,8 +12,8 @@ from onnxcompress.execution.runnable import runnable
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, has_bfloat16
 
-ROUNDING = 1e-5  # of the largest output: what a model may differ by and still compute the same
-COARSE_ROUNDING = 2.0**-6  # where weights are bfloat16, which has 8 bits
+ROUNDING = 1e-5  # Models that differ by this share of the largest output compute the same.
+COARSE_ROUNDING = 2.0**-6  # This is the share where weights are bfloat16, which has 8 bits.
 
 
 def rounding(model: Model) -> float:
@@ -43,7 +43,7 @@ def outputs_of(model: Model, samples: Samples) -> list[Any]:
 
 def _distance(a: Any, b: Any) -> float:
     """Of one output; what is no array of numbers has to be the same."""
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):  # a sequence
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):  # This is a sequence.
         return max(map(_distance, a, b), default=0.0)
     if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.dtype.kind not in "fiub":
         return 0.0 if np.array_equal(a, b) else np.inf

@@ -30,8 +30,9 @@ from onnxcompress.compression.validate.detections import looks_like_detections, 
 from onnxcompress.core.layer import Array
 from onnxcompress.report.report import Share
 
-LEAST = 1e-12  # of a probability whose logarithm counts,
-LEAST_FLOAT16 = 2.0**-24  # and in float16, which holds no smaller number
+# A smaller probability counts as this one: nobody could rely on its decimals.
+LEAST = 1e-12
+LEAST_FLOAT16 = 2.0**-24  # In float16 this is the least one, since it holds no smaller number.
 
 
 def scores(*outputs: Array) -> list[Array]:
@@ -82,14 +83,15 @@ class Fidelity:
     def _compare(self, name: str, a: Any, b: Any) -> None:
         if _is_maps(a) and _is_maps(b):
             a, b = _aligned(a, b)
-        if isinstance(a, list) and isinstance(b, list):  # a sequence
+        if isinstance(a, list) and isinstance(b, list):  # This is a sequence.
             if len(a) != len(b):
                 self._resize(name)
             for i, (item, other) in enumerate(zip(a, b, strict=False)):
                 self._compare(f"{name}[{i}]", item, other)
         elif isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
             self._compare_arrays(name, a, b)
-        elif a is not None or b is not None:  # an optional output that one of them leaves out
+        # One of them leaves out an optional output.
+        elif a is not None or b is not None:
             self._resize(name)
             self._decide(name, 1, 0)
 

@@ -11,7 +11,7 @@ from onnxcompress.core.errors import MetricError
 from onnxcompress.core.foreign import contain_errors, import_function
 from onnxcompress.core.layer import Array
 
-Metric = Callable[[Array, Array], Array]  # (outputs, labels) -> one score a sample
+Metric = Callable[[Array, Array], Array]  # It turns (outputs, labels) into one score a sample.
 
 
 def top(k: int) -> Metric:

@@ -15,7 +15,8 @@ from onnxcompress.data.samples import Samples
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, declared_inputs, declared_outputs
 
-SUFFIXES = {"n", "o", "out", "output", "next", "new", "updated"}  # of what becomes an input again
+# An output that becomes an input again may have the input's name with one of these suffixes.
+SUFFIXES = {"n", "o", "out", "output", "next", "new", "updated"}
 
 
 def find_states(model: Model) -> dict[str, str]:

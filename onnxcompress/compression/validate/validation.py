@@ -30,8 +30,9 @@ from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, changed_outputs, in_steps
 from onnxcompress.report.report import Comparison, Size
 
-REMEMBERED_BYTES = 256 << 20  # outputs of the original that are kept instead of computed again
-AS_A_RUN = " as a run"  # after an output's name: its state was fed back
+# The original's outputs are kept if they have fewer bytes than this; else they are computed again.
+REMEMBERED_BYTES = 256 << 20
+AS_A_RUN = " as a run"  # This follows the name of an output whose state was fed back.
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ class Validation:
             samples = samples[: max(limit, samples.batch if samples.exact else 1)]
         session, size = Session(runnable(model), self.providers), self._size(samples)
         batches = samples.batches(size)
-        if limit is None:  # else it is a short step of a longer one
+        if limit is None:  # Otherwise it is a short step of a longer one.
             batches = self.track(batches, "comparing outputs", -(-len(samples) // size))
         result = Fidelity(dict(self.decisions), changed_outputs(self.original, model))
         # The original's outputs come first: only when these are asked for one more are they kept.
@@ -155,7 +156,7 @@ class Validation:
     def compare(self, model: Model, macs: tuple[int | None, int | None]) -> Comparison:
         """Everything that the report says about the two models; macs before and after."""
         fidelity, samples = self.fidelity(model), len(self.samples)
-        if not fidelity.compared:  # its layers are, one by one
+        if not fidelity.compared:  # Its layers are compared, one by one.
             samples = 0
             with suppress(ModelError):
                 fidelity = Layerwise(self.original).fidelity(model)

@@ -10,11 +10,14 @@ from onnxcompress.compression.validate.fidelity import Fidelity
 from onnxcompress.report.report import Comparison
 from onnxcompress.report.words import agreed, megabytes
 
-FLOOR_AGREEMENT = 0.9  # of classes, positions or ids, where nothing else is asked for: a model
-# that decides one case in ten another way no longer does the job that it was trained for;
+# Where nothing else is asked for, this share of classes, positions or ids has to stay: a model that
+# decides one case in ten another way no longer does the job that it was trained for.
+FLOOR_AGREEMENT = 0.9
 
-FLOOR_SNR = 10.0  # dB, of outputs that decide nothing: the error is a third of the signal
-MEMORY_GROWS = 1.1  # of the original's, from which a user should know: it varies by less
+# Outputs that decide nothing need so many dB: there the error is a third of the signal.
+FLOOR_SNR = 10.0
+# A user is warned above so many times the original's memory: by chance it varies by less.
+MEMORY_GROWS = 1.1
 
 
 def failures(comparison: Comparison, target: Target) -> Iterator[str]:

@@ -12,7 +12,7 @@ from onnxcompress.graph.edit import held
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.spill import spilled
 
-WIDE = (TensorProto.BFLOAT16, TensorProto.DOUBLE)  # for which CPU kernels are missing
+WIDE = (TensorProto.BFLOAT16, TensorProto.DOUBLE)  # CPU kernels are missing for these.
 
 
 def needs_float32(model: Model) -> bool:

@@ -30,9 +30,9 @@ from onnxcompress.graph.int8_region import Int8Region, int8_region
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.rewrite import rewrite
 
-STATIC_OPSET = 13  # with a scale for each channel in DequantizeLinear
-DYNAMIC_OPSET = 11  # has DynamicQuantizeLinear
-BIAS = 2.0**30  # the largest bias in int32; the products are added to it
+STATIC_OPSET = 13  # DequantizeLinear has a scale for each channel from this opset on.
+DYNAMIC_OPSET = 11  # There is DynamicQuantizeLinear from this opset on.
+BIAS = 2.0**30  # The largest bias in int32 leaves half the range to the products that are added.
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def _static(
 ) -> Value:
     """The layer on dequantized tensors."""
     bias = layer.bias
-    if isinstance(bias, Array):  # which is so large beside weights that hardly count
+    if isinstance(bias, Array):  # It is so large beside weights that hardly count.
         scale = np.maximum(scale, np.abs(bias) / np.float32(BIAS * reads.scale))
     weight = op.DequantizeLinear(integers, scale, np.zeros(len(scale), np.int8), axis=0)
     if layer.op_type != "MatMul" and bias is not None:
@@ -139,7 +139,7 @@ def with_bytes(model: Model, region: Int8Region, ranges: Mapping[str, Range]) ->
     result = model.copy()
     store = Constants(result, result.keep)
     nodes: list[NodeProto] = []
-    renamed: dict[str, str] = {}  # tensor -> its rounded twin, for nodes of the region
+    renamed: dict[str, str] = {}  # Nodes of the region read the rounded twin of a tensor.
 
     def rounded(name: str, source: str, output: str) -> None:
         steps = ranges[region.source[name]]

@@ -39,7 +39,7 @@ def _is_identity(
 
 def _drops_nothing(model: Model, scope: Scope, node: NodeProto) -> bool:
     """Whether a Dropout is used as when a network is: by default it is."""
-    if model.opset < 7:  # where an attribute says so
+    if model.opset < 7:  # There, an attribute says so.
         return bool(attributes_of(node).get("is_test"))
     trains = node.input[2] if len(node.input) > 2 else ""
     key = scope.key(trains)

@@ -21,9 +21,9 @@ from onnxcompress.graph.model import FLOATS, Model, weight_of, weight_root
 from onnxcompress.graph.nodes import attributes_of, is_linear, is_standard, unique_name
 
 ARITHMETIC = ("Mul", "Div", "Add", "Sub")
-BROADCASTING = 7  # the opset from which Add and its like broadcast as numpy does
+BROADCASTING = 7  # Add and its like broadcast as numpy does from this opset on.
 
-Affine = tuple[Array, Array]  # scale and shift: one number, or one for every channel
+Affine = tuple[Array, Array]  # Scale and shift are one number, or one for every channel.
 
 
 def fold_affine(model: Model, operators: Sequence[str] = ()) -> Model:
@@ -201,14 +201,16 @@ class _Work:
 
     model: Model
     operators: set[str]
-    gone: set[int] = field(default_factory=set)  # ids of nodes, which `nodes` keeps alive
+    # These are ids of nodes, which `nodes` keeps alive.
+    gone: set[int] = field(default_factory=set)
     served: set[str] = field(default_factory=set)
     layers: list[_Layer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.nodes = list(self.model.graph.node)
         self._count = self.model.consumers
-        self._holders: set[int] = set()  # ids of nodes that hold the bias of a changed MatMul
+        # These are ids of nodes that hold the bias of a changed MatMul.
+        self._holders: set[int] = set()
         self._maker = {name: node for node in self.nodes for name in node.output if name}
         self._reader = {name: node for node in self.nodes for name in node.input if name}
 
@@ -216,7 +218,8 @@ class _Work:
         """Take into a layer what stands behind and before it."""
         while self._fold_after(layer):
             pass
-        while layer.weight.dtype.itemsize > 2 and self._fold_before(layer):  # float16 has no room
+        # float16 has no room for more.
+        while layer.weight.dtype.itemsize > 2 and self._fold_before(layer):
             pass
         if layer.changed:
             self.layers.append(layer)
@@ -224,7 +227,7 @@ class _Work:
 
     def _fold_after(self, layer: _Layer) -> bool:
         last = layer.adds or layer.node
-        through = last  # the node before the one that is looked at
+        through = last  # It is the node before the one that is looked at.
         rank, axis = layer.place
         while self._count[name := through.output[0]] == 1 and (node := self._reader.get(name)):
             affine = self._affine(node, name, layer.outputs, rank, axis)

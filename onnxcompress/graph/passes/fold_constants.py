@@ -19,9 +19,9 @@ from onnxcompress.graph.spill import spilled
 from onnxcompress.graph.subgraphs import in_steps, segment
 from onnxcompress.graph.tensors import tensor_bytes
 
-HEADER = 16  # bytes of a tensor besides its name and its values, about
-UNKNOWN = 1 << 62  # bytes, of what is not folded
-WEIGHTS = (*FLOATS, TensorProto.INT8, TensorProto.UINT8)  # what is wider are shapes and indices
+HEADER = 16  # A tensor takes about so many bytes besides its name and its values.
+UNKNOWN = 1 << 62  # What is not folded counts as so many bytes, more than any node frees.
+WEIGHTS = (*FLOATS, TensorProto.INT8, TensorProto.UINT8)  # Wider integers are shapes and indices.
 
 
 def fold_constants(
@@ -52,7 +52,7 @@ def fold_constants(
         values = _computed(model, [nodes[i] for i in chain], names, run)
         if not any(name in needed and _is_weight(value) for name, value in values.items()):
             continue
-        for name, value in values.items():  # all of them: the node goes as a whole
+        for name, value in values.items():  # All of them are added: the node goes as a whole.
             add_constant(result, name, spilled(value) if large else value)
         folded.add(index)
         used.update(chain)
@@ -151,7 +151,7 @@ def _computed(
     if all(kind and kind not in WEIGHTS for kind in kinds):
         return {}
     for output, kind in zip(part.graph.output, kinds, strict=True):
-        if kind == TensorProto.BFLOAT16:  # arrays of it do not come out of onnxruntime
+        if kind == TensorProto.BFLOAT16:  # Arrays of it do not come out of onnxruntime.
             name, output.name = output.name, unique_name(f"{output.name}/float", part.names)
             cast = onnx.helper.make_node("Cast", [name], [output.name], to=TensorProto.FLOAT)
             part.graph.node.append(cast)
@@ -160,7 +160,7 @@ def _computed(
         if not isinstance(value, np.ndarray) or value.dtype == object:
             return {}
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind) if kind else value.dtype
-        values[name] = value.astype(dtype, copy=False)  # a float32 twin may have run
+        values[name] = value.astype(dtype, copy=False)  # A float32 twin may have run.
     return values
 
 

@@ -11,7 +11,7 @@ from onnxcompress.graph.find_layers import SMALL
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import is_linear, values_of, walk
 
-MOST_NODES = 200_000  # that inlining may lead to
+MOST_NODES = 200_000  # Functions stay where inlining leads to more nodes: some grow without bound.
 
 
 def inline_functions(model: Model) -> Model:

@@ -17,9 +17,10 @@ from onnxcompress.methods.lookup.gram import gram_root, triangular_inverse
 if TYPE_CHECKING:
     from onnxcompress.methods.basis import Basis
 
-ALTERNATIONS = 2  # rounds in which both weights of a chain are fitted in turn
-STEPS = 8  # of conjugate gradients in each round
-ALTERNATION_WORK = 2**35  # multiplications spent on it for one layer, at most
+ALTERNATIONS = 2  # In so many rounds, both weights of a chain are fitted in turn.
+STEPS = 8  # Each round has at most so many steps of conjugate gradients.
+# All rounds take at most so many multiplications for one layer, which bounds the time.
+ALTERNATION_WORK = 2**35
 
 
 class Unfolding:
@@ -44,7 +45,8 @@ class Unfolding:
         rest = [axis for axis in range(len(patch)) if axis not in keep]
         self.block = prod(patch[axis] for axis in rest)
         places = np.arange(prod(patch)).reshape(patch).transpose(*keep, *rest)
-        self._places = places.reshape(-1, self.block)  # of a seed's entries, in each row of a block
+        # These are the places of a seed's entries, in each row of a block.
+        self._places = places.reshape(-1, self.block)
         self._weight, self._statistics = weight, statistics
         if setting.unfolding == "filter":
             seeds = self._responses()
@@ -56,7 +58,7 @@ class Unfolding:
         """Filter: the principal components of the layer's responses."""
         weight = self._weight
         groups, out, fan_in = weight.shape
-        if fan_in < out:  # the same components from the smaller side of the same matrix
+        if fan_in < out:  # The smaller side of the same matrix gives the same components.
             identity = np.broadcast_to(np.eye(fan_in, dtype=weight.dtype), (groups, fan_in, fan_in))
             metric = self._statistics.times(identity).astype(np.float64)
             roots = np.stack([gram_root(h, 1e-9) for h in metric])
@@ -64,7 +66,7 @@ class Unfolding:
             moment = weight @ roots
         else:
             moment = self._statistics.times(weight) @ weight.swapaxes(1, 2)
-        _, vectors = np.linalg.eigh(moment.astype(np.float64))  # ascending order
+        _, vectors = np.linalg.eigh(moment.astype(np.float64))  # Their eigenvalues ascend.
         rows = vectors[:, :, ::-1].swapaxes(1, 2) @ weight
         size = np.sqrt(np.sum(np.square(rows), 2, keepdims=True))
         return (rows / np.maximum(size, 1e-30)).astype(self._weight.dtype)
@@ -113,7 +115,7 @@ class Unfolding:
         The error is quadratic in the seeds; a few conjugate gradient steps lower it.
         """
         if self.block == 1:
-            return  # the filter unfolding is optimal already
+            return  # The filter unfolding is optimal already.
         rows = self.seeds.shape[1] * self.block
         step = len(self._weight) * rows * self._weight.shape[2] * (rows + self.seeds.shape[2])
         steps = min(STEPS, ALTERNATION_WORK // (ALTERNATIONS * step))
@@ -130,7 +132,7 @@ class Unfolding:
 
             right = self._gathered(self._statistics.times(rows))
             rounding = (4 * np.finfo(right.dtype).eps) ** 2 * np.square(right, dtype=np.float64)
-            least = rounding.sum((1, 2), keepdims=True)  # what rounding leaves of a residual
+            least = rounding.sum((1, 2), keepdims=True)  # Rounding leaves this of a residual.
             residual = right - image(self.seeds)
             self._solve(conjugate_gradients(image, residual, self.seeds, steps, least=least))
 

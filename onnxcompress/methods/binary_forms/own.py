@@ -21,9 +21,9 @@ from onnxcompress.methods.lookup.error_feedback import (
 )
 from onnxcompress.methods.lookup.tables import stored
 
-ROUNDS = 4  # of signs and scales in turn
-SWEEPS = 2  # of coordinate descent in each
-BLIND_ROUNDS = 5  # before the inputs are looked at
+ROUNDS = 4  # Signs and scales are fitted in turn for so many rounds.
+SWEEPS = 2  # Each round has so many sweeps of coordinate descent.
+BLIND_ROUNDS = 5  # So many rounds come before the inputs are looked at.
 
 
 def fit_own(rows: Array, fits: list[list[Block]], form: Form) -> tuple[Array, Array]:
@@ -47,7 +47,7 @@ def _own_block(weight: Array, metric: Array | None, form: Form) -> tuple[Array, 
         scale = _least_squares(weight, signs, scale, None)
     if metric is None:
         return signs, stored(scale)
-    order = np.argsort(-np.diagonal(metric), kind="stable")  # within each piece
+    order = np.argsort(-np.diagonal(metric), kind="stable")  # The order is within each piece.
     order = order[np.argsort(order // form.width, kind="stable")]
     signs, scale = _aware(weight[:, order], metric[np.ix_(order, order)], scale, patterns)
     return signs[:, :, np.argsort(order)], stored(scale)

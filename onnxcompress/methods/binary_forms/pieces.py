@@ -61,7 +61,8 @@ class Form:
         return np.pad(grouped, ((0, 0), (0, 0), (0, missing)))
 
 
-Block = tuple[slice, Array | None]  # columns, and their metric; None where nothing is known
+# These are columns, and their metric, which is None where nothing is known.
+Block = tuple[slice, Array | None]
 
 
 def metric_blocks(statistics: Statistics, group: int, form: Form, columns: int) -> list[Block]:

@@ -16,7 +16,7 @@ from onnxcompress.methods.binary_forms.pieces import Block, Form
 from onnxcompress.methods.lookup.error_feedback import feedback_factor, row_errors
 from onnxcompress.methods.lookup.tables import stored
 
-SHARED_ROUNDS = 5  # of selections and filters in turn
+SHARED_ROUNDS = 5  # Selections and filters are fitted in turn for so many rounds.
 
 
 def fit_shared(rows: Array, fits: list[list[Block]], form: Form) -> tuple[Array, Array, Array]:
@@ -128,7 +128,8 @@ def _picked(rows: Array, filters: Array, metric: Array, stacks: int) -> tuple[Ar
     sizes = np.maximum(np.einsum("md,md->m", images, filters), 1e-30)
     picked = np.zeros((stacks, len(rows)), np.int64)
     scale = np.zeros(picked.shape)
-    for turn in range(stacks if stacks == 1 else 2 * stacks):  # again, given the later stacks
+    # Each stack is picked again, given the later ones.
+    for turn in range(stacks if stacks == 1 else 2 * stacks):
         s = turn % stacks
         others = [t for t in range(stacks) if t != s]
         left = rows - np.einsum("srd,sr->rd", filters[picked[others]], scale[others])
@@ -153,7 +154,7 @@ def _improved(
 ) -> Array:
     """Every filter by coordinate descent for the pieces that select it; unused ones anew."""
     m, width = filters.shape
-    weights = np.zeros((len(places), m))  # of a place's metric, for each filter
+    weights = np.zeros((len(places), m))  # Each filter has a weight for a place's metric.
     linear = np.zeros((m, width))
     parts = select.shape[3]
     for index, (g, place) in enumerate(places):
@@ -161,7 +162,7 @@ def _improved(
         a, picked = scale[:, g, :, part], select[:, g, :, part]
         off = targets[index] - np.einsum("srd,sr->rd", filters[picked], a)
         for chosen, size in zip(picked, a, strict=True):
-            target = off + size[:, None] * filters[chosen]  # given the other stacks
+            target = off + size[:, None] * filters[chosen]  # The other stacks are given.
             np.add.at(weights[index], chosen, np.square(size))
             np.add.at(linear, chosen, (size[:, None] * target) @ place.metric)
     result = filters.copy()

@@ -100,7 +100,7 @@ class BinaryWeight(CompressedWeight):
     def _merged(self, op: Emitter, x: Value, layer: Layer) -> Value:
         """The feature form: the groups of channels are folded into the batch and back."""
         form, (out, _, *kernel) = self.form, self.form.shape
-        size, point = (0,) * len(kernel), (1,) * len(kernel)  # 0 in a shape: as it is
+        size, point = (0,) * len(kernel), (1,) * len(kernel)  # 0 in a shape keeps a size.
         kind = layer.weight.dtype
         bits = emit_unpack(op, self.signs, 1, (form.filters, form.channels, *kernel))
         filters = op.Sub(op.Cast(bits, to=np.float32), np.array(0.5, np.float32))

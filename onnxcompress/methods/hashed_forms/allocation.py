@@ -11,8 +11,8 @@ from onnxcompress.core.layer import Array
 from onnxcompress.methods.hashed_forms.least_squares import Problem
 from onnxcompress.methods.hashed_forms.tile import DROPPED, EXACT
 
-LEAST_VALUES = 8  # of a hashed band
-ALPHA, BETA = 0.25, 2.5  # of the paper's allocation
+LEAST_VALUES = 8  # Hashed bands have at least so many values on average.
+ALPHA, BETA = 0.25, 2.5  # The paper's allocation has the beta density of these.
 
 
 def allocations(problem: Problem, share: float, rule: str) -> Iterator[tuple[int, ...]]:

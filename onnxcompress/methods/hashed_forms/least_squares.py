@@ -12,11 +12,11 @@ from onnxcompress.core.statistics import Statistics
 from onnxcompress.methods.hashed_forms.tile import Tile, split_bands
 from onnxcompress.methods.lookup.conjugate_gradients import conjugate_gradients
 
-DENSE = 8192  # inputs of a filter above which the preconditioner is flat
-STEPS = 60  # of conjugate gradients; half as many to compare allocations,
-ENOUGH = 1e-3  # they end when a step lowers the error by less than this share
-TRIAL_WORK = 2**31  # each with about so many multiplications
-FINE = 2**20  # weights up to which the arithmetic is in float64
+DENSE = 8192  # With more inputs of a filter, the preconditioner is flat.
+STEPS = 60  # Conjugate gradients take so many steps, and half as many to compare allocations.
+ENOUGH = 1e-3  # They end when a step lowers the error by less than this share.
+TRIAL_WORK = 2**31  # To compare an allocation takes about so many multiplications.
+FINE = 2**20  # For layers of no more weights, the arithmetic is in float64.
 
 
 class Problem:
@@ -69,7 +69,8 @@ class Problem:
         def decode(x: Array) -> Array:
             full = np.zeros(shape, self._dtype)
             if len(hashed):
-                spread = x[:, :count].take(place, axis=1, mode="clip") * sign  # checks nothing
+                # The mode clip checks nothing.
+                spread = x[:, :count].take(place, axis=1, mode="clip") * sign
                 full[:, :, hashed] = spread.reshape(*shape[:2], -1)
             full[:, :, exact] = x[:, count:].reshape(*shape[:2], -1)
             return (full @ self._transform).reshape(self._weight.shape)
@@ -84,10 +85,11 @@ class Problem:
         size = np.repeat(self._diagonal(), self._weight.shape[1], axis=1).reshape(shape)
         signs = np.ones(shape, self._dtype)
         signs[:, :, hashed] = sign.reshape(self.tile.filters, -1)
-        diagonal = np.maximum(gathered(size * signs), 1e-30)  # of the metric, for each coefficient
+        # This is about the diagonal of the metric, for each coefficient.
+        diagonal = np.maximum(gathered(size * signs), 1e-30)
         start = gathered(size * self._forward(self._weight).reshape(shape)) / diagonal
         least = error(start)
-        steps = steps if self._statistics.count else 0  # bucket means are the least squares
+        steps = steps if self._statistics.count else 0  # Bucket means are the least squares.
         x = conjugate_gradients(
             lambda direction: seen(decode(direction)),
             seen(self._weight - decode(start)),

@@ -14,10 +14,11 @@ from scipy.fft import dct
 
 from onnxcompress.core.layer import Array, Layer, Shape
 
-EXACT, DROPPED = -1, 0  # in place of a band's number of values
-TILE = 32768  # most positions that are hashed; their indices are shared by all blocks
-MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
-GOLDEN = 0x9E3779B1  # a prime near 2^32 over the golden ratio
+EXACT, DROPPED = -1, 0  # They stand in place of a band's number of values.
+# At most so many positions are hashed, but one filter at least; all blocks share their indices.
+TILE = 32768
+MULTIPLIERS = (0x7FEB352D, 0x846CA68B)  # These are the m of the hash, which `hashed` explains.
+GOLDEN = 0x9E3779B1  # This is a prime near 2^32 over the golden ratio.
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from onnxcompress.refinement.torch_ops.operator import Node, Operator, plain, torch_type
 
+# torch stores these types, but does not compute with them.
 WRAPPED = (torch.uint16, torch.uint32)
-SOFTPLUS_LINEAR_ABOVE = 80  # where float32 cannot tell softplus from its argument
+SOFTPLUS_LINEAR_ABOVE = 80  # Above, float32 cannot tell softplus from its argument.
 
 
 def _wrap(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -57,7 +57,7 @@ def _matmul_integer(
     node: Node, a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
 ) -> Tensor:
     if a_zero is not None and a_zero.ndim == 1:
-        a_zero = a_zero[:, None]  # one for each row
+        a_zero = a_zero[:, None]  # There is one for each row.
     wide = (x.double() - (0 if zero is None else zero) for x, zero in ((a, a_zero), (b, b_zero)))
     return torch.matmul(*wide).to(torch.int32)
 

@@ -66,7 +66,7 @@ def tensor(array: Array, device: str | torch.device = "cpu") -> Tensor:
         array = array.astype(np.float32)
     elif kind in ("int4", "int2", "uint4", "uint2"):
         array = array.astype(np.int8)
-    return torch.from_numpy(np.array(array, order="C")).to(device)  # copied: some are read only
+    return torch.from_numpy(np.array(array, order="C")).to(device)  # A copy may be written to.
 
 
 def torch_type(name: str) -> torch.dtype:
