@@ -28,16 +28,16 @@ def test_error_feedback_and_descent_each_lower_the_output_error(width, groups, r
     table = rng.normal(size=(16, width))
     table = np.sort(table, axis=0) if width == 1 else table
     scale, part = np.ones((groups, 32, 1)), np.zeros(48 // width, int)
-    pick = picker(table, scale, part)
+    picks = picker(table, scale, part)
 
     def error(values):
         return row_errors(weight - values, metric).sum()
 
     identity = np.stack([np.eye(48)] * groups)
-    _, apart = feedback(weight, pick, identity, width)
+    _, apart = feedback(weight, picks, identity, width)
     factor = np.stack(list(map(feedback_factor, metric)))
-    codes, fed = feedback(weight, pick, factor, width)
-    codes, better, gradient = descend(codes, fed, (fed - weight) @ metric, pick, metric, width)
+    codes, fed = feedback(weight, picks, factor, width)
+    codes, better, gradient = descend(codes, fed, (fed - weight) @ metric, picks, metric, width)
     assert error(better) < error(fed) < error(apart)
     np.testing.assert_allclose(gradient, (better - weight) @ metric, atol=1e-9)
     np.testing.assert_array_equal(better, table[codes].reshape(weight.shape))

@@ -14,14 +14,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from onnxcompress.cli.outcome import (
-    BAD,
-    DONE,
-    INTERNAL,
-    INTERRUPTED,
-    MISSED,
-    SCHEMA_VERSION,
-)
+from onnxcompress.cli.outcome import BAD, DONE, INTERNAL, INTERRUPTED, MISSED
+from onnxcompress.cli.supervisor import SCHEMA_VERSION
 from onnxcompress.report.report import Report
 
 FILE = Path(__file__).with_name("report.schema.json")

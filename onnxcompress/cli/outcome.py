@@ -31,8 +31,6 @@ from onnxcompress.core.scratch import scratch_folder
 # These exit codes are explained above; 130 is 128 + SIGINT, as shells have it.
 DONE, MISSED, BAD, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
 
-SCHEMA_VERSION = 1  # Keys of what --json prints are added, never changed, so it stays 1.
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -91,7 +89,7 @@ def stage(stack: ExitStack, place: Path, text: str) -> dict[Path, Path]:
 
 def json_text(code: int, value: Mapping[str, Any]) -> str:
     """The one object that --json prints."""
-    whole = {"schema_version": SCHEMA_VERSION, "exit": code} | _finite(value)
+    whole = {"schema_version": supervisor.SCHEMA_VERSION, "exit": code} | _finite(value)
     return json.dumps(whole, indent=2, default=str, allow_nan=False)
 
 

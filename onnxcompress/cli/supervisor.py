@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 # These exit codes are those of `outcome`, which is too large to be imported before the fork.
 BAD, INTERRUPTED = 2, 130
 
+SCHEMA_VERSION = 1  # Keys of what --json prints are added, never changed, so it stays 1.
+
 # The decision is one of these while there is none, and while OUTPUT is replaced; no exit code is.
 RUNNING, REPLACING = 255, 254
 
@@ -136,8 +138,9 @@ def _say(message: str, code: int) -> int:
     with suppress(OSError):
         print(line, file=sys.stderr)
     if "--json" in sys.argv:
+        start = f'{{"schema_version": {SCHEMA_VERSION}, "exit": {code}'
         with suppress(OSError):
-            print(f'{{"schema_version": 1, "exit": {code}, "error": "{message}"}}', flush=True)
+            print(f'{start}, "error": "{message}"}}', flush=True)
     return code
 
 

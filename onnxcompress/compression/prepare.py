@@ -38,8 +38,8 @@ from onnxcompress.graph import (
     inline_functions,
 )
 from onnxcompress.report.report import Change
+from onnxcompress.report.words import MOST_AGREE
 
-DEFAULT_AGREEMENT = 0.98  # This share of decisions stays, where nothing else is asked.
 # The outputs have so many dB where there are no decisions: the error is 6 % of the signal.
 DEFAULT_SNR = 25.0
 STAND_IN_RANGES = "ACTIVATION RANGES FROM STAND-INS: give --calib"
@@ -321,5 +321,5 @@ def _default_target(job: Job) -> Target:
     Decisions on random inputs say little.
     """
     if job.telling and job.validation.decides:
-        return Target(min_agreement=DEFAULT_AGREEMENT)
+        return Target(min_agreement=MOST_AGREE)
     return Target(min_snr=DEFAULT_SNR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from onnxcompress.compression.expand import run_alone
-from onnxcompress.compression.validate.deviation import distance, outputs_of
+from onnxcompress.compression.validate.deviation import COARSE_ROUNDING, distance, outputs_of
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import random_samples
 from onnxcompress.data.samples import Samples
@@ -27,8 +27,6 @@ from onnxcompress.report.report import Change
 PROVED_ON = 2  # A step is tried on so many samples: what is exact on two is so on all.
 # Outputs may differ by this share of the largest: deep networks add up 2**-24 of every layer.
 FLOAT32_ROUNDING = 1e-4
-# They may differ by this share where tensors are bfloat16, which has 8 bits, or float16.
-COARSE_ROUNDING = 2.0**-6
 
 Pass = Callable[[Model], Model]
 

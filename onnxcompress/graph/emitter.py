@@ -82,7 +82,7 @@ class Constants:
 
     def add(self, array: Array, base: str) -> str:
         small = array.size <= SMALL
-        alike = (array.flat[:64].tobytes(), array.dtype, array.shape)
+        alike = (array.flat[:SMALL].tobytes(), array.dtype, array.shape)
         known = self._known.setdefault(alike, [])
         for name in known:
             if small or np.array_equal(self.arrays[name], array):

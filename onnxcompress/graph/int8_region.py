@@ -2,8 +2,8 @@
 
 A tensor that a layer with fixed ranges reads is stored as bytes, and what a convolution or Gemm
 of these gives, behind its Relu or Clip.  Nodes between them compute with bytes too where the
-runtime can: those of `LINEAR` and `TABLES` have a range of their own, `VIEWS` keep that of what
-they read.
+runtime can: those of `LINEAR` and `TABLES` have a range of their own, those of `KEEPING` that of
+what they read.
 """
 
 from __future__ import annotations

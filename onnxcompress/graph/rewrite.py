@@ -28,10 +28,10 @@ from onnxcompress.graph.find_layers import SMALL, find_constants, find_layers, i
 from onnxcompress.graph.model import Model, weight_root
 from onnxcompress.graph.nodes import attributes_of, is_standard, walk
 from onnxcompress.graph.scopes import Scope
+from onnxcompress.graph.tensors import HEADER
 
 # From so many values on, a table is looked up as codes: decoded as a whole it takes much memory.
 LARGE_TABLE = 1 << 18
-HEADER = 16  # A tensor takes about so many bytes besides its name and its values.
 
 
 def rewrite(

@@ -19,6 +19,8 @@ DATA_TYPES = {*TensorProto.DataType.values()} - {TensorProto.UNDEFINED}
 PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2,
           "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}  # One value has so many bits.  # fmt: skip
 
+HEADER = 16  # A tensor takes about so many bytes besides its name and its values.
+
 # External data that is in `Model.held` lies there; in files such a place would be refused.
 HELD = "/"
 

@@ -12,9 +12,11 @@ from onnxcompress.compression.search.trade_off import Curves, Limits
 from onnxcompress.compression.validate.blame import find_hurting
 from onnxcompress.core.errors import BudgetError
 
-SIZE_TRIALS = 3  # models built again where the file is larger than was foreseen
-CLEARLY = 0.8  # share of an error that is less of it by more than chance
-FALLS_BACK = 0.5  # share of the outputs' error from which a layer is tried as it was
+# A model is built again at most so often where the file is larger than was foreseen.
+SIZE_TRIALS = 3
+CLEARLY = 0.8  # An error below this share of another is less by more than chance.
+# A layer that causes more than this share of the outputs' error is tried as it was.
+FALLS_BACK = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ def build(builder: Builder, curves: Curves, plan: Plan) -> Compressed:
     """The best model within the limits, without the layer that hurts most if that is better."""
     built = _best(builder, curves, plan)
     if builder.job.target.faithful and not builder.job.holds(built.model):
-        built = builder.build(built.chosen)  # as the search tried it
+        built = builder.build(built.chosen)  # The search tried it like this.
     built = _without_data_where_better(builder, built)
     hurting = find_hurting(builder, curves, built)
     free = {name: share for name, share in hurting.items() if name not in builder.job.pinned}
@@ -121,7 +123,7 @@ def _without_data_where_better(builder: Builder, built: Built) -> Built:
 def _without(builder: Builder, curves: Curves, worst: str, built: Built) -> Built | None:
     """The same with this layer as it was, if that is better at the same cost."""
     job, fewer = builder.job, curves.without(worst)
-    if not fewer.options[worst]:  # one in int8 has whole numbers in any case
+    if not fewer.options[worst]:  # One in int8 has whole numbers in any case.
         return None
     try:
         limits = size_limit(job, fewer) if job.target.sized else Limits(curves.spent(built.chosen))

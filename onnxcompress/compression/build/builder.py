@@ -24,9 +24,11 @@ from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.graph import Model, annotate
 
-CORRECTION_TRIALS = 8  # real runs that decide where corrections, or fits to data, stay,
-CORRECTION_SAMPLES = 64  # each with at most so many held-out samples,
-CORRECTION_WORK = 10**12  # and all together with about so many multiplications
+# At most so many groups of layers are judged, whose corrections, or fits to data, stay or go.
+CORRECTION_TRIALS = 8
+CORRECTION_SAMPLES = 64  # Each is judged by runs on at most so many held-out samples.
+# All these runs together take about so many multiplications, which bounds the time.
+CORRECTION_WORK = 10**12
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +192,7 @@ class Builder:
         if not undone:
             return fitted
         groups = [undone]
-        if not self.job.model.large:  # a run of which takes minutes
+        if not self.job.model.large:  # A run of a large one takes minutes.
             groups += in_groups(undone)
         track = self.job.settings.track
         others = track(groups, "checking corrections", len(groups))

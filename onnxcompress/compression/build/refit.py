@@ -42,12 +42,13 @@ from onnxcompress.core.parallel import each
 from onnxcompress.core.statistics import DOUBT, Statistics
 from onnxcompress.graph import layer_input
 
-SHRINK = 0.05  # toward the original weight, share of the mean input variance
-ENOUGH = 2  # patches per input of a patch; with fewer, the plain weight is the target
-HARDLY = 1e-3  # inputs whose variance is less than this share of their energy hardly vary
-WIDE = 1 << 24  # weights of a layer from which memory counts more than time
-FAINT = 1e-3  # relative error of a layer that stand-ins do not tell how to correct
-GAIN = 2.0  # largest correction of a standard deviation, and its inverse the smallest
+# This share of the mean input variance is d above, which keeps a target near the original weight.
+SHRINK = 0.05
+ENOUGH = 2  # With fewer patches per input of a patch, the plain weight is the target.
+HARDLY = 1e-3  # Inputs whose variance is less than this share of their energy hardly vary.
+WIDE = 1 << 24  # In a layer of so many weights, memory counts more than time.
+FAINT = 1e-3  # Stand-ins do not tell how to correct a layer with less relative squared error.
+GAIN = 2.0  # A standard deviation is corrected by at most this factor, either way.
 
 
 def refit(
@@ -76,9 +77,9 @@ def refit(
         original, compressed = streams.inputs_of(name, layer_input(node, layer))
         if int8 is not None and int8.kind(name) == "dynamic":
             compressed = [rounded_by_sample(x) for x in compressed]
+        # Shapes differ behind a selection, which takes other rows now.
         compressed = [
-            p if p.shape == q.shape else q  # behind a selection, which takes other rows now
-            for p, q in zip(compressed, original, strict=True)
+            p if p.shape == q.shape else q for p, q in zip(compressed, original, strict=True)
         ]
         fit = _Fit(
             layer, original, compressed, limit(layer) if limit else None, streams.jobs, doubt
@@ -134,7 +135,7 @@ class _Fit:
             responses = truth @ weight.swapaxes(1, 2)
             squares = np.square(responses, dtype=np.float64).sum(1)
             cross = responses.swapaxes(1, 2) @ seen if self.changed else self.cross
-            centred = layer.correctable  # or else all means count as 0
+            centred = layer.correctable  # Otherwise all means count as 0.
             return Statistics.of(seen, centred), squares, responses.sum(1) * centred, cross
 
         work = zip(range(len(original)), original, compressed, strict=True)
@@ -146,7 +147,8 @@ class _Fit:
             if self.changed:
                 self.cross += cross
         self.statistics = replace(self.statistics, doubt=doubt)
-        count = max(self.statistics.count, 1)  # of a layer that no sample reaches all is 0
+        # For a layer that no sample reaches, all sums are 0.
+        count = max(self.statistics.count, 1)
         self.mean = self.answers / count
         self.variance = np.maximum(self.squares / count - np.square(self.mean), 0)
         if self.changed:
@@ -169,7 +171,7 @@ class _Fit:
             moment = statistics.moment[g] / statistics.count
             energy = np.trace(moment)
             moment = moment - np.outer(mean, mean)
-            if np.trace(moment) <= HARDLY * energy:  # what is left is rounding
+            if np.trace(moment) <= HARDLY * energy:  # What is left is rounding.
                 result.append(weight)
                 continue
             shrink = SHRINK * np.trace(moment) / len(moment) + 1e-12
@@ -199,7 +201,7 @@ class _Fit:
         layer, statistics = self.layer, self.statistics
         snr = decibel(float(self.variance.sum()), self._noise(decoded, spread))
         if layer.bias is not None and not isinstance(layer.bias, np.ndarray):
-            return Fitted(weight, None, snr)  # the model computes its bias
+            return Fitted(weight, None, snr)  # The model computes its bias.
         shift = self.mean - (decoded @ statistics.mean[:, :, None])[:, :, 0]
         bias = (0 if layer.bias is None else layer.bias) + shift.ravel()
         return Fitted(weight, bias.astype(np.float32), snr)

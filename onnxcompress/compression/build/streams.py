@@ -44,7 +44,8 @@ class Streams:
         self._twins = self._counterparts()
         self._keys = model.keys
         self._last = {name: i for i, node in enumerate(self._nodes) for name in reads(node)}
-        inputs = {  # in the types of the model, which may be the float32 twin of another one
+        # They have the types of the model, which may be the float32 twin of another one.
+        inputs = {
             name: [_typed(batch[name], dtype) for batch in batches]
             for name, dtype, _ in declared_inputs(model)
             if name in batches[0]
@@ -94,7 +95,8 @@ class Streams:
         alone = segment(self.model, [node], {t: v[0] for t, v in values.items()}, node.output)
         key = alone.keys[0]
         biases = {} if fitted.bias is None else {key: fitted.bias}
-        alone = rewrite(alone, {key: fitted.weight}, biases, failed={})  # the result reports it
+        # What fails here fails in the result too, which reports it.
+        alone = rewrite(alone, {key: fitted.weight}, biases, failed={})
         self._pending[0].append(node)
         self._next += 1
         self._compressed |= self._rounded(self._run(alone, values, fold))

@@ -11,11 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 
-ACTIVATION_BYTES = 1 << 29  # of all samples that run at the same time, as estimated,
-THREADS = 8  # of which so many find something to do: batches are smaller where memory is short
-KEPT_BYTES = 1 << 30  # of all samples whose activations are kept from one layer to the next
-COPIES = 4  # of the largest input of a layer: beside it what it came from, and what is made of it
-KEPT_COPIES = 6  # of the same in the original and in the compressed model
+# All samples that run at the same time take at most so many bytes, as estimated.
+ACTIVATION_BYTES = 1 << 29
+# Where memory is short, batches are small enough for so many of them to run at the same time.
+THREADS = 8
+# All samples whose activations are kept from one layer to the next take at most so many bytes.
+KEPT_BYTES = 1 << 30
+# A sample takes so many times the bytes of the largest input of a layer: beside it lies what it
+# came from, and what is made of it.
+COPIES = 4
+KEPT_COPIES = 6  # It takes so many times these bytes in the original and the compressed model.
 
 
 def largest_input(shapes: Iterable[tuple[int, ...]]) -> int:

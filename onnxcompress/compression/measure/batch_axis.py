@@ -23,7 +23,7 @@ def fit_batches(model: Model, samples: Samples) -> Samples:
         return samples
     try:
         session = Session(runnable(model))
-    except ModelError:  # whoever runs the model says why
+    except ModelError:  # Whoever runs the model says why.
         return samples
     two, one = (next(samples.batches(size)) for size in (2, 1))
     if _runs(session, two) or not _runs(session, one):

@@ -20,10 +20,13 @@ from onnxcompress.data.samples import DataError, Samples, from_batches
 from onnxcompress.execution.session import Sample, Session
 from onnxcompress.graph import Model, ModelError, Shown, expose, show_inputs
 
-PATCHES = 16384  # patches per layer, at most: more did not lower any error that we measured
-PATCH_WORK = 2**36  # and no more multiplications for a second moment than this,
-PATCHES_PER_INPUT = 2  # but at least so many per input of a patch
-EXPOSED_BYTES = 64 << 20  # activations read out of the model at a time, per batch
+# A layer has at most so many patches: more did not lower any error that we measured.
+PATCHES = 16384
+# It has fewer where a second moment would take more multiplications, which bounds the time.
+PATCH_WORK = 2**36
+PATCHES_PER_INPUT = 2  # Even then it has so many per input of a patch, up to `PATCHES`.
+# Activations that are read out of the model at a time take at most so many bytes per batch.
+EXPOSED_BYTES = 64 << 20
 
 
 def calibrate(
@@ -87,7 +90,7 @@ def _readable(
     if inner:
         try:
             Session(expose(shown, inner)).run(next(iter(samples.batches(1))))
-        except ModelError:  # turns of a loop may read other shapes, which cannot be stacked
+        except ModelError:  # Turns of a loop may read other shapes, which cannot be stacked.
             return show_inputs(model, layers, bodies=False)
     return shown, read
 

@@ -22,8 +22,8 @@ from onnxcompress.graph import Model, find_layers, layer_input, linear_nodes, se
 from onnxcompress.graph.int8_region import Int8Region, int8_region, lone_region
 from onnxcompress.graph.passes.compute_int8 import border, bytes_only, compute_int8
 
-SECONDS = 0.05  # for which one of them runs, at least 5 times
-SIZES = (1 << 10, 1 << 18)  # of tensors from which the costs of a border are drawn
+SECONDS = 0.05  # Models run in turns for about so many seconds, but at least 5 times.
+SIZES = (1 << 10, 1 << 18)  # The costs of a border are drawn from tensors of so many values.
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def in_bytes(alone: Model, read: Mapping[str, Array]) -> tuple[Model, dict[str, 
     layers, _ = find_layers(alone)
     region = int8_region(alone, layers) if layers else lone_region(alone)
     ranges = dict.fromkeys(region.ranged, Range(0.05, 128))
-    ranges |= {n: Range(1 / 256, 0) for n in region.made if region.cuts}  # within any Clip
+    # This range lies within any Clip.
+    ranges |= {n: Range(1 / 256, 0) for n in region.made if region.cuts}
     weights = {name: Rounded.of(layer.weight) for name, layer in layers.items()}
     kinds = {n: Arithmetic("static", Range(0.05, 128)) for n in layers}
     changed = bytes_only(compute_int8(alone, weights, kinds, ranges, region=region))

@@ -23,9 +23,9 @@ def find_stand_ins(model: Model, seed: int, shapes: Mapping[str, Sequence[int]])
     sessions: list[Session] = []
 
     def answer(batch: Sample) -> Array | None:
-        if not sessions:  # most models read no pictures
+        if not sessions:  # Most models read no pictures.
             sessions.append(Session(runnable(model)))
-        count = len(next(iter(batch.values())))  # pictures
+        count = len(next(iter(batch.values())))  # It holds so many pictures.
         outputs = [y for y in sessions[0].run(batch) if _is_scores(y, count)]
         return scores(outputs[0])[0] if outputs else None
 

@@ -16,9 +16,9 @@ from onnxcompress.core.parallel import each
 from onnxcompress.execution.session import Sample, Session
 from onnxcompress.graph import Model, expose, layer_inputs
 
-VALUES = 1 << 18  # of a tensor that are looked at, per batch
-TOGETHER = 64  # tensors read out of the model at a time
-LEAST = 1e-3  # weight of a channel that hardly counts, share of the mean
+VALUES = 1 << 18  # About so many values of a tensor are looked at, per batch.
+TOGETHER = 64  # At most so many tensors are read out of the model at a time.
+LEAST = 1e-3  # A channel that hardly counts has this share of the mean weight.
 
 
 def observe(
@@ -79,7 +79,7 @@ def _channel_weights(model: Model, layers: Mapping[str, Layer]) -> dict[str, tup
         if layer.attributes.get("left") or layer.attributes.get("lead"):
             continue
         axis = 1 if layer.op_type == "Conv" else -1
-        power = np.square(layer.grouped, dtype=np.float64).sum(1)  # (groups, fan_in)
+        power = np.square(layer.grouped, dtype=np.float64).sum(1)  # Its shape is (groups, fan_in).
         power = power.reshape(layer.groups, layer.weight.shape[1], -1).sum(2).ravel()
         power = power / max(power.mean(), 1e-30)
         if tensor in result and len(result[tensor][1]) == len(power):

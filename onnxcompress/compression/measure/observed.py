@@ -9,7 +9,8 @@ from onnxcompress.compression.job import Job
 from onnxcompress.compression.measure.calibrate import calibrate
 from onnxcompress.core.statistics import Statistics, moment_bytes
 
-STATISTICS_BYTES = 1 << 29  # of the layers of a large model whose statistics are kept together
+# Layers of a large model whose statistics are kept together take at most so many bytes.
+STATISTICS_BYTES = 1 << 29
 
 
 @dataclass(frozen=True, eq=False)

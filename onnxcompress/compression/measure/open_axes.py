@@ -29,7 +29,7 @@ def shapes_that_run(
         sample = next(iter(random_samples(inputs, 1, seed, tried, ranges)))
         try:
             first_run(session, sample)
-        except SlowError:  # a loop may be endless at any size
+        except SlowError:  # A loop may be endless at any size.
             raise
         except ModelError as error:
             first = first or error

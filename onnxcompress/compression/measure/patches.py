@@ -18,7 +18,7 @@ from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.padding import cropping, extents, padding
 
 T = TypeVar("T", bound=Any)
-GATHERED_BYTES = 16 << 20  # of patches that are multiplied at once
+GATHERED_BYTES = 16 << 20  # About so many bytes of patches are multiplied at once.
 
 
 def patches(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> Array:
@@ -54,7 +54,7 @@ def _by_group(x: Array, lead: Sequence[int]) -> Array:
     shape, count = (1,) * (len(lead) + 2 - x.ndim) + x.shape, len(lead)
     own = shape[-2 - count : -2]
     x = x.reshape(shape)
-    if prod(own) > 1:  # some of the axes may be broadcast
+    if prod(own) > 1:  # Some of the axes may be broadcast.
         x = np.broadcast_to(x, (*shape[: -2 - count], *lead, *shape[-2:]))
     first = len(shape) - 2 - count
     moved = np.moveaxis(x, range(first, first + count), range(count))

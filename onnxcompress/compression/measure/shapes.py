@@ -16,7 +16,8 @@ from onnxcompress.graph import (
     linear_nodes,
 )
 
-FIRST_RUN = 600.0  # seconds that the first run of a model may take, on one sample
+# The first run of a model, on one sample, may take so many seconds: a loop may be endless.
+FIRST_RUN = 600.0
 
 
 def first_run(session: Session, sample: Sample) -> Sequence[Any]:

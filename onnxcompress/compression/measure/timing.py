@@ -14,8 +14,8 @@ from onnxcompress.core.method import Candidate
 from onnxcompress.execution.latency import latency
 from onnxcompress.graph import Model, layer_input, linear_nodes, rewrite, segment
 
-TIMED = 10  # candidates of a layer whose latency is measured,
-TIMING_SECONDS = 0.1  # each for so long
+TIMED = 10  # The latency of at most so many candidates of a layer is measured.
+TIMING_SECONDS = 0.1  # Each of them is timed for about so many seconds.
 PROVIDERS = ("CPUExecutionProvider",)
 
 

@@ -16,11 +16,13 @@ from onnxcompress.compression.search.trade_off import Curves, Limits
 from onnxcompress.core.errors import BudgetError
 from onnxcompress.core.method import Candidate
 
-TRIALS = 7  # models that are built at most
-PRECISION = 0.01  # of the cost at which the search ends
-LESS = 0.98  # of the cost of the mix, at which a single method has to hold to be searched on
-CLOSE = 2.0  # dB of predicted output SNR below the mix in which single methods are tried,
-SINGLE_BYTES = 1 << 25  # for models of so many bytes at most: larger ones take minutes
+# A bisection builds at most so many models: so many halvings leave less than 1 % of the range.
+TRIALS = 7
+PRECISION = 0.01  # A bisection ends where the least cost is known to this share of it.
+LESS = 0.98  # A single method is searched on if it holds at this share of the least cost so far.
+# Single methods are tried if their predicted SNR is at most so many dB below that of the mix.
+CLOSE = 2.0
+SINGLE_BYTES = 1 << 25  # They are tried for models of no more bytes: larger ones take minutes.
 
 
 class Plan(NamedTuple):
@@ -43,7 +45,7 @@ def search(builder: Builder, curves: Curves) -> Plan:
     highest = min(limits.cost, float(curves.bounds[1]))
     if not job.target.faithful:
         return Plan(limits)
-    if job.target.sized:  # the size target decides; fidelity is judged at the end
+    if job.target.sized:  # The size target decides; fidelity is judged at the end.
         return Plan(limits._replace(cost=highest))
     return _least(builder, curves, limits._replace(cost=highest))
 

@@ -19,9 +19,10 @@ from onnxcompress.execution.session import Sample
 from onnxcompress.graph import Model, compute_int8
 from onnxcompress.graph.int8_region import int8_region
 
-FASTER = 0.97  # of the time, at most, for a model or a layer to count as faster
-SECONDS = 2.0  # for which whole models run in turns
-SPARE = 3.0  # dB that rounded inputs leave of a target, for rounded weights
+FASTER = 0.97  # A model or a layer counts as faster if it takes at most this share of the time.
+SECONDS = 2.0  # Whole models run in turns for about so many seconds.
+# Rounded inputs leave so many dB of a target to rounded weights, which is half of the error.
+SPARE = 3.0
 ENDS = ("before", "after")
 
 
@@ -100,7 +101,8 @@ def _in_int8(
     region = int8_region(model, fixed)
     ranges = dict.fromkeys(region.ranged, Range(1 / 256, 128))
     behind = {name for i in region.cuts.values() for name in model.graph.node[i].output}
-    ranges |= {name: Range(1 / 256, 0) for name in behind if name in ranges}  # within any Clip
+    # This range lies within any Clip.
+    ranges |= {name: Range(1 / 256, 0) for name in behind if name in ranges}
     kinds = {
         n: Arithmetic("static" if n in static else "dynamic", Range(1 / 256, 128)) for n in chosen
     }

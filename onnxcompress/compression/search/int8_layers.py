@@ -17,8 +17,8 @@ from onnxcompress.compression.measure.int8_times import Border, Times
 from onnxcompress.graph import Model, reads
 from onnxcompress.graph.int8_region import Int8Region, int8_region
 
-PASSES = 3  # over all layers
-GAIN = 0.005  # share of the time that leaving out layers must save
+PASSES = 3  # At most so many passes go over all layers.
+GAIN = 0.005  # Layers are left out if that saves more than this share of the time.
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,10 +22,12 @@ from onnxcompress.graph import Model
 from onnxcompress.graph.int8_region import Int8Region
 from onnxcompress.graph.passes.compute_int8 import with_bytes
 
-CLIPS = (1.0, 4.0, 16.0, 64.0, np.inf)  # by how much a clipped value counts more than a rounded
-APART = 1.02  # factor by which two ranges of a tensor differ to be tried both
-FEWEST = 2  # samples that the outputs are compared on,
-SECONDS = 40.0  # and more where all tensors alone take no longer together
+# A clipped value counts so many times as much as a rounded one; at infinity nothing is cut.
+CLIPS = (1.0, 4.0, 16.0, 64.0, np.inf)
+APART = 1.02  # Two ranges of a tensor are both tried if scales differ by more than this factor.
+FEWEST = 2  # The outputs are compared on at least so many samples.
+# They are compared on more where runs of all models together take no more than so many seconds.
+SECONDS = 40.0
 
 T = TypeVar("T")
 

@@ -17,9 +17,10 @@ from math import log
 from onnxcompress.graph import Model
 from onnxcompress.graph.int8_region import Int8Region
 
-WORTH = 4.0  # a decibel is worth 6 % of the time
-UNSEEN = 1e-4  # error that stays in any case: weights are rounded too
-NEXT_TO_NO_TIME = 1e-3  # share of the time that costs at least so much
+WORTH = 4.0  # At this worth, a decibel less of error may cost 6 % of the time.
+UNSEEN = 1e-4  # So much relative squared error stays in any case: weights are rounded too.
+# Layers that go back count as costing at least this share of the time: no worth is infinite.
+NEXT_TO_NO_TIME = 1e-3
 
 Names = tuple[str, ...]
 Sum = Callable[[Names], float]

@@ -20,10 +20,11 @@ from onnxcompress.execution.session import Sample, Session
 from onnxcompress.graph import Model, expose, layer_input, linear_nodes
 
 POWERS = (0.5, 0.6, 0.7, 0.8)
-PAYS = 0.7  # of the error, at most, for scales to be worth a node
-SAMPLES = 16  # that decide,
-ROWS = 64  # with so many rows of each at most
-SMALLEST = 1e-3  # of the largest input channel: others are no larger in what was not seen
+PAYS = 0.7  # Scales are worth a node if they leave less than this share of the error.
+SAMPLES = 16  # At most so many samples decide.
+ROWS = 64  # Errors are taken over at most so many rows of each sample.
+# No channel counts as less than this share of the largest: other samples may show more of it.
+SMALLEST = 1e-3
 
 
 def smoothing(

@@ -19,10 +19,12 @@ import numpy as np
 from onnxcompress.core.errors import BudgetError
 from onnxcompress.core.method import Candidate
 
-HALVINGS = 40  # of the range of prices: to ten digits; of a second price half as many
-PRICES = 240  # that are tried for a hull
+# The range of prices is halved so often, to ten digits; that of a second price half as often.
+HALVINGS = 40
+PRICES = 240  # So many prices are tried for a hull, which is about 7 in each decade.
 
-LOWEST, HIGHEST = 1e-30, 1e6  # prices; at the highest, everything is at its cheapest
+# Prices, in error per unit of cost, lie between these; at the highest, all is at its cheapest.
+LOWEST, HIGHEST = 1e-30, 1e6
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Option:
     cost: float
     error: float
     candidate: Candidate
-    shared: frozenset[tuple[str, int]] = frozenset()  # what it needs besides, with its cost
-    work: float = 0  # a second cost, with a limit of its own
+    shared: frozenset[tuple[str, int]] = frozenset()  # It needs these besides, at these costs.
+    work: float = 0  # This is a second cost, with a limit of its own.
 
 
 def frontier(options: Iterable[Option]) -> list[Option]:
@@ -112,11 +114,11 @@ def choose(
         index = int(np.argmin([e for _, e in results]))
         if best is not None and results[index][1] > error:
             break
-        if results[index][0] is None:  # none fits yet: what helps most is left out
+        if results[index][0] is None:  # None fits yet: what helps most is left out.
             cheapest = [_cheapest(options, some) for some in fewer]
             index = int(np.argmin([inf if c is None else spent(c) for c in cheapest]))
         allowed, (best, error) = fewer[index], results[index]
-    if best is None and work == inf:  # only the cheapest of all fits
+    if best is None and work == inf:  # Only the cheapest of all fits.
         return floor
     if best is None:
         raise BudgetError("no choice of settings keeps within both limits")
@@ -188,7 +190,7 @@ class _Table:
         if work == inf:
             return self._at(self.price(self.errors, self.costs, limit), self.errors, self.costs)
         best, error = None, inf
-        low, high = LOWEST, HIGHEST  # the price of work
+        low, high = LOWEST, HIGHEST  # The price of work lies between these.
         for _ in range(HALVINGS // 2):
             middle = (low * high) ** 0.5
             errors = self.errors + middle * np.nan_to_num(self.works, posinf=0)

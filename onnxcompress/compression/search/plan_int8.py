@@ -38,9 +38,11 @@ from onnxcompress.graph.passes.compute_int8 import (
 )
 from onnxcompress.graph.passes.smooth_inputs import smooth_inputs
 
-QUICK = (FASTER, 1.2)  # of the time: layers that gain, and those that may in the whole model
-RANGES = 32  # samples that ranges are drawn from,
-TRIED = 16  # and at most so many that decide how far they are cut
+# Layers that take at most the first share of the time gain alone; those up to the second may gain
+# in the whole model.
+QUICK = (FASTER, 1.2)
+RANGES = 32  # Ranges are drawn from at most so many samples.
+TRIED = 16  # At most so many samples decide how far they are cut, which takes runs of many models.
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,11 +21,16 @@ from onnxcompress.execution.latency import Latency, latency
 from onnxcompress.execution.runnable import runnable
 from onnxcompress.graph import annotate
 
-LATENCY_TRIALS = 5  # of a limit for the layers, until the whole model keeps the target
-LEAST_USED = 0.95  # of the share of the time: with less, more time is tried
-LEAST_KEPT = 0.25  # of what the layers save alone, that a model is supposed to save
-SPARE = 64  # bytes less than needed at the first trial, twice as many at each that follows
-BYTE_TRIALS = 10  # files built, without data, to find what graph overhead leaves of a ratio
+# At most so many limits for the layers are tried until the whole model keeps the target.
+LATENCY_TRIALS = 5
+LEAST_USED = 0.95  # A model that takes less than this share of its limit is given more time.
+# A model counts as saving at least this share of what its layers save alone, which bounds steps.
+LEAST_KEPT = 0.25
+# After the first trial, a limit falls by so many bytes more than needed; after each that follows,
+# by twice as many.
+SPARE = 64
+# At most so many files are built, without data, to find what graph overhead leaves of a ratio.
+BYTE_TRIALS = 10
 
 
 def size_limit(job: Job, curves: Curves) -> Limits:
@@ -73,7 +78,8 @@ def _latency_limit(job: Job, curves: Curves, share: float, work: float) -> Limit
     timed = curves.cost == "latency"
     smallest, most = curves.bounds if timed else curves.works
     measured = _attempt(job, curves, most, work)[1]
-    best, high, least = None, most, measured.ratio  # what keeps the share; a time that does not
+    # The limits `best` keep the share; the time `high` does not.
+    best, high, least = None, most, measured.ratio
     time = most - (1 - share) * measured.before
     for trial in range(LATENCY_TRIALS):
         last = trial == LATENCY_TRIALS - 1 and best is None
@@ -131,7 +137,7 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, work: float) -> float:
         limit = float(np.clip(limit, least, most))
         try:
             chosen = curves.at(limit, work)
-        except BudgetError:  # within the limit of the work too
+        except BudgetError:  # The two limits cannot be kept together.
             break
         size = _file_bytes(job, chosen)
         if size <= goal:
@@ -141,7 +147,8 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, work: float) -> float:
             limit += 0.999 * goal - size
         elif limit <= least:
             break
-        else:  # less than what was spent, as the next settings may be far below the limit
+        else:
+            # It falls from what was spent: the next settings may be far below the limit.
             limit = min(limit, curves.spent(chosen)) - 1.001 * (size - goal) - SPARE * 2**trial
     if best is not None:
         return best
@@ -175,7 +182,7 @@ def _least_limit(curves: Curves, work: float) -> float:
 def _file_bytes(job: Job, chosen: Mapping[str, Candidate]) -> int:
     """Bytes of the file with these settings."""
     every = _blanks(job, chosen)
-    biases = {  # all different, as equal ones would be stored once
+    biases = {  # They all differ, as equal ones would be stored once.
         name: index + np.arange(len(job.layers[name].weight)) / 7
         for index, name in enumerate(every)
         if job.fit is not None and job.layers[name].correctable

@@ -167,12 +167,13 @@ def price(job: Job, measured: Measured, units: tuple[str, str]) -> Curves:
     options, whole = dict[str, list[Option]](), dict[str, float]()
     for name, candidates in measured.candidates.items():
         costs = _Costs(job, name, measured.sensitivities[name], times.get(name), units)
-        if times:  # of chains nothing but what was measured
+        if times:  # Of chains, only those that were measured are offered.
             known = times[name].after if name in times else ()
             candidates = [c for c in candidates if len(c.factors) < 2 or c.factors in known]
         kept = costs.of_original()
         useful = [o for o in map(costs.of, candidates) if o.cost < kept.cost]
-        fixed = name in job.pinned or job.in_int8(name)  # which has whole numbers in any case
+        # A layer in int8 has whole numbers in any case.
+        fixed = name in job.pinned or job.in_int8(name)
         options[name] = useful if fixed and useful else [*useful, kept]
         whole[name] = float(kept.cost)
     return Curves(job, measured.sensitivities, *units, options, whole)

@@ -13,7 +13,8 @@ from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, has_bfloat16
 
 ROUNDING = 1e-5  # Models that differ by this share of the largest output compute the same.
-COARSE_ROUNDING = 2.0**-6  # This is the share where weights are bfloat16, which has 8 bits.
+# This is the share where weights are bfloat16, which has 8 bits; `simplify` allows it for float16.
+COARSE_ROUNDING = 2.0**-6
 
 
 def rounding(model: Model) -> float:

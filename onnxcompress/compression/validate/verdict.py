@@ -8,7 +8,7 @@ from math import isfinite
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.fidelity import Fidelity
 from onnxcompress.report.report import Comparison
-from onnxcompress.report.words import agreed, megabytes
+from onnxcompress.report.words import ALIKE, agreed, megabytes
 
 # Where nothing else is asked for, this share of classes, positions or ids has to stay: a model that
 # decides one case in ten another way no longer does the job that it was trained for.
@@ -16,8 +16,6 @@ FLOOR_AGREEMENT = 0.9
 
 # Outputs that decide nothing need so many dB: there the error is a third of the signal.
 FLOOR_SNR = 10.0
-# A user is warned above so many times the original's memory: by chance it varies by less.
-MEMORY_GROWS = 1.1
 
 
 def failures(comparison: Comparison, target: Target) -> Iterator[str]:
@@ -127,7 +125,7 @@ def warnings(comparison: Comparison) -> Iterator[str]:
     if comparison.latency and comparison.latency.verdict == "slower":
         yield f"it takes {comparison.latency.ratio:.2f} of the original's time"
     before, after = comparison.before.memory, comparison.after.memory
-    if before and after and after > MEMORY_GROWS * before:
+    if before and after and after > ALIKE * before:
         yield (
             f"loading it takes {after / before:.1f} times the memory at its peak, "
             f"{megabytes(after)} instead of {megabytes(before)}"

@@ -17,9 +17,8 @@ from onnxcompress.graph.model import FLOATS, Model, ancestors, read_while_runnin
 from onnxcompress.graph.nodes import unique_name
 from onnxcompress.graph.spill import spilled
 from onnxcompress.graph.subgraphs import in_steps, segment
-from onnxcompress.graph.tensors import tensor_bytes
+from onnxcompress.graph.tensors import HEADER, tensor_bytes
 
-HEADER = 16  # A tensor takes about so many bytes besides its name and its values.
 UNKNOWN = 1 << 62  # What is not folded counts as so many bytes, more than any node frees.
 WEIGHTS = (*FLOATS, TensorProto.INT8, TensorProto.UINT8)  # Wider integers are shapes and indices.
 

@@ -13,7 +13,7 @@ import numpy as np
 from onnxcompress.core.layer import Array
 from onnxcompress.methods.binary_forms.pieces import Block, Form
 from onnxcompress.methods.lookup.error_feedback import (
-    Pick,
+    Picker,
     descend,
     feedback,
     feedback_factor,
@@ -61,7 +61,7 @@ def _aware(weight: Array, metric: Array, scale: Array, patterns: Array) -> tuple
     for turn_of in range(ROUNDS + 1):
         levels, turn = _levels(scale, patterns)
         if turn_of:
-            codes = feedback(weight[None], _pick(levels, width), factor[None])[0][0]
+            codes = feedback(weight[None], _picker(levels, width), factor[None])[0][0]
         else:
             codes = _nearest(weight, levels)
         for sweep in range(SWEEPS + 1):
@@ -80,7 +80,7 @@ def _aware(weight: Array, metric: Array, scale: Array, patterns: Array) -> tuple
                 turn = turn_next
                 values = _decoded(codes, sorted_levels)
                 state = (codes[None], values[None], ((values - weight) @ metric)[None])
-                codes = descend(*state, _pick(sorted_levels, width), metric[None])[0][0]
+                codes = descend(*state, _picker(sorted_levels, width), metric[None])[0][0]
     return best_signs, best_scale
 
 
@@ -109,15 +109,15 @@ def _nearest(weight: Array, levels: Array) -> Array:
     return codes.reshape(weight.shape).astype(np.uint8)
 
 
-def _pick(levels: Array, width: int) -> Pick:
+def _picker(levels: Array, width: int) -> Picker:
     """Rounds entries to the nearest level ``(rows, parts, k)`` of their row and piece."""
 
-    def pick(target: Array, column: int, _: Array) -> tuple[Array, Array]:
+    def pick(target: Array, column: int) -> tuple[Array, Array]:
         own = levels[:, column // width]
-        codes = (target[0] > (own[:, 1:] + own[:, :-1]) / 2).sum(1)
-        return codes[None], own[np.arange(len(own)), codes][None, :, None]
+        codes = (target[0, 0, :, None] > (own[:, 1:] + own[:, :-1]) / 2).sum(1)
+        return codes[None], own[np.arange(len(own)), codes][None, None]
 
-    return pick
+    return lambda _: pick
 
 
 def _decoded(codes: Array, levels: Array) -> Array:

@@ -16,9 +16,9 @@ import numpy as np
 
 from onnxcompress.core.layer import Array
 
-HALFWAY = 0.4  # of a step, a rounding error from which the other value is nearly as good
-NEARER = 0.45  # the same within a kernel, which has few weights to choose from
-CHUNK = 2**20  # weights that are looked at together
+HALFWAY = 0.4  # From this rounding error on, in steps, the other value is nearly as good.
+NEARER = 0.45  # It is nearly as good from this one on in a kernel, which has few weights.
+CHUNK = 2**20  # About so many weights are looked at together, which bounds the memory.
 
 
 def balanced(exact: Array, codes: Array, levels: int, kernel: int) -> Array:

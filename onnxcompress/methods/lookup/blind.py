@@ -13,7 +13,7 @@ from onnxcompress.methods.lookup.coded import CHUNKED, JUDGED, LEARNED, Coded, G
 from onnxcompress.methods.lookup.kmeans import means, nearest, pieces, seeded
 from onnxcompress.methods.lookup.tables import in_bytes, levels_of, stored
 
-BLIND_ROUNDS = 3  # of codes and scales
+BLIND_ROUNDS = 3  # Codes and scales are fitted in turn for so many rounds.
 
 
 def fit_blind(rows: Rows, grid: Grid, trial: bool = False) -> Coded:
@@ -26,7 +26,8 @@ def fit_blind(rows: Rows, grid: Grid, trial: bool = False) -> Coded:
         codes, scale, _ = _by_turns(lesson, table)
         table = in_bytes(means(flat, codes, scale[:, part], table))
     if trial:
-        step = max(1, rows.weight.size // JUDGED)  # a large weight has rows enough to judge by
+        # A large weight has rows enough to be judged by some of them.
+        step = max(1, rows.weight.size // JUDGED)
         rows = rows.some(slice(step // 2, None, step))
     groups, count, n = rows.weight.shape
     chunks = rows.chunks(max(1, CHUNKED // (groups * n)))

@@ -18,7 +18,7 @@ What matters most comes first: the last pieces have few others to take back thei
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,8 +40,11 @@ GRANULE = (
 NOISE = 1e-8  # of a metric, relative to its diagonal
 NARROW = 1024  # inputs up to which the pieces themselves are sorted
 
-Pick = Callable[[Array, int, Array], tuple[Array, Array]]
-"""Rounds piece j, ``(groups, rows, d)``, in a metric ``(groups, d, d)``: to codes and values."""
+Pick = Callable[[Array, int], tuple[Array, Array]]
+"""Rounds piece j, ``(groups, d, rows)``: to codes ``(groups, rows)``, and values like the piece."""
+
+Picker = Callable[[Array], Pick]
+"""Makes a `Pick` for pieces with the metrics ``(groups, pieces, d, d)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +115,7 @@ def feedback_factor(metric: Array) -> Array:
     return np.ascontiguousarray(triangular_inverse(lower)[::-1, ::-1])
 
 
-def feedback(weight: Array, pick: Pick, factor: Array, width: int = 1) -> tuple[Array, Array]:
+def feedback(weight: Array, picker: Picker, factor: Array, width: int = 1) -> tuple[Array, Array]:
     """A weight rounded with error feedback.
 
     Args:
@@ -122,28 +125,26 @@ def feedback(weight: Array, pick: Pick, factor: Array, width: int = 1) -> tuple[
     Returns:
         Codes ``(groups, rows, n // width)``, uint8, and what they mean, like the weight.
     """
-    left, n = weight.copy(), weight.shape[2]
-    factor = factor.astype(weight.dtype, copy=False)
-    inverses = np.linalg.inv(_diagonal(factor, width))
-    inner = inverses @ inverses.swapaxes(2, 3)
-    codes = np.empty((*weight.shape[:2], n // width), np.uint8)
+    left, n = _columns_first(weight), weight.shape[2]
+    turned = factor.astype(weight.dtype, copy=False).swapaxes(1, 2)
+    inverses = np.linalg.inv(_diagonal(turned, width))
+    pick = picker(inverses.swapaxes(2, 3) @ inverses)
+    codes = np.empty((len(left), n // width, left.shape[2]), np.uint8)
     values = np.empty_like(left)
-    block = max(1, BLOCK // width) * width
-    for start in range(0, n, block):
-        stop = min(start + block, n)
-        errors = np.empty((*weight.shape[:2], stop - start), left.dtype)
+    for start, stop in _blocks(n, width):
+        errors = np.empty((len(left), stop - start, left.shape[2]), left.dtype)
         for j in range(start // width, stop // width):
             own, later = slice(j * width, (j + 1) * width), slice((j + 1) * width, stop)
-            codes[:, :, j], values[:, :, own] = pick(left[:, :, own], j, inner[:, j])
-            off = (left[:, :, own] - values[:, :, own]) @ inverses[:, j]
-            errors[:, :, own.start - start : own.stop - start] = off
-            left[:, :, later] -= off @ factor[:, own, later]
-        left[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    return codes, values
+            codes[:, j], values[:, own] = pick(left[:, own], j)
+            off = _times(inverses[:, j], left[:, own] - values[:, own])
+            errors[:, own.start - start : own.stop - start] = off
+            left[:, later] -= _times(turned[:, later, own], off)
+        left[:, stop:] -= turned[:, stop:, start:stop] @ errors
+    return codes.swapaxes(1, 2), values.swapaxes(1, 2)
 
 
 def descend(
-    codes: Array, values: Array, gradient: Array, pick: Pick, metric: Array, width: int = 1
+    codes: Array, values: Array, gradient: Array, picker: Picker, metric: Array, width: int = 1
 ) -> tuple[Array, Array, Array]:
     """One sweep of coordinate descent over the pieces of a rounded weight, see `feedback`.
 
@@ -153,23 +154,36 @@ def descend(
     Returns:
         Codes, values, and the gradient there.
     """
-    codes, values, gradient = codes.copy(), values.copy(), gradient.copy()
+    codes, values, gradient = map(_columns_first, (codes, values, gradient))
     metric = metric.astype(values.dtype, copy=False)
-    own_metrics, n = _diagonal(metric, width), values.shape[2]
-    inverses = np.linalg.inv(own_metrics)
-    block = max(1, BLOCK // width) * width
-    for start in range(0, n, block):
-        stop = min(start + block, n)
-        before = values[:, :, start:stop].copy()
-        near = gradient[:, :, start:stop].copy()
+    own_metrics = _diagonal(metric, width)
+    inverses, pick = np.linalg.inv(own_metrics), picker(own_metrics)
+    for start, stop in _blocks(values.shape[1], width):
+        before, near = values[:, start:stop].copy(), gradient[:, start:stop].copy()
         for j in range(start // width, stop // width):
             own = slice(j * width, (j + 1) * width)
-            pull = near[:, :, own.start - start : own.stop - start] @ inverses[:, j]
-            codes[:, :, j], picked = pick(values[:, :, own] - pull, j, own_metrics[:, j])
-            near += (picked - values[:, :, own]) @ metric[:, own, start:stop]
-            values[:, :, own] = picked
-        gradient += (values[:, :, start:stop] - before) @ metric[:, start:stop]
-    return codes, values, gradient
+            pull = _times(inverses[:, j], near[:, own.start - start : own.stop - start])
+            codes[:, j], picked = pick(values[:, own] - pull, j)
+            near += _times(metric[:, start:stop, own], picked - values[:, own])
+            values[:, own] = picked
+        gradient += metric[:, :, start:stop] @ (values[:, start:stop] - before)
+    return codes.swapaxes(1, 2), values.swapaxes(1, 2), gradient.swapaxes(1, 2)
+
+
+def _columns_first(array: Array) -> Array:
+    """A copy ``(groups, n, rows)``: the entries of a column, which are used together, lie so."""
+    return np.array(array.swapaxes(1, 2), order="C")
+
+
+def _blocks(n: int, width: int) -> Iterator[tuple[int, int]]:
+    """From where to where columns are updated one by one."""
+    block = max(1, BLOCK // width) * width
+    return ((start, min(start + block, n)) for start in range(0, n, block))
+
+
+def _times(matrix: Array, columns: Array) -> Array:
+    """The product of stacked matrices; without a call of BLAS for every column."""
+    return matrix * columns if matrix.shape[2] == 1 else matrix @ columns
 
 
 def _diagonal(matrix: Array, width: int) -> Array:

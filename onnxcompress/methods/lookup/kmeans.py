@@ -8,15 +8,15 @@ from onnxcompress.core.layer import Array
 from onnxcompress.methods.lookup.coded import Rows
 from onnxcompress.methods.lookup.tables import in_bytes
 
-SEEDS = 2**13  # pieces that a table of the layer's own starts from,
-SEED_ROUNDS = 8  # by so many rounds of k-means
+SEEDS = 2**13  # A table of the layer's own starts from about so many pieces.
+SEED_ROUNDS = 8  # So many rounds of k-means make it from these.
 
 
 def seeded(rows: Rows, table: Array) -> Array:
     """A table nearer to the pieces of a weight: k-means, with nothing known of the inputs."""
     width = table.shape[1]
     if width == 1:
-        return table  # the best levels for normal numbers are near enough
+        return table  # The best levels for normal numbers are near enough.
     some = rows.some(slice(None, None, -(-rows.weight.size // (SEEDS * width))))
     weight, part = pieces(some.weight, width, some.parts)
     scale = some.starts[some.usual].reshape(-1, some.parts)[:, part]
@@ -60,14 +60,15 @@ def means(weight: Array, codes: Array, scale: Array, table: Array) -> Array:
     centers = np.stack(sums, axis=1) / np.maximum(below, 1e-30)[:, None]
     unused = np.flatnonzero(below == 0)
     centers[unused] = table[unused]
-    if table.shape[1] > 1:  # single values stay in order
+    if table.shape[1] > 1:  # Single values stay in order.
         pieces = weight.reshape(-1, table.shape[1])
         worst = largest(np.square(pieces - centers[flat] * size).sum(1), len(unused))
         centers[unused[: len(worst)]] = pieces[worst] / np.maximum(size[worst], 1e-30)
     return centers.astype(table.dtype)
 
 
-CHUNK = 2**10  # pieces that are compared with a table at a time: what they give stays in the cache
+# So many pieces are compared with a table at a time: what they give stays in the cache.
+CHUNK = 2**10
 
 
 def sizes(weight: Array, parts: int) -> Array:
@@ -97,8 +98,14 @@ def nearest(weight: Array, table: Array, scale: Array, zero: Array | None = None
 def _places(table: Array, targets: Array) -> Array:
     """Where the nearest values of a sorted table are."""
     middle = (table[1:] + table[:-1]) / 2
-    steps = np.diff(middle)
-    if len(steps) and np.allclose(steps, steps.mean()):  # faster than a search
-        places = np.ceil((targets - middle[0]) / steps.mean())
+    if len(table) > 2 and is_even(table):  # Arithmetic is faster than a search.
+        step = (table[-1] - table[0]) / (len(table) - 1)
+        places = np.ceil((targets - middle[0]) / step)
         return np.clip(places, 0, len(middle)).astype(np.intp)
     return np.searchsorted(middle, targets)
+
+
+def is_even(table: Array) -> bool:
+    """Whether the values of a sorted table are evenly spaced."""
+    steps = np.diff(table)
+    return bool(np.allclose(steps, steps.mean()))

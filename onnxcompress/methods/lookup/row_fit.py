@@ -7,7 +7,7 @@ the best pair that it has had.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,16 @@ from onnxcompress.methods.lookup.coded import Rows
 from onnxcompress.methods.lookup.error_feedback import (
     Metric,
     Pick,
+    Picker,
     descend,
     feedback,
     row_errors,
 )
-from onnxcompress.methods.lookup.kmeans import nearest
+from onnxcompress.methods.lookup.kmeans import is_even, nearest
 from onnxcompress.methods.lookup.tables import levels_of, stored
+
+# Products of a table with so many metrics (entries) are kept while a weight is rounded.
+IMAGES = 2**23
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,32 +77,72 @@ class State:
         )
 
 
-def picker(table: Array, scale: Array, part: Array, zero: Array | None = None) -> Pick:
+def picker(table: Array, scale: Array, part: Array, zero: Array | None = None) -> Picker:
     """Rounds pieces to rows of a table times ``scale`` ``(groups, rows, parts)``.
 
     Args:
         part: of every piece.
         zero: zero points, like the scales; for a table of single values.
     """
-    width = table.shape[1]
-    middle = (table[1:, 0] + table[:-1, 0]) / 2
+    scale = scale.transpose(2, 0, 1)
+    if table.shape[1] > 1:
+        return partial(_vectors, table, scale, part)
+    zeros = np.zeros_like(scale) if zero is None else zero.transpose(2, 0, 1)
+    numbers = _even if is_even(table[:, 0]) else _uneven
+    return lambda _: numbers(table[:, 0], scale, part, zeros)
 
-    def pick(target: Array, piece: int, metric: Array) -> tuple[Array, Array]:
-        size = scale[:, :, part[piece]]
-        if width == 1:
-            unit = target[:, :, 0] / np.maximum(size, 1e-30)
-            if zero is not None:
-                own = zero[:, :, part[piece]]
-                codes = np.searchsorted(middle, (unit + own).ravel()).reshape(size.shape)
-                return codes, ((table[codes, 0] - own) * size)[:, :, None]
-            codes = np.searchsorted(middle, unit.ravel()).reshape(size.shape)
-        else:
-            images = table @ metric
-            energy = np.einsum("gkd,kd->gk", images, table) / 2
-            match = target @ images.swapaxes(1, 2)  # the metric is symmetric
-            match -= size[:, :, None] * energy[:, None]
-            codes = match.argmax(2)
-        return codes, table[codes] * size[:, :, None]
+
+def _even(table: Array, scale: Array, part: Array, zero: Array) -> Pick:
+    """Rounds to ``(first + step k - zero) scale``."""
+    step, top = (table[-1] - table[0]) / (len(table) - 1), len(table) - 1
+    sizes, starts = np.maximum(scale, 1e-30) * step, (zero - table[0]) / step
+    units = 1 / sizes
+
+    def pick(target: Array, piece: int) -> tuple[Array, Array]:
+        p = part[piece]
+        codes = target[:, 0] * units[p]
+        codes += starts[p]
+        np.rint(codes, out=codes)
+        np.maximum(codes, 0, out=codes)
+        np.minimum(codes, top, out=codes)
+        return codes, ((codes - starts[p]) * sizes[p])[:, None]
+
+    return pick
+
+
+def _uneven(table: Array, scale: Array, part: Array, zero: Array) -> Pick:
+    """Rounds to ``(table[k] - zero) scale``."""
+    middle, units = (table[1:] + table[:-1]) / 2, 1 / np.maximum(scale, 1e-30)
+
+    def pick(target: Array, piece: int) -> tuple[Array, Array]:
+        p = part[piece]
+        unit = target[:, 0] * units[p] + zero[p]
+        codes = np.searchsorted(middle, unit.ravel()).reshape(unit.shape)
+        return codes, ((table[codes] - zero[p]) * scale[p])[:, None]
+
+    return pick
+
+
+def _vectors(table: Array, scale: Array, part: Array, metrics: Array) -> Pick:
+    """Rounds to rows t of the table: those with the largest ``x M tᵀ - t M tᵀ / 2``."""
+    sizes, units = scale[:, :, None], 1 / np.maximum(scale, 1e-30)[:, :, None]
+
+    def images(some: Array) -> Array:
+        """What a piece with a 1 behind it is multiplied by, for some of the pieces."""
+        image = table @ some
+        energy = np.einsum("gpkd,kd->gpk", image, table)[..., None]
+        return np.concatenate([image, energy / -2], axis=3).swapaxes(2, 3)
+
+    wide = metrics.size // table.shape[1] * len(table) > IMAGES
+    every = None if wide else images(metrics)
+    extended = np.ones((scale.shape[1], table.shape[1] + 1, scale.shape[2]), table.dtype)
+
+    def pick(target: Array, piece: int) -> tuple[Array, Array]:
+        p = part[piece]
+        own = images(metrics[:, piece, None])[:, 0] if every is None else every[:, piece]
+        np.multiply(target, units[p], out=extended[:, :-1])
+        codes = (extended.swapaxes(1, 2) @ own).argmax(2)
+        return codes, table[codes].swapaxes(1, 2) * sizes[p]
 
     return pick
 
@@ -155,12 +199,12 @@ class RowFit:
         error = np.zeros(scale.shape[:2])
         for w, b in zip(self.weights, self.blocks, strict=True):
             copies = np.concatenate([w] * count, axis=1)
-            pick = picker(self.table, scale, b.part, zero)
-            _, values = feedback(copies, pick, b.metric.factor, self.width)
+            own = picker(self.table, scale, b.part, zero)
+            _, values = feedback(copies, own, b.metric.factor, self.width)
             error += row_errors(copies - values, b.metric.values)
         return error.reshape(len(error), count, -1)
 
-    def _picker(self, scale: Array, block: Block) -> Pick:
+    def _picker(self, scale: Array, block: Block) -> Picker:
         return picker(self.table, scale, block.part, self.rows.zero)
 
     def nearest(self, scale: Array, sweeps: int) -> State:
@@ -190,8 +234,8 @@ class RowFit:
     def _descended(self, state: State) -> State:
         codes, values, gradients = [], [], []
         for c, v, g, b in zip(state.codes, state.values, state.gradients, self.blocks, strict=True):
-            pick = self._picker(state.scale, b)
-            moved = descend(c, v, g, pick, b.metric.values, self.width)
+            own = self._picker(state.scale, b)
+            moved = descend(c, v, g, own, b.metric.values, self.width)
             for kept, array in zip((codes, values, gradients), moved, strict=True):
                 kept.append(array)
         return self.rescaled(codes, values, state.scale, gradients)

@@ -12,15 +12,17 @@ import numpy as np
 
 from onnxcompress.core.layer import Array, Layer
 
-DIGITS = {2: 8, 3: 5, 4: 4, 6: 3, 16: 2, 256: 1}  # levels -> numbers in a byte
-LEVELS = {  # of a number -> of its digits
+# This maps the levels of a digit to the number of such digits that a byte holds.
+DIGITS = {2: 8, 3: 5, 4: 4, 6: 3, 16: 2, 256: 1}
+LEVELS = {  # This maps the levels of a number to those of its digits, whose product they are.
     2: (2,), 3: (3,), 4: (4,), 6: (6,), 8: (4, 2), 12: (6, 2), 16: (16,), 24: (6, 4), 32: (16, 2),
     64: (16, 4), 128: (16, 4, 2), 256: (256,),
 }  # fmt: skip
 
-LOST, LARGEST = 2.0**-25, 65504.0  # what float16 rounds off the smallest numbers, and the largest
+# Float16 rounds the smallest numbers by up to the first; its largest number is the second.
+LOST, LARGEST = 2.0**-25, 65504.0
 
-NOTHING = 1e-28  # a scale of zeros is one below this
+NOTHING = 1e-28  # A scale of zeros is one that is no larger.
 
 
 def levels_of(tables: Iterable[Array]) -> float:
@@ -58,7 +60,7 @@ def counting(levels: int) -> tuple[Array, ...]:
     """
     tables, left = [], levels
     for radix in LEVELS[levels]:
-        left //= radix  # what a digit counts for
+        left //= radix  # A digit counts for this.
         rows = np.array(list(product(range(radix), repeat=DIGITS[radix])), np.int16)
         rows = 2 * rows - (radix - 1)
         tables.append(shared((rows * left).astype(np.int8)))

@@ -22,20 +22,23 @@ import numpy as np
 
 from onnxcompress.core.layer import Array
 
-CHUNK = 2**17  # weights that are rounded together, so that they stay in the processor's cache
-SAMPLE = 2**18  # weights that a kind of grid is chosen by
-COARSE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of the min-max scale, for few levels,
-COARSE_MANY = (1.0, 0.9, 0.75)  # and for many,
-MANY = 64  # levels
-FINE = (0.95, 1.05)  # around the best of these; with many levels others round by chance better
+CHUNK = 2**17  # About so many weights are rounded together: they stay in the processor's cache.
+SAMPLE = 2**18  # A kind of grid is chosen by about so many weights.
+# These shares of the min-max scale are tried first, for few levels.
+COARSE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+COARSE_MANY = (1.0, 0.9, 0.75)  # For many levels these are enough, since 1 is mostly the best.
+MANY = 64  # So many levels, or more, are many.
+FINE = (0.95, 1.05)  # The best of those is tried times these.
+# With many levels it is tried times these, some of which round better by chance.
 FINE_MANY = (0.95, 0.986, 0.993, 1.007, 1.014, 1.021, 1.028)
 
-STEPS = 256  # a row of multiples of a step has no larger ones
-ROUNDED = 1e-6  # of its largest entry, which float32 may have rounded off,
-REMAINDER = 1e-3  # or the differences of such numbers have lost
-NEARLY = 1 - 1e-5  # of a scale that holds a row, which rounding may have made too large
-GLANCE = 64  # entries of a row that show whether it may be one of multiples
-DIVISIONS = 12  # at most, until a step is found
+STEPS = 256  # In a row of multiples of a step, none is larger than so many steps.
+ROUNDED = 1e-6  # Float32 may have rounded off this share of a row's largest entry.
+REMAINDER = 1e-3  # A remainder below this share of it may be what differences have lost.
+# A step of this share of the scale that holds a row holds it too: that scale may be rounded up.
+NEARLY = 1 - 1e-5
+GLANCE = 64  # So many entries of a row show whether it may be one of multiples.
+DIVISIONS = 12  # A step is found in at most so many divisions, or there is none.
 
 Kind = Literal["odd", "signed", "shifted"]
 
@@ -62,7 +65,7 @@ class Uniform:
         """Scales ``(n,)`` that just hold the range of rows ``(n, m)``, and zero points."""
         low, high = np.minimum(rows.min(1), 0), np.maximum(rows.max(1), 0)
         first, last = float(self.table[0, 0]), float(self.table[-1, 0])
-        step = 2 if self.odd else 1  # from one number to the next
+        step = 2 if self.odd else 1  # It leads from one number to the next.
         shifted = self.kind == "shifted"
         scale = (high - low) / (last - first) if shifted else np.maximum(low / first, high / last)
         if shifted or 0 in self.table:
@@ -79,7 +82,7 @@ class Uniform:
         size = np.maximum(scale, 1e-30)[:, None].astype(rows.dtype)
         offset = np.zeros((1, 1), rows.dtype) if zero is None else zero[:, None]
         units = rows / size
-        if self.odd:  # every second number
+        if self.odd:  # Its numbers are two apart.
             units += offset - first
             units *= 0.5
             np.clip(np.rint(units, out=units), 0, self.levels - 1, out=units)
@@ -110,7 +113,8 @@ def unit(rows: Array) -> Array:
     step = _common(whole, some[left])
     numbers = np.rint(whole / np.maximum(step, 1e-30)[:, None])
     square = np.einsum("nm,nm->n", numbers, numbers)
-    step = np.einsum("nm,nm->n", numbers, whole) / np.maximum(square, 1)  # least squares
+    # This is the step with the least squares.
+    step = np.einsum("nm,nm->n", numbers, whole) / np.maximum(square, 1)
     off = np.abs(whole - numbers * step[:, None]).max(1)
     exact = off <= ROUNDED * np.abs(whole).max(1)
     result[left] = np.where(exact & (square > 0), step, 0)

@@ -16,8 +16,9 @@ from onnxcompress.methods.lookup.coded import Coded
 from onnxcompress.methods.lookup.tables import counting, fits_half, is_shared, levels_of, packed
 from onnxcompress.methods.lookup.uniform import Uniform
 
-SUMS_BYTES = 10  # the opset of MatMulInteger
-ONE = np.ones((1, 1), np.int8)  # the zero point of grids that have a zero, but no others
+SUMS_BYTES = 10  # MatMulInteger is there from this opset on.
+# This is the zero point of grids that have a zero, but no zero points of their own.
+ONE = np.ones((1, 1), np.int8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +153,8 @@ class CodedWeight(DecodedWeight):
     def emit_integers(self, op: Emitter) -> Array | Value:
         out, *rest = self.shape
         tables, zero = self.tables, self.zero
-        if tables and self._one_zero:  # (u - 1) / 2, where one digit alone has odd entries
+        # This gives (u - 1) / 2, since one digit alone has odd entries.
+        if tables and self._one_zero:
             tables, zero = tuple(table // 2 for table in tables), None
         total: Any = self._emit_bytes(op, tables, out * self.columns) if tables else self.codes[0]
         if zero is not None:
