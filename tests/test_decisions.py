@@ -189,3 +189,13 @@ def test_detections_match_by_class_and_overlap(rng):
     assert fidelity.agreement is None
     assert not compared(rng.normal(size=boxes.shape).astype(np.float32), other).detections(1)
     assert compared(0 * boxes, 0 * boxes).detections(1) == {}
+
+
+def test_scores_of_detections_count_beside_boxes_that_are_thousands_of_times_larger():
+    boxes = np.zeros((1, 4 + 3, 100), np.float32)
+    boxes[0, :4], boxes[0, 4, :4] = 500, 0.9
+    other = boxes.copy()
+    other[0, 4, :4] = 0.1
+    fidelity = compared(boxes, other)
+    assert fidelity.worst_snr > 70
+    assert fidelity.loss == pytest.approx((0.8 / 0.9) ** 2 / 2, rel=1e-4)

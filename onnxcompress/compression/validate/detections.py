@@ -27,9 +27,14 @@ def looks_like_detections(output: Any) -> bool:
         return False
     if output.shape[1] < 5 or output.shape[2] < max(BOXES, output.shape[1]) or not output.size:
         return False
-    boxes, scores = output[:, :4], output[:, 4:]
+    boxes, scores = parts(output)
     scored = float(scores.min()) >= 0 and float(scores.max()) <= 1
     return scored and float(boxes.max()) > 2 and float(boxes[:, 2:].min()) >= 0
+
+
+def parts(output: Array) -> tuple[Array, Array]:
+    """The boxes and the scores of an output."""
+    return output[:, :4], output[:, 4:]
 
 
 def matches(a: Array, b: Array) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from onnxcompress.compression.validate.decisions import (
     has_class_scores,
     probabilities,
 )
-from onnxcompress.compression.validate.detections import looks_like_detections, matches
+from onnxcompress.compression.validate.detections import looks_like_detections, matches, parts
 from onnxcompress.core.layer import Array
 from onnxcompress.report.report import Share
 
@@ -53,6 +53,7 @@ class Fidelity:
         counted: the outputs that count; None for all.
         signal, noise: output name -> sum of squares, and of squared differences.
         agreed, decided: output name -> decisions that are equal, and all.
+        scores: output name -> the same two sums for the scores of detections alone.
         matched, detected: output name -> detections of either model that the other has, and all.
         resized: output name -> runs in which its shape was another one.
         runs: how many there were.
@@ -65,6 +66,7 @@ class Fidelity:
     noise: dict[str, float] = field(default_factory=dict)
     agreed: dict[str, int] = field(default_factory=dict)
     decided: dict[str, int] = field(default_factory=dict)
+    scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     matched: dict[str, int] = field(default_factory=dict)
     detected: dict[str, int] = field(default_factory=dict)
     resized: dict[str, int] = field(default_factory=dict)
@@ -141,6 +143,11 @@ class Fidelity:
         self.agreed[name] = self.agreed.get(name, 0) + agreed
 
     def _detect(self, name: str, a: Array, b: Array) -> None:
+        (_, a_scores), (_, b_scores) = parts(a), parts(b)
+        whole, off = self.scores.get(name, (0.0, 0.0))
+        whole += float(np.sum(np.square(a_scores, dtype=np.float64)))
+        off += float(np.sum(np.square(a_scores - b_scores, dtype=np.float64)))
+        self.scores[name] = whole, off
         matched, total = matches(a, b)
         self.matched[name] = self.matched.get(name, 0) + matched
         self.detected[name] = self.detected.get(name, 0) + total
@@ -156,6 +163,7 @@ class Fidelity:
             (self.noise, other.noise),
             (self.agreed, other.agreed),
             (self.decided, other.decided),
+            (self.scores, other.scores),
             (self.matched, other.matched),
             (self.detected, other.detected),
             (self.resized, other.resized),
@@ -203,17 +211,19 @@ class Fidelity:
     def loss(self) -> float:
         """Relative squared output error, the mean over the outputs.
 
-        Of decisions without scores it is the share that is another one.
+        Of decisions without scores it is the share that is another one.  Scores of detections,
+        which are small beside boxes in pixels, count as an output of their own.
         """
         if not self.finite:
             return np.inf
-        parts = [self.noise[name] / max(self.signal[name], 1e-30) for name in self.signal]
-        parts += [
+        errors = [self.noise[name] / max(self.signal[name], 1e-30) for name in self.signal]
+        errors += [off / max(whole, 1e-30) for whole, off in self.scores.values()]
+        errors += [
             1 - self.agreed[name] / total
             for name, total in self.decided.items()
             if total and name not in self.signal
         ]
-        return float(np.mean(parts)) if parts else 0.0
+        return float(np.mean(errors)) if errors else 0.0
 
 
 def _logarithms(p: Array) -> Array:
