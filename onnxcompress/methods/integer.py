@@ -20,7 +20,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import log10, prod
 from typing import ClassVar, Literal
@@ -40,6 +40,9 @@ from onnxcompress.methods.lookup.uniform import MANY, SAMPLE, Kind, Uniform, bes
 from onnxcompress.methods.lookup.weight import CodedWeight
 
 OPEN = (4, 8, 16, 32, 64, 128, 256)  # These numbers of levels are tried where the number is open.
+FITTED = (4, 8, 32)  # Only these are fitted; what the others err is read between them.
+# Filters with no more inputs are fitted with all: that takes little, and chance is large there.
+NARROWEST = 32
 # First scales are the best one for normal weights, times these.
 SPREADS = (0.75, 0.9, 1.0, 1.1, 1.3)
 NORMAL = {  # Max (1960) gives half the best step for normal weights of deviation 1.
@@ -57,6 +60,20 @@ GROUP = 64  # Groups of so many input channels, which share a scale, are tried w
 GROUPED = (8, 16, 32)  # Such groups are tried with these numbers of levels.
 PLAIN: tuple[Kind, ...] = ("odd", "signed")  # These grids have no zero points.
 BIT = 20 * log10(2)  # A bit more for each weight is worth so many dB.
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a setting gives.
+
+    Attributes:
+        decided: the setting with all that was open in it.
+        plain: relative squared error of the weight with plain rounding.
+    """
+
+    decided: Integer
+    plain: float
+    candidate: Candidate
 
 
 @dataclass(frozen=True)
@@ -121,7 +138,7 @@ class Integer(Method):
 
     def fit(self, layer: Layer, statistics: Statistics) -> CodedWeight:
         weight = grouped_for_fit(layer)
-        grid, rows = self._start(weight, self._parts(layer))
+        grid, rows, _ = self._start(weight, self._parts(layer))
         fitted = encode(layer, statistics, rows, Grid(grid.table))
         if not statistics.count:
             fitted = _balanced(fitted, grid, layer)
@@ -136,8 +153,11 @@ class Integer(Method):
         fitted = Coded(codes, scale, grid.table, 0.0, zero)
         return CodedWeight.of_numbers(fitted, grid, layer, self.scales == "single")
 
-    def _start(self, weight: Array, parts: int) -> tuple[Uniform, Rows]:
-        """The grid that suits a weight ``(groups, rows, n)``, and what its fit starts from."""
+    def _start(self, weight: Array, parts: int) -> tuple[Uniform, Rows, float]:
+        """The grid that suits a weight ``(groups, rows, n)``, and what its fit starts from.
+
+        Last comes the relative squared error of the weight if that is rounded to the nearest.
+        """
         groups, count, n = weight.shape
         flat = weight.reshape(groups * count * parts, n // parts)
         grid = self._grid(flat)
@@ -150,10 +170,10 @@ class Integer(Method):
             starts += [sizes(weight, parts) * (step * spread) for spread in SPREADS]
         zero = None if searched.zero is None else searched.zero.reshape(shape)
         energy = float(np.square(flat).sum(dtype=np.float64))
-        close = float(searched.error.sum(dtype=np.float64)) < EXACT * energy
-        single = close or not fits_half(searched.scale, grid.levels, ROOM)
+        plain = float(searched.error.sum(dtype=np.float64)) / max(energy, 1e-30)
+        single = plain < EXACT or not fits_half(searched.scale, grid.levels, ROOM)
         single = single if self.scales is None else self.scales == "single"
-        return grid, Rows(weight, tuple(starts), usual=1, zero=zero, single=single)
+        return grid, Rows(weight, tuple(starts), usual=1, zero=zero, single=single), plain
 
     def _grid(self, flat: Array) -> Uniform:
         """The grid that errs least on rows, with zero points only where they pay."""
@@ -174,39 +194,63 @@ class Integer(Method):
 
     def plain_error(self, layer: Layer, statistics: Statistics) -> float:
         """Relative squared output error of the nearest values."""
-        grid, rows = self._start(grouped_for_fit(layer), self._parts(layer))
+        grid, rows, _ = self._start(grouped_for_fit(layer), self._parts(layer))
         nearest = fit_blind(rows.starting(rows.usual), Grid(grid.table))
         return statistics.error(layer.weight, nearest.decoded(layer))
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
         """Errors from some of the filters, where there are many.
 
-        What a setting leaves open is tried too where it may be the better choice.
+        What a setting leaves open is tried too where it may be the better choice.  Of many settings
+        some are fitted: what error feedback leaves of the error of plain rounding depends on little
+        but that error, so that the others can be read between these.
         """
-        weight = grouped_for_fit(layer)
+        weight, settings = grouped_for_fit(layer), self.settings(layer)
         if not statistics.count:
             weight = weight[:, :: max(1, weight.size // JUDGED)]
-        for setting in self.settings(layer):
-            decided, own = setting._candidate(layer, statistics, weight)
-            tried, more = [replace(own, setting=setting) if self.fixed else own], list[Integer]()
-            if not self.fixed and setting.zero_point != decided.zero_point:
-                more.append(replace(setting, zero_point="none"))
-            if not self.fixed and setting.count in GROUPED:
-                more += setting._grouped(layer, weight)
-            tried += [other._candidate(layer, statistics, weight)[1] for other in more]
+        known = [s for s in settings if s.count in FITTED] if layer.fan_in > NARROWEST else settings
+        trials = {s: s._trial(layer, statistics, weight) for s in known or settings}
+        shares = sorted((t.plain, t.candidate.error / t.plain) for t in trials.values() if t.plain)
+        for setting in settings:
+            first = trials.get(setting) or setting._trial(layer, statistics, weight, shares)
+            tried = [replace(first.candidate, setting=setting) if self.fixed else first.candidate]
+            if not self.fixed:
+                more = setting._more(layer, weight, first.decided)
+                others = (other._trial(layer, statistics, weight, shares) for other in more)
+                tried += [other.candidate for other in others]
             yield from (c for c in tried if c.nbytes < layer.nbytes)
 
-    def _candidate(
-        self, layer: Layer, statistics: Statistics, weight: Array
-    ) -> tuple[Integer, Candidate]:
-        """The setting with its zero points and scales decided, and what it gives."""
-        grid, rows = self._start(weight, self._parts(layer))
+    def _more(self, layer: Layer, weight: Array, decided: Integer) -> Iterator[Integer]:
+        """Other forms of a setting that was decided so, which may be the better choice."""
+        if self.zero_point != decided.zero_point:
+            yield replace(self, zero_point="none")
+        if self.count in GROUPED:
+            yield from self._grouped(layer, weight)
+
+    def _trial(
+        self,
+        layer: Layer,
+        statistics: Statistics,
+        weight: Array,
+        shares: Sequence[tuple[float, float]] = (),
+    ) -> _Trial:
+        """The setting with its zero points and scales decided, and what it gives.
+
+        Args:
+            shares: of settings that were fitted, the error of plain rounding and what share of it
+                they have; without any this one is fitted.
+        """
+        grid, rows, plain = self._start(weight, self._parts(layer))
         decided = replace(self, zero_point="channel") if grid.kind == "shifted" else self
         if rows.single:
             decided = replace(decided, scales="single")
-        fitted = encode(layer, statistics, rows, Grid(grid.table), trial=True)
+        if shares and plain > 0:
+            known, left = np.log(np.maximum(np.array(shares), 1e-30)).T
+            error = plain * float(np.exp(np.interp(np.log(plain), known, left)))
+        else:
+            error = encode(layer, statistics, rows, Grid(grid.table), trial=True).error
         nbytes, shape = decided.nbytes(layer), (layer.weight.shape,)
-        return decided, Candidate(decided, nbytes, shape, fitted.error)
+        return _Trial(decided, plain, Candidate(decided, nbytes, shape, error))
 
     def _grouped(self, layer: Layer, weight: Array) -> Iterator[Integer]:
         """The same with more scales, where these lower the error by more than their bits would."""

@@ -23,13 +23,15 @@ from onnxcompress.core.statistics import Statistics
 from onnxcompress.execution.cache import Cache
 from onnxcompress.graph import digest
 
-FITTING = "fitting"  # what `sweep` does, in the words of progress
-FEW = 4  # patches for each input of a patch, below which fits follow them closely,
-JUDGED = 4  # so many settings are tried on others,
-FILTERS = 128  # with at most so many filters,
-VARIES = 0.01  # where their outputs vary at least so much of what those of the others do,
-MOST = 1e3  # and count as so many times worse at most
-HEAVY = 400_000  # weights to fit, once for every setting: about 2 s, which processes halve
+FITTING = "fitting"  # Progress calls what `sweep` does so.
+FEW = 4  # Fits follow fewer patches for each input of a patch closely.
+JUDGED = 4  # Then so many settings are tried on held-out patches.
+FILTERS = 128  # They are tried with at most so many filters of a layer.
+# Outputs count as varying on held-out patches by at least this share of what they vary on others.
+VARIES = 0.01
+MOST = 1e3  # A setting counts as at most so many times worse there.
+# More weights to fit, once for every setting, take over 2 s, which processes halve.
+HEAVY = 400_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ def measure(job: Job, targets: Sequence[Target] = ()) -> Measured:
     Raises:
         BudgetError: there is nothing to choose from.
     """
-    _ = job.validation.baseline  # a metric of no use is found out before the work
+    _ = job.validation.baseline  # A metric of no use is found out before the work.
     only = _only_settings(job)
     if only is not None:
         return Measured(only, dict.fromkeys(only, 1.0), Observed(job))
@@ -76,7 +78,8 @@ def measure(job: Job, targets: Sequence[Target] = ()) -> Measured:
             + (stored if job.layers else "onnxcompress inspect says by which")
         )
     refitted = set(job.model.keys) if job.fit is not None and job.settings.correct else set()
-    observed = measured.observed.keeping(job.leaders.keys() - refitted)  # the others are taken anew
+    # What the others read is taken anew.
+    observed = measured.observed.keeping(job.leaders.keys() - refitted)
     return replace(measured, observed=observed)
 
 
@@ -255,7 +258,7 @@ def _on_others(
 ) -> tuple[list[float], list[float]]:
     """Errors of settings, and how many times as much they err on unseen patches."""
     candidates, layer, seen, unseen = job
-    seen, weight = replace(seen), layer.weight  # what fits derive is let go with the copy
+    seen, weight = replace(seen), layer.weight  # What fits derive is let go with the copy.
     whole = max(_energy(unseen, weight), VARIES * seen.energy(weight), 1e-30)
     factors = []
     for candidate in candidates:

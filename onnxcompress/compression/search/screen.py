@@ -24,10 +24,10 @@ from onnxcompress.core.method import Candidate, Method
 from onnxcompress.graph import overhead
 from onnxcompress.methods.integer import Integer
 
-GAIN = 0.3  # of the error of whole numbers, that others may come down to
-NEAR = 4.0  # factor between the price and the one that is known in the end, either way
-PRICES = 9  # that are looked at
-BIT = 0.25  # of an error that a bit more leaves, for settings smaller than all numbers
+GAIN = 0.3  # Other settings may come down to this share of the error of whole numbers.
+NEAR = 3.0  # The price may be so many times the one that is known in the end, or one part of that.
+PRICES = 9  # So many prices in between are looked at.
+BIT = 0.25  # A bit more leaves this share of an error, for settings smaller than all numbers.
 
 
 def by_numbers(job: Job, targets: Sequence[Target]) -> bool:

@@ -91,13 +91,9 @@ class Problem:
         least = error(start)
         steps = steps if self._statistics.count else 0  # Bucket means are the least squares.
         x = conjugate_gradients(
-            lambda direction: seen(decode(direction)),
-            seen(self._weight - decode(start)),
-            start,
-            steps,
-            diagonal=diagonal,
-            enough=(least, ENOUGH),
-        )
+            lambda step: seen(decode(step)), seen(self._weight - decode(start)), start, steps,
+            diagonal=diagonal, enough=(least, ENOUGH),
+        )  # fmt: skip
         best, least = min((start, least), (x, error(x)), key=lambda pair: pair[1])
         return (best[:, :count], best[:, count:].reshape(*shape[:2], -1)), least
 

@@ -9,16 +9,14 @@ import numpy as np
 
 from onnxcompress.core.layer import Array, Layer
 
-JUDGED = 2**17  # weights that show the error of all, where nothing is known of the inputs
-LEARNED = 2**17  # weights that a table is learned from
-CHUNKED = 2**19  # weights that are rounded together
-FINE = 2**16  # weights up to which the arithmetic is in float64, and trials try several scales
+JUDGED = 2**17  # So many weights show the error of all, where nothing is known of the inputs.
+LEARNED = 2**17  # A table is learned from so many weights: more tell it little.
+CHUNKED = 2**19  # At most so many weights are rounded together, which bounds the memory.
 
 
 def grouped_for_fit(layer: Layer) -> Array:
     """The weight ``(groups, rows, n)`` in the type that it is fitted in."""
-    kind = np.float64 if layer.weight.size <= FINE else np.float32
-    return layer.grouped.astype(kind, copy=False)
+    return layer.grouped.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,16 +29,13 @@ from onnxcompress.core.layer import Array
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.methods.lookup.gram import gram_root, triangular_inverse
 
-BLOCK = 64  # columns between two updates of all the others
-WIDEST = 4096  # inputs of a filter that are rounded together,
-WIDEST_SKETCHED = 1024  # and where few patches say how they vary together
-
-GRANULE = (
-    24  # columns that stay together in wide layers, so that pieces of 2, 3, 4, 8 share a metric
-)
-
-NOISE = 1e-8  # of a metric, relative to its diagonal
-NARROW = 1024  # inputs up to which the pieces themselves are sorted
+BLOCK = 64  # All other columns are updated after so many.
+WIDEST = 4096  # At most so many inputs of a filter are rounded together, which bounds the memory.
+WIDEST_SKETCHED = 1024  # Where few patches say how they vary together, there are fewer.
+# So many columns stay together in wide layers: pieces of 2, 3, 4 and 8 share a metric then.
+GRANULE = 24
+NOISE = 1e-8  # This share of its diagonal is added to a metric at first, so that it has an inverse.
+NARROW = 1024  # Up to so many inputs, the pieces themselves are sorted.
 
 Pick = Callable[[Array, int], tuple[Array, Array]]
 """Rounds piece j, ``(groups, d, rows)``: to codes ``(groups, rows)``, and values like the piece."""
@@ -111,7 +108,8 @@ def _sorted(statistics: Statistics, start: int, stop: int, granule: int, dtype: 
 
 def feedback_factor(metric: Array) -> Array:
     """The upper triangular U with ``metric⁻¹ = Uᵀ U``."""
-    lower = gram_root(metric[::-1, ::-1].copy(), NOISE)  # of the metric from its other end
+    from_the_end = metric[::-1, ::-1].copy()
+    lower = gram_root(from_the_end, NOISE)
     return np.ascontiguousarray(triangular_inverse(lower)[::-1, ::-1])
 
 

@@ -26,25 +26,28 @@ from onnxcompress.core.layer import Layer
 from onnxcompress.core.parallel import side_by_side
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.methods.lookup.blind import fit_blind
-from onnxcompress.methods.lookup.coded import CHUNKED, FINE, LEARNED, Coded, Grid, Rows
+from onnxcompress.methods.lookup.coded import CHUNKED, LEARNED, Coded, Grid, Rows
 from onnxcompress.methods.lookup.error_feedback import metrics
 from onnxcompress.methods.lookup.kmeans import seeded
 from onnxcompress.methods.lookup.own_table import learn_table
 from onnxcompress.methods.lookup.row_fit import Block, RowFit, State
 
-ROUNDS = 4  # of error feedback, coordinate descent and scales
-SWEEPS = 2  # of coordinate descent in each
-WORK = 2**29  # multiplications of a sweep from which there are fewer rounds: they gain little there
-SMALL = 2**14  # weights up to which a fit that knows nothing of the inputs is looked at too
-CHUNK_ROWS = 256  # that are rounded together at least: each takes numpy little time,
-CHUNK_MOST = 2**23  # unless that is more weights than these,
-FEWEST_ROWS = 32  # and no fewer than these at all
-STARTS = 2**20  # weights that are rounded with every first scale,
-TRIAL_STARTS = 2**16  # and where only the error is wanted
-TRIAL_INPUTS = 4096  # inputs of a filter that are looked at, and
-TRIAL_WORK = 2**27  # multiplications of a sweep where only the error is wanted: of so many rows,
-TRIAL_ROWS = 32  # but no fewer than these
-TRIAL_LEARNED = 2**17  # weights that a table is learned from in a trial
+ROUNDS = 4  # A fit takes at most so many rounds of error feedback, coordinate descent and scales.
+GAIN = 0.01  # It ends with the round that lowers the error by less than this share.
+SWEEPS = 2  # A round has so many sweeps of coordinate descent.
+# From so many multiplications of a sweep there are fewer rounds: they gain little there.
+WORK = 2**29
+SMALL = 2**14  # Up to so many weights, a fit that knows nothing of the inputs is looked at too.
+# So many rows are rounded together at least, as each takes numpy little time, unless that is more
+# weights than the next, and no fewer than the last at all.
+CHUNK_ROWS, CHUNK_MOST, FEWEST_ROWS = 256, 2**23, 32
+# With every first scale, so many weights are rounded to choose one: in a fit, and in a trial.
+STARTS, TRIAL_STARTS = 2**20, 2**16
+TRIAL_USUAL = 2**16  # A trial of more weights starts from the usual scale alone.
+# A trial, of which only the error is wanted, looks at so many inputs of a filter, and at rows for
+# so many multiplications of a sweep, but at no fewer rows than these.
+TRIAL_INPUTS, TRIAL_WORK, TRIAL_ROWS = 4096, 2**27, 32
+TRIAL_LEARNED = 2**17  # A trial learns a table from so many weights.
 
 
 def encode(
@@ -61,7 +64,7 @@ def encode(
     blocks = _blocks(rows, statistics, grid, trial)
     effort = _effort(layer, blocks, grid.learn, trial)
     if trial:
-        rows = rows.starting(rows.usual) if rows.weight.size > FINE else rows
+        rows = rows.starting(rows.usual) if rows.weight.size > TRIAL_USUAL else rows
         rows = _some_rows(rows, blocks, grid.learn)
     started = replace(grid, table=seeded(rows, grid.table)) if grid.learn else grid
     rows = RowFit(rows, blocks, started.table).promising(TRIAL_STARTS if trial else STARTS)
@@ -106,7 +109,10 @@ def _run(fit: RowFit, learn: bool, effort: tuple[int, int]) -> State:
         best = fit.nearest(usual, sweeps - 1)
     for turn in range(rounds):
         state = fit.turn(scale, sweeps)
-        best, scale = state.better(best), state.scale
+        before, best = best, state.better(best)
+        scale = state.scale
+        if turn and before is not None and best.total > (1 - GAIN) * before.total:
+            break
         if learn and turn < rounds - 1:
             best = learn_table(fit, best)
             scale = best.scale

@@ -13,7 +13,7 @@ from onnxcompress.methods.lookup.kmeans import largest
 from onnxcompress.methods.lookup.row_fit import RowFit, State
 from onnxcompress.methods.lookup.tables import in_bytes
 
-STEPS = 12  # of conjugate gradients
+STEPS = 12  # Conjugate gradients take so many steps.
 
 
 def learn_table(fit: RowFit, state: State) -> State:
@@ -25,7 +25,7 @@ def learn_table(fit: RowFit, state: State) -> State:
     unused = np.flatnonzero(weights == 0)
     weights = np.maximum(weights, 1e-12 * np.max(weights))[:, None]
     table = _least_squares(fit, state, codes, sizes, weights)
-    if fit.width > 1:  # single values stay in order
+    if fit.width > 1:  # Single values stay in order.
         anew = _worst_pieces(fit, state, sizes, len(unused), np.abs(table).max())
         table[unused[: len(anew)]] = anew
     fit.table = in_bytes(table)

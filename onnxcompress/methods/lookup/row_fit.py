@@ -59,6 +59,11 @@ class State:
     error: Array
     gradients: list[Array]
 
+    @property
+    def total(self) -> float:
+        """The error of all rows."""
+        return float(self.error.sum(dtype=np.float64))
+
     def better(self, other: State | None) -> State:
         """The better of two states, row by row."""
         if other is None:
