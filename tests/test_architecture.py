@@ -115,3 +115,15 @@ def test_the_core_imports_numpy_and_what_runs_in_parallel():
     libraries = {name.split(".")[0] for p in (PACKAGE / "core").glob("*.py") for name in imports(p)}
     known = {"numpy", "threadpoolctl", "loky", "cloudpickle", "onnxcompress"}
     assert libraries - set(sys.stdlib_module_names) == known
+
+
+def test_modules_and_functions_fit_on_few_screens_and_one():
+    for path in FILES:
+        text = path.read_text("utf-8")
+        assert text.count("\n") < 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if node.name == "compress":  # its docstring says what two dozen keywords mean
+                    lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+                assert lines < 50, (path, node.name)

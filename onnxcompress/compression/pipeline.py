@@ -185,9 +185,8 @@ def trade_off(
     """
     settings = Settings(
         _common_auto(targets) if methods is None else as_methods(methods, targets[0]),
-        targets[0], metric, only, True, shapes or {},
-        metadata(targets[0]), seed, jobs or cores(), engine, providers, untracked, cache, None,
-        classes, states,
+        targets[0], metric, only, True, shapes or {}, metadata(targets[0]), seed, jobs or cores(),
+        engine, providers, untracked, cache, None, classes, states,
     )  # fmt: skip
     with settings.workers(), settings.progress(progress, len(targets)) as settings:
         first = prepare(as_model(model), samples, evaluation, settings)

@@ -54,18 +54,17 @@ def rewrite(
     result = model.copy()
     store = Constants(result, model.keep)
     fragments, freed = _looked_up(model, constants, store)
-    whole = {key: weight for key, weight in constants.items() if key not in freed}
-    decoders = _restored(result, whole, store, failed)
-    freed |= whole.keys()
+    others = {key: weight for key, weight in constants.items() if key not in freed}
+    decoders = _restored(result, others, store, failed)
+    freed |= others.keys()
     for key, layer in layers.items():
         scope, node = model.nodes[key]
         bias = (biases or {}).get(key, layer.bias)
         if isinstance(bias, Array):
             bias = bias.astype(layer.weight.dtype)
         try:
-            made = _fragment(
-                node, _prefix(scope, key), replace(layer, bias=bias), weights[key], store
-            )
+            named, whole = _prefix(scope, key), replace(layer, bias=bias)
+            made = _fragment(node, named, whole, weights[key], store)
         except Exception as error:
             if failed is None:
                 raise

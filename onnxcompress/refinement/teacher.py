@@ -164,9 +164,8 @@ def prepare_lessons(
     model: Model,
     teacher: Model,
     samples: Samples,
-    *,
-    hints: int,
     augmentations: Sequence[str],
+    hints: int,
     device: str,
     jobs: int,
 ) -> Lessons:

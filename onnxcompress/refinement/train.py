@@ -54,34 +54,25 @@ def refine(
     cache: Path | None = None,
     track: Track[Any] = untracked,
 ) -> tuple[Model, list[Epoch]]:
-    """Train a compressed model to answer as the original does.
-
-    On the CPU the result depends on the seed and on ``jobs`` alone.
+    """Train a compressed model to answer as the original: on CPUs ``seed`` and ``jobs`` say how.
 
     Args:
         model: onnxruntime must have kernels for it and for the teacher.
         samples: unlabelled; those that ``split`` holds out judge every epoch.
-        epochs: at most; where no codes are trained, it is over when half of them, and five,
-            brought nothing better.
-        labelled: samples with class numbers, whose cross-entropy is added to the loss that is
-            trained on.  The held-out loss stays the distance from the teacher: where the model
-            is close to it already, labels lead away and change little.
+        epochs: at most; where no codes are trained, half of them and five in vain end it.
+        labelled: samples with class numbers, whose cross-entropy is added to the training loss.
         device: as torch names it; ``auto`` is a GPU where there is one.
         rate: length of a step relative to the size of what is trained; None to try some.
-        augment: any of ``flip``, ``crop`` and ``mix`` with commas: images mirrored, shifted, and
-            two in one.
+        augment: any of ``flip``, ``crop`` and ``mix`` (two images in one), with commas.
         hints: activations inside the models that are compared too, at most.
-        cache: a folder that keeps every epoch: a run that was interrupted goes on from there.
+        cache: a folder that keeps every epoch, from which an interrupted run goes on.
 
     Returns:
-        The model of the epoch with the least held-out loss, the one that came in if none is
-        better; and all epochs, that of the model that came in first.
+        The model of the epoch with the least held-out loss; all epochs, the given model's first.
 
     Raises:
-        RefineError: torch is missing, lacks an operator, or does not compute what onnxruntime
-            does; or there is nothing to train.
-        TorchError: torch cannot compute a node.
-        DataError: the labels are no class numbers.
+        RefineError: torch is missing or differs from onnxruntime, or there is nothing to train.
+        TorchError, DataError: torch cannot compute a node; the labels are no class numbers.
     """
     check(model, device, augment)
     from onnxcompress.refinement.checkpoints import Checkpoints
@@ -93,15 +84,7 @@ def refine(
     settings = epochs, seed, device, rate, augmentations, hints, jobs
     key = "" if cache is None else _key((model, teacher), (samples, labelled), settings)
     with threads(jobs):
-        lessons = prepare_lessons(
-            model,
-            teacher,
-            samples,
-            hints=hints,
-            augmentations=augmentations,
-            device=device,
-            jobs=jobs,
-        )
+        lessons = prepare_lessons(model, teacher, samples, augmentations, hints, device, jobs)
         trainer = prepare_trainer(model, lessons, labelled, seed, jobs)
         return train(trainer, epochs, rate, Checkpoints(Cache(cache), key, device), track)
 

@@ -81,9 +81,8 @@ def refit(
         compressed = [
             p if p.shape == q.shape else q for p, q in zip(compressed, original, strict=True)
         ]
-        fit = _Fit(
-            layer, original, compressed, limit(layer) if limit else None, streams.jobs, doubt
-        )
+        most = limit(layer) if limit else None
+        fit = _Fit(layer, original, compressed, most, streams.jobs, doubt)
         if layer.shared in fitted:
             weight = fitted[layer.shared].weight
             fitted[name] = fit.corrected(weight, gain=False)

@@ -17,7 +17,7 @@ from onnxcompress.core.statistics import Statistics
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import rewrite
 
-WEIGH_WORK = 10**12  # To measure sensitivities takes about so many multiplications.
+WEIGH_WORK = 3 * 10**11  # To measure sensitivities takes about so many multiplications.
 WEIGH_SAMPLES = 64  # The outputs of at most so many samples are compared.
 WEIGH_BATCH = 16  # A batch has at most so many samples.
 WEIGH_ERROR = 0.05  # A layer's sensitivity is measured with about this relative squared error.

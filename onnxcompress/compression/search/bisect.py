@@ -22,7 +22,9 @@ PRECISION = 0.01  # A bisection ends where the least cost is known to this share
 LESS = 0.98  # A single method is searched on if it holds at this share of the least cost so far.
 # Single methods are tried if their predicted SNR is at most so many dB below that of the mix.
 CLOSE = 2.0
-SINGLE_BYTES = 1 << 25  # They are tried for models of no more bytes: larger ones take minutes.
+# They are tried for models of no more bytes: others have layers enough for errors of predictions to
+# cancel out, and take long.
+SINGLE_BYTES = 1 << 20
 
 
 class Plan(NamedTuple):

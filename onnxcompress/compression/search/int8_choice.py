@@ -119,10 +119,9 @@ def robust(
     loss: OutputLoss,
     least: float | None,
 ) -> Choice:
-    """The choice without the layers that are too sensitive for what they gain.
+    """The choice without layers too sensitive for what they gain of the time of ``original``.
 
     Args:
-        original: whose time counts; ``model`` computes the same.
         least: SNR of the outputs, in dB, from which no layer is too sensitive.
     """
     if not fast.chosen or model.large:

@@ -29,6 +29,7 @@ LEAST_KEPT = 0.25
 # After the first trial, a limit falls by so many bytes more than needed; after each that follows,
 # by twice as many.
 SPARE = 64
+SLACK = 128  # The real file may have so many bytes more: what is equal is stored once, or is not.
 # At most so many files are built, without data, to find what graph overhead leaves of a ratio.
 BYTE_TRIALS = 10
 
@@ -131,7 +132,7 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, work: float) -> float:
     """The layer bytes that make the file, graph overhead included, so many times smaller."""
     least, most = curves.bounds
     before = job.original.nbytes
-    goal = before / ratio
+    goal = before / ratio - min(SLACK, before / ratio / 1000) * (ratio > 1)
     limit, best = goal - (before - most), None
     for trial in range(BYTE_TRIALS):
         limit = float(np.clip(limit, least, most))
