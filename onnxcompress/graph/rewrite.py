@@ -63,8 +63,8 @@ def rewrite(
         if isinstance(bias, Array):
             bias = bias.astype(layer.weight.dtype)
         try:
-            named, whole = _prefix(scope, key), replace(layer, bias=bias)
-            made = _fragment(node, named, whole, weights[key], store)
+            prefix, corrected = _prefix(scope, key), replace(layer, bias=bias)
+            made = _fragment(node, prefix, corrected, weights[key], store)
         except Exception as error:
             if failed is None:
                 raise

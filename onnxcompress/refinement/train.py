@@ -54,14 +54,14 @@ def refine(
     cache: Path | None = None,
     track: Track[Any] = untracked,
 ) -> tuple[Model, list[Epoch]]:
-    """Train a compressed model to answer as the original: on CPUs ``seed`` and ``jobs`` say how.
+    """Train a compressed model to answer as the original does.
 
     Args:
         model: onnxruntime must have kernels for it and for the teacher.
         samples: unlabelled; those that ``split`` holds out judge every epoch.
         epochs: at most; where no codes are trained, half of them and five in vain end it.
         labelled: samples with class numbers, whose cross-entropy is added to the training loss.
-        device: as torch names it; ``auto`` is a GPU where there is one.
+        device: as torch names it; ``auto`` prefers a GPU; on CPUs ``seed`` and ``jobs`` fix the result.
         rate: length of a step relative to the size of what is trained; None to try some.
         augment: any of ``flip``, ``crop`` and ``mix`` (two images in one), with commas.
         hints: activations inside the models that are compared too, at most.

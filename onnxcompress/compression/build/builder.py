@@ -28,7 +28,7 @@ from onnxcompress.graph import Model, annotate
 CORRECTION_TRIALS = 8
 CORRECTION_SAMPLES = 64  # Each is judged by runs on at most so many held-out samples.
 # All these runs together take about so many multiplications, which bounds the time.
-CORRECTION_WORK = 10**11
+CORRECTION_WORK = 10**12
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,8 @@ from onnxcompress.execution.session import Session
 from onnxcompress.graph import rewrite
 
 WEIGH_WORK = 3 * 10**11  # To measure sensitivities takes about so many multiplications.
-WEIGH_SAMPLES = 64  # The outputs of at most so many samples are compared.
+# The outputs of so many samples are compared: one alone says little of the others.
+WEIGH_FEWEST, WEIGH_SAMPLES = 4, 64
 WEIGH_BATCH = 16  # A batch has at most so many samples.
 WEIGH_ERROR = 0.05  # A layer's sensitivity is measured with about this relative squared error.
 
@@ -38,7 +39,7 @@ def weigh(
     if job.fit is None or not names:
         return dict.fromkeys(candidates, 1.0)
     work = sum(job.macs.values()) * (len(names) + 1)
-    count = int(np.clip(WEIGH_WORK // max(work, 1), 1, WEIGH_SAMPLES))
+    count = int(np.clip(WEIGH_WORK // max(work, 1), WEIGH_FEWEST, WEIGH_SAMPLES))
     largest = largest_input(job.shapes.values())
     size = batch_size(largest, WEIGH_BATCH)
     batches = list(job.fit.spread(min(count, len(job.fit))).batches(size))
