@@ -61,7 +61,7 @@ def refine(
         samples: unlabelled; those that ``split`` holds out judge every epoch.
         epochs: at most; where no codes are trained, half of them and five in vain end it.
         labelled: samples with class numbers, whose cross-entropy is added to the training loss.
-        device: as torch names it; ``auto`` prefers a GPU; on CPUs ``seed`` and ``jobs`` fix the result.
+        device: as torch names it; ``auto`` prefers a GPU.  On CPUs seed and jobs fix the result.
         rate: length of a step relative to the size of what is trained; None to try some.
         augment: any of ``flip``, ``crop`` and ``mix`` (two images in one), with commas.
         hints: activations inside the models that are compared too, at most.
