@@ -330,7 +330,7 @@ def test_matrices_of_a_stack_follow_their_own_inputs():
         oc.compress(net, methods="basis:rank=24", samples=data, force=True, **QUICK)[0]
         for data in (None, {"x": x})
     ]
-    assert decibels(net, results[1], x) > decibels(net, results[0], x) + 4
+    assert decibels(net, results[1], x) > decibels(net, results[0], x) + 5
 
 
 # --------------------------------------------------------------------------- equations

@@ -22,7 +22,7 @@ from onnxcompress.core.errors import MetricError, OutputError
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.latency import Latency
 from onnxcompress.execution.session import Session
-from onnxcompress.graph.rewrite import LARGE_TABLE
+from onnxcompress.graph.lookups import LARGE_TABLE
 from onnxcompress.methods.basis import BasisWeight
 from onnxcompress.report.report import Epoch
 from onnxcompress.report.tables import render_report

@@ -9,6 +9,7 @@ from onnxcompress.core.method import Method
 from onnxcompress.methods import METHODS
 from onnxcompress.methods.codebook import Codebook
 from onnxcompress.methods.composed import Packed
+from onnxcompress.methods.frequent import Frequent
 from onnxcompress.methods.integer import Integer
 
 WHOLE = 1 << 20  # No layer has more input channels, so all of them share a scale.
@@ -26,7 +27,7 @@ def auto(target: Target | None, compute: str = "float") -> list[Method]:
         whole = Integer(zero_point="none", group=WHOLE)
         if target is None or not (target.ratio or target.faithful):
             return [replace(whole, bits=8)]
-        return [whole, Codebook()]
+        return [whole, Codebook(), Frequent()]
     methods = [method() for method in METHODS.values() if method.auto]
     faster = [method for method in methods if method.faster]
     smaller = [method for method in methods if not method.faster]

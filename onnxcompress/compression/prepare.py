@@ -12,6 +12,7 @@ from onnxcompress.compression.measure.at_once import largest_input
 from onnxcompress.compression.measure.batch_axis import fit_batches
 from onnxcompress.compression.measure.no_data import find_stand_ins
 from onnxcompress.compression.measure.open_axes import shapes_that_run
+from onnxcompress.compression.measure.reads import having, with_reads
 from onnxcompress.compression.measure.shapes import input_shapes
 from onnxcompress.compression.search.plan_int8 import plan_int8, smoothed
 from onnxcompress.compression.simplify import without_ballast
@@ -105,6 +106,8 @@ def _job(
         first = random_inputs(model, settings) if settings.shapes or not fit else fit
         shapes, macs = input_shapes(run, next(iter(first.batches(1))))
     largest = largest_input(shapes.values())
+    if samples is not None and fit is not None:
+        layers = with_reads(run, layers, fit)
     return Job(
         settings=replace(settings, methods=offer),
         original=model,
@@ -153,7 +156,8 @@ def _on(job: Job, model: Model) -> Job:
         return job
     offer = job.settings.methods
     assert callable(offer)
-    layers, _ = find_compressible(model, offer, job.layers.__contains__)
+    found, _ = find_compressible(model, offer, job.layers.__contains__)
+    layers = {n: having(x, job.layers[n].attributes.get("reads")) for n, x in found.items()}
     return replace(job, model=model, runnable=runnable(model), layers=layers)
 
 

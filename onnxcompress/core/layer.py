@@ -83,6 +83,8 @@ class Layer:
             ``lead``, the first axes of a stack of matrices, each of them a group;
             ``contraction``, what an Einsum computes;
             ``shape`` of a Constant, and ``group`` where it is known what it is multiplied with;
+            ``indices`` of a table that is only looked up by rows, the tensors that say which, and
+            ``reads`` ``(out,)``, in how many samples each row is;
             ``integers`` of one that is made of bytes, the type, with ``zero``, which is left out
             of the weight, and ``outputs_last``, where the weight is so, transposed.
         shared: name of the first layer that reads an equal weight, itself where there is no other.

@@ -24,10 +24,6 @@ from onnxcompress.core.layer import Array, Layer
 
 # This share of the mean input variance is added in every direction, for inputs not yet seen.
 DOUBT = 0.003
-# Patches of one sample depend on each other, and a fit errs most where its metric is least known:
-# the covariance is shrunk so many times as far as independent patches ask for.  On held-out samples
-# 60 layers of seven networks erred least with 10 to 20, transformers 0.8 dB less than with 1.
-DEPENDENT = 10
 # From a larger fan-in a sketch is kept: a second moment would take more than SKETCH_BYTES.
 SKETCH_ABOVE = 8192
 SKETCH_ROWS = 2048  # A sketch has at most so many rows.
@@ -62,6 +58,7 @@ class Statistics:
         rows: ``(groups, rows, fan_in)`` with ``rowsᵀ rows`` close to the sum of ``d dᵀ``; d is p
             without the mean, which random signs would blur.  Or None.
         doubt: the share of their mean variance that inputs may have in any direction besides.
+        shrinkage: how many times as far as independent patches ask for the metric is shrunk.
         derived: what fits have computed from these, for the next fit; a copy starts without it.
     """
 
@@ -70,6 +67,7 @@ class Statistics:
     moment: Array | None = None
     rows: Array | None = None
     doubt: float = DOUBT
+    shrinkage: float = 1
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -124,10 +122,9 @@ class Statistics:
     def ridge(self) -> float:
         """What the metric adds in every direction, in units of input variance.
 
-        A small share of the mean variance, or where there are few patches `DEPENDENT` times what
-        shrinks their covariance toward the truth (oracle approximating shrinkage: Chen, Wiesel,
-        Eldar, Hero 2010); and no less than rounding takes away from it where the inputs hardly
-        vary.
+        A small share of the mean variance, or where there are few patches what shrinks their
+        covariance toward the truth (oracle approximating shrinkage: Chen, Wiesel, Eldar, Hero
+        2010); and no less than rounding takes away from it where the inputs hardly vary.
         """
         groups, fan_in = self.total.shape
         energy = self._trace() / max(self.count, 1)
@@ -138,7 +135,7 @@ class Statistics:
         trace, square = max(variance, 0.0) / groups, self._square() / groups
         spread = (self.count + 1 - 2 / fan_in) * (square - trace**2 / fan_in)
         target = (1 - 2 / fan_in) * square + trace**2
-        share = min(1.0, DEPENDENT * target / spread) if spread > 0 else float(trace > 0)
+        share = min(1.0, self.shrinkage * target / spread) if spread > 0 else float(trace > 0)
         return max(max(self.doubt, share) * variance / self.total.size, float(rounding)) + 1e-12
 
     def _square(self) -> float:

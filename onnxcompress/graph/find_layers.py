@@ -23,7 +23,8 @@ from onnxcompress.graph.int8_nodes import (
     is_integer,
     packed_weight,
 )
-from onnxcompress.graph.model import FLOATS, Model, weight_of, weight_root
+from onnxcompress.graph.lookups import row_indices
+from onnxcompress.graph.model import FLOATS, Model, is_overridable, weight_of, weight_root
 from onnxcompress.graph.multiplied import Multiplied, constant_inputs
 from onnxcompress.graph.nodes import DECODED, attributes_of, is_linear
 from onnxcompress.graph.operations import linear_nodes
@@ -210,6 +211,8 @@ def _constant(model: Model, key: str, read: Multiplied | None) -> Layer | None:
     attributes: dict[str, Any] = {"shape": value.shape}
     if read and flat.shape[1] == value.shape[-1]:
         attributes["group"] = read.groups
+    if indices := row_indices(model, key):
+        attributes["indices"] = indices
     stored = min(value.nbytes, model.stored_bytes(key))
     layer = Layer(key, "Constant", flat, None, attributes, key, stored)
     return _remembered(model, layer, lambda: _rows(model.read(key)))
@@ -337,12 +340,6 @@ def _transposed(matrix: Array) -> Array:
     for start in range(0, len(matrix), STRIP):
         result[:, start : start + STRIP] = matrix[start : start + STRIP].T
     return result
-
-
-def is_overridable(model: Model, key: str) -> bool:
-    """Whether a caller may give a tensor instead of the initializer."""
-    is_input = any(key == value.name for value in model.graph.input)
-    return is_input and model.proto.ir_version >= 4
 
 
 def emptied_inputs(before: Model, after: Model) -> list[str]:

@@ -329,6 +329,12 @@ def weight_root(model: Model, scope: Scope, node: NodeProto) -> str:
     return model.root(weight_of(model, scope, node))
 
 
+def is_overridable(model: Model, key: str) -> bool:
+    """Whether a caller may give a tensor instead of the initializer."""
+    is_input = any(key == value.name for value in model.graph.input)
+    return is_input and model.proto.ir_version >= 4
+
+
 def read_while_running(model: Model, makers: Mapping[str, int]) -> set[str]:
     """Names of the outputs, and of all that is read by nodes which are no part of ``makers``."""
     constant = set(makers.values())

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,12 @@ from onnxcompress.core.messages import one_line
 from onnxcompress.core.method import CompressedWeight, DecodedWeight
 from onnxcompress.graph.edit import copied, drop_constants, keep_only
 from onnxcompress.graph.emitter import Constants, Emitter
-from onnxcompress.graph.find_layers import SMALL, find_constants, find_layers, is_overridable
-from onnxcompress.graph.model import Model, weight_root
-from onnxcompress.graph.nodes import attributes_of, is_standard, walk
+from onnxcompress.graph.find_layers import SMALL, find_constants, find_layers
+from onnxcompress.graph.lookups import lookups
+from onnxcompress.graph.model import Model, is_overridable, weight_root
+from onnxcompress.graph.nodes import walk
 from onnxcompress.graph.scopes import Scope
 from onnxcompress.graph.tensors import HEADER
-
-# From so many values on, a table is looked up as codes: decoded as a whole it takes much memory.
-LARGE_TABLE = 1 << 18
 
 
 def rewrite(
@@ -182,22 +179,12 @@ def _rows(
     model: Model, key: str, weight: DecodedWeight, store: Constants
 ) -> dict[str, list[NodeProto]] | None:
     """Nodes for every reader of a large table; None where it is not only looked up by rows."""
-    if key in model.views:
+    found = lookups(model, key)
+    if not found:
         return None
-    tensor = model.constants[key]
-    if len(tensor.dims) != 2 or prod(tensor.dims) < LARGE_TABLE or is_overridable(model, key):
-        return None
-    lookups = {
-        name: node
-        for name, (scope, node) in model.nodes.items()
-        if node.op_type == "Gather" and is_standard(node) and scope.key(node.input[0]) == key
-    }
-    by_rows = not any(attributes_of(node).get("axis", 0) for node in lookups.values())
-    if len(lookups) < model.consumers[key] or not by_rows:
-        return None
-    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    kind = onnx.helper.tensor_dtype_to_np_dtype(model.constants[key].data_type)
     result = {}
-    for name, node in lookups.items():
+    for name, node in found.items():
         op = Emitter(_prefix(model.nodes[name][0], name), store)
         rows = weight.emit_rows(op, gs.Variable(node.input[1]), kind)
         if rows is None:

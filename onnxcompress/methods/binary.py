@@ -46,7 +46,7 @@ from onnxcompress.methods.binary_forms.shared import fit_shared
 from onnxcompress.methods.binary_forms.stored import BinaryWeight
 from onnxcompress.methods.integer import or_integer
 from onnxcompress.methods.lookup.bits import pack
-from onnxcompress.methods.lookup.error_feedback import WIDEST
+from onnxcompress.methods.lookup.error_feedback import WIDEST, cautious
 from onnxcompress.methods.lookup.tables import fits_half
 
 MOST_STACKS = 4  # There are at most so many stacks of signs; each takes a bit a weight.
@@ -158,7 +158,8 @@ class Binary(Method):
     def fit(self, layer: Layer, statistics: Statistics) -> CompressedWeight:
         form = self._pieces(layer)
         rows = form.split(layer.grouped.astype(np.float64))
-        fits = [metric_blocks(statistics, g, form, rows.shape[2]) for g in range(layer.groups)]
+        trusted = cautious(statistics)
+        fits = [metric_blocks(trusted, g, form, rows.shape[2]) for g in range(layer.groups)]
         if self.filters:
             signs, select, scale = fit_shared(rows, fits, form)
             packed = pack(select, form.index_bits)

@@ -33,6 +33,7 @@ from onnxcompress.core.statistics import Statistics
 from onnxcompress.methods.lookup.balance import balanced
 from onnxcompress.methods.lookup.blind import fit_blind
 from onnxcompress.methods.lookup.coded import JUDGED, Coded, Grid, Rows, grouped_for_fit
+from onnxcompress.methods.lookup.error_feedback import cautious
 from onnxcompress.methods.lookup.fit import encode
 from onnxcompress.methods.lookup.kmeans import sizes
 from onnxcompress.methods.lookup.tables import DIGITS, LEVELS, fits_half, some_codes
@@ -196,7 +197,7 @@ class Integer(Method):
         """Relative squared output error of the nearest values."""
         grid, rows, _ = self._start(grouped_for_fit(layer), self._parts(layer))
         nearest = fit_blind(rows.starting(rows.usual), Grid(grid.table))
-        return statistics.error(layer.weight, nearest.decoded(layer))
+        return cautious(statistics).error(layer.weight, nearest.decoded(layer))
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
         """Errors from some of the filters, where there are many.
@@ -285,6 +286,7 @@ def or_integer(weight: CompressedWeight, layer: Layer, statistics: Statistics) -
     setting = largest_within(weight.nbytes, layer)
     if setting is None:
         return weight
+    statistics = cautious(statistics)
     error = statistics.error(layer.weight, weight.decode())
     if setting.plain_error(layer, statistics) >= error:
         return weight

@@ -16,8 +16,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from onnxcompress.core.layer import Array
 from onnxcompress.graph.edit import add_constant, drop_constants, keep_only
-from onnxcompress.graph.find_layers import is_overridable
-from onnxcompress.graph.model import FLOATS, Model, weight_of, weight_root
+from onnxcompress.graph.model import FLOATS, Model, is_overridable, weight_of, weight_root
 from onnxcompress.graph.nodes import attributes_of, is_linear, is_standard, unique_name
 
 ARITHMETIC = ("Mul", "Div", "Add", "Sub")

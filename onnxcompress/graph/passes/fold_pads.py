@@ -6,8 +6,7 @@ import onnx.inliner
 from onnx import NodeProto
 
 from onnxcompress.graph.edit import drop_constants, keep_only
-from onnxcompress.graph.find_layers import is_overridable
-from onnxcompress.graph.model import Model
+from onnxcompress.graph.model import Model, is_overridable
 from onnxcompress.graph.nodes import attributes_of
 
 

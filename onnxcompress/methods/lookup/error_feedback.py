@@ -19,7 +19,7 @@ What matters most comes first: the last pieces have few others to take back thei
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,11 @@ WIDEST_SKETCHED = 1024  # Where few patches say how they vary together, there ar
 GRANULE = 24
 NOISE = 1e-8  # This share of its diagonal is added to a metric at first, so that it has an inverse.
 NARROW = 1024  # Up to so many inputs, the pieces themselves are sorted.
+# Patches of one sample depend on each other, and error feedback uses those directions that are
+# known least: the metric is shrunk so many times as far as independent patches ask for.  On
+# held-out samples 60 layers of seven networks erred least with 10 to 20, transformers 0.8 dB less
+# than with 1; fits of low rank gain nothing.
+DEPENDENT = 10
 
 Pick = Callable[[Array, int], tuple[Array, Array]]
 """Rounds piece j, ``(groups, d, rows)``: to codes ``(groups, rows)``, and values like the piece."""
@@ -66,6 +71,15 @@ class Metric:
         """These columns of a weight ``(groups, rows, fan_in)``, zeros in place of padding."""
         missing = max(0, int(self.columns.max()) + 1 - weight.shape[2])
         return np.pad(weight, ((0, 0), (0, 0), (0, missing)))[:, :, self.columns]
+
+
+def cautious(statistics: Statistics) -> Statistics:
+    """The same with a metric that error feedback may trust, see `DEPENDENT`."""
+    if statistics.shrinkage == DEPENDENT:
+        return statistics
+    if "cautious" not in statistics.derived:
+        statistics.derived["cautious"] = replace(statistics, shrinkage=DEPENDENT)
+    return statistics.derived["cautious"]
 
 
 def metrics(statistics: Statistics, width: int, dtype: Any = np.float64) -> list[Metric]:

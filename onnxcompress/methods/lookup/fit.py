@@ -27,7 +27,7 @@ from onnxcompress.core.parallel import side_by_side
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.methods.lookup.blind import fit_blind
 from onnxcompress.methods.lookup.coded import CHUNKED, LEARNED, Coded, Grid, Rows
-from onnxcompress.methods.lookup.error_feedback import metrics
+from onnxcompress.methods.lookup.error_feedback import cautious, metrics
 from onnxcompress.methods.lookup.kmeans import seeded
 from onnxcompress.methods.lookup.own_table import learn_table
 from onnxcompress.methods.lookup.row_fit import Block, RowFit, State
@@ -61,6 +61,7 @@ def encode(
     grid = grid.astype(rows.weight.dtype)
     if not statistics.count:
         return fit_blind(rows, grid, trial)
+    statistics = cautious(statistics)
     blocks = _blocks(rows, statistics, grid, trial)
     effort = _effort(layer, blocks, grid.learn, trial)
     if trial:

@@ -1,0 +1,43 @@
+"""Which rows of tables the samples look up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from onnxcompress.core.layer import Array, Layer
+from onnxcompress.data.samples import Samples
+from onnxcompress.execution.session import Session
+from onnxcompress.graph import Model, expose
+
+
+def with_reads(model: Model, layers: Mapping[str, Layer], samples: Samples) -> dict[str, Layer]:
+    """The layers; of tables that are looked up it is known now in how many samples each row is.
+
+    A row counts once in a sample: words that fill samples up to one length would outweigh all
+    others, and hide how many of these are new.
+    """
+    tables = {n: layer.attributes["indices"] for n, layer in layers.items()
+              if "indices" in layer.attributes}  # fmt: skip
+    if not tables:
+        return dict(layers)
+    reads = {name: np.zeros(len(layers[name].weight), np.int64) for name in tables}
+    made = {t for indices in tables.values() for t in indices} - {v.name for v in model.graph.input}
+    session = Session(expose(model, sorted(made))) if made else None
+    for sample in samples.batches(1):
+        values = dict(sample)
+        if session is not None:
+            values |= dict(zip(session.outputs, session.run(sample), strict=True))
+        for name, indices in tables.items():
+            rows = np.concatenate([values[tensor].ravel() for tensor in indices])
+            reads[name][np.unique(rows.astype(np.int64))] += 1  # Those below 0 count from the end.
+    return {name: having(layer, reads.get(name)) for name, layer in layers.items()}
+
+
+def having(layer: Layer, reads: Array | None) -> Layer:
+    """The layer, with how often each of its rows is looked up where that is known."""
+    return (
+        layer if reads is None else replace(layer, attributes={**layer.attributes, "reads": reads})
+    )
