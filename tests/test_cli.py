@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import onnxcompress as oc
 from onnxcompress.cli.commands import main
 from onnxcompress.compression.validate.validation import Validation
 from onnxcompress.execution.latency import Latency
@@ -146,6 +147,30 @@ def test_the_result_records_how_it_was_made(run):
     assert config["samples"][0] == 96 and len(config["samples"][1]) == 64
     assert len(entries["onnxcompress.source_sha256"]) == 64
     assert "compressed before" in run("out.onnx more.onnx --calib {data}/data.npz --macs 0.9")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "keywords"),
+    [
+        ("--method basis --macs 0.6", {"methods": "basis", "target": oc.Target(macs=0.6)}),
+        (
+            "--method integer:bits=4 --classes none --no-correct --seed 3",
+            {"methods": ["integer:bits=4"], "classes": {}, "correct": False, "seed": 3},
+        ),
+        (
+            "--ratio 1.5 --strip --simplify --method integer",
+            {"methods": "integer", "target": oc.Target(ratio=1.5), "strip": True, "simplify": True},
+        ),
+    ],
+)
+def test_python_writes_the_same_bytes_as_the_command_line(words, keywords, run, folder):
+    assert run(f"{{data}}/net.onnx out.onnx --calib {{data}}/data.npz --quiet {words}")[0] == 0
+    images = np.load(folder / "data.npz")["x"]
+    for index, model in enumerate((folder / "net.onnx", (folder / "net.onnx").read_bytes())):
+        place = Path(f"{index}.onnx")
+        result, _ = oc.compress(model, samples=images, output=place, progress=False, **keywords)
+        assert place.read_bytes() == Path("out.onnx").read_bytes()
+        assert oc.load(place).proto == result.proto
 
 
 @pytest.mark.parametrize("drop", ["0", "5"])

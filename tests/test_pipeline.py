@@ -228,7 +228,8 @@ def test_models_of_other_floats_are_compressed_in_their_own_type(net, batches, k
 def test_metadata_is_in_the_result_and_counted(net, batches):
     target = oc.Target(ratio=1.3)
     model, _ = oc.compress(net, target=target, samples=batches, metadata={"k": "v" * 500})
-    assert [(e.key, len(e.value)) for e in model.proto.metadata_props] == [("k", 500)]
+    entries = {entry.key: entry.value for entry in model.proto.metadata_props}
+    assert entries["k"] == "v" * 500 and "onnxcompress.config" in entries
     assert net.nbytes / model.nbytes >= 1.3
 
 

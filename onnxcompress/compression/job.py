@@ -228,7 +228,8 @@ class Job:
         small = model.nbytes <= self.largest_file
         return small and (not self.target.faithful or self.holds(model))
 
-    def towards(self, target: Target, metadata: Mapping[str, str]) -> Job:
-        """The same job with another target."""
-        settings = replace(self.settings, target=target, metadata=metadata)
-        return replace(self, target=target, settings=settings)
+    def towards(self, settings: Settings) -> Job:
+        """The same job with the target, and what is recorded of it, of other settings."""
+        assert settings.target is not None
+        own = replace(self.settings, target=settings.target, metadata=settings.metadata)
+        return replace(self, target=settings.target, settings=own)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache as remember
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from onnxcompress.compression.auto import arithmetic, auto
 from onnxcompress.compression.build.best import build
 from onnxcompress.compression.build.builder import Builder
 from onnxcompress.compression.deliver import deliver
-from onnxcompress.compression.job import Refine, Settings
+from onnxcompress.compression.job import Job, Refine, Settings
 from onnxcompress.compression.judge import judge
 from onnxcompress.compression.method_spec import Spelled, as_methods
-from onnxcompress.compression.prepare import prepare
+from onnxcompress.compression.prepare import open_samples, prepare
+from onnxcompress.compression.provenance import recorded, source_digest
 from onnxcompress.compression.search.bisect import search
-from onnxcompress.compression.search.candidates import measure
-from onnxcompress.compression.search.trade_off import price, units_of
+from onnxcompress.compression.search.candidates import Measured, measure
+from onnxcompress.compression.search.trade_off import Curves, price, units_of
 from onnxcompress.compression.target import Target
 from onnxcompress.core.errors import BudgetError, TargetError
 from onnxcompress.core.method import Method
@@ -134,7 +136,10 @@ def compress(
     )  # fmt: skip
     begun = time.perf_counter()
     with settings.workers(), settings.progress(progress) as settings:
-        job = prepare(original, samples, evaluation, settings)
+        given = open_samples(original, samples)
+        source = source_digest(model, original)
+        settings = recorded(settings, source, given, evaluation)
+        job = prepare(original, given, evaluation, settings)
         measured = measure(job)
         curves = price(job, measured, units_of(job, measured.candidates))
         builder = Builder(job, measured.observed)
@@ -185,22 +190,29 @@ def trade_off(
     """
     settings = Settings(
         _common_auto(targets) if methods is None else as_methods(methods, targets[0]),
-        targets[0], metric, only, True, shapes or {}, metadata(targets[0]), seed, jobs or cores(),
+        targets[0], metric, only, True, shapes or {}, {}, seed, jobs or cores(),
         engine, providers, untracked, cache, None, classes, states,
     )  # fmt: skip
+    original = as_model(model)
     with settings.workers(), settings.progress(progress, len(targets)) as settings:
-        first = prepare(as_model(model), samples, evaluation, settings)
+        given, source = open_samples(original, samples), source_digest(model, original)
+        asked = [replace(settings, target=aim, metadata=metadata(aim)) for aim in targets]
+        asked = [recorded(own, source, given, evaluation) for own in asked]
+        first = prepare(original, given, evaluation, asked[0])
         measured = measure(first, targets)
-        priced = remember(lambda units: price(first, measured, units))
-        for target in targets:
-            job = first.towards(target, metadata(target))
-            curves = priced(units_of(job, measured.candidates))
-            builder = Builder(job, measured.observed)
-            try:
-                compressed = build(builder, curves, search(builder, curves))
-                yield judge(job, curves, compressed)[1].point
-            except BudgetError as error:
-                yield Point(str(target), failures=(str(error),))
+        priced = remember(partial(price, first, measured))
+        for job in map(first.towards, asked):
+            yield _point(job, measured, priced(units_of(job, measured.candidates)))
+
+
+def _point(job: Job, measured: Measured, curves: Curves) -> Point:
+    """What is reached, or what speaks against it."""
+    builder = Builder(job, measured.observed)
+    try:
+        compressed = build(builder, curves, search(builder, curves))
+        return judge(job, curves, compressed)[1].point
+    except BudgetError as error:
+        return Point(str(job.target), failures=(str(error),))
 
 
 def _common_auto(targets: Sequence[Target]) -> list[Method]:

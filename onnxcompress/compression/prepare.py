@@ -48,9 +48,16 @@ PLANNED = 64  # At most so many samples decide which layers compute in int8, whi
 Offer = Callable[[Layer], list[Method]]
 
 
+def open_samples(model: Model, samples: Any) -> Samples | None:
+    """Samples of what people have, each looked at once; None where there are none."""
+    if samples is None:
+        return None
+    return fit_batches(model, check_samples(as_samples(samples, input_specs(model))))
+
+
 def prepare(
     model: Model,
-    samples: Any,
+    samples: Samples | None,
     evaluation: Samples | None,
     settings: Settings,
 ) -> Job:
@@ -68,10 +75,7 @@ def prepare(
     unknown = unknown_operators(model)
     if unknown:
         samples = evaluation = None
-    if samples is not None:
-        samples = as_samples(samples, input_specs(model))
-        samples = fit_batches(model, check_samples(samples))
-    elif not unknown and not model.large:
+    elif samples is None and not model.large:
         settings = replace(settings, shapes=shapes_that_run(model, settings.shapes, settings.seed))
     job = _job(model, samples, evaluation, settings, unknown)
     target = _target(job, unknown, evaluation is not None)
