@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
 from onnxcompress.cli.commands import main
+from onnxcompress.cli.wording import in_options
 from onnxcompress.compression.validate.validation import Validation
 from onnxcompress.execution.latency import Latency
 from onnxcompress.graph import save
@@ -171,6 +172,23 @@ def test_python_writes_the_same_bytes_as_the_command_line(words, keywords, run, 
         result, _ = oc.compress(model, samples=images, output=place, progress=False, **keywords)
         assert place.read_bytes() == Path("out.onnx").read_bytes()
         assert oc.load(place).proto == result.proto
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("give samples=... or evaluation=...", "give --calib or --eval"),
+        ("use Target(min_snr=...)", "use --min-snr"),
+        ("Target(min_agreement=0) accepts it", "--min-agreement 0 accepts it"),
+        ("shapes={'x y': (1, 3, 8)}", "--input-shapes x y:1,3,8"),
+        ("use preprocess='none', or", "use --preprocess none, or"),
+        ("as preprocess=&#39;unit&#39; has it", "as --preprocess unit has it"),
+        ("force=True allows that", "--force allows that"),
+        ("basis:rank=6,first=1 only=3", "basis:rank=6,first=1 only=3"),
+    ],
+)
+def test_arguments_are_named_by_their_options(text, words):
+    assert in_options(text) == words
 
 
 @pytest.mark.parametrize("drop", ["0", "5"])
@@ -666,6 +684,13 @@ def test_a_point_of_a_sweep_is_the_file_that_compress_writes(run, monkeypatch, m
         assert point["target"] == report["target"] and point["ratio"] == both["ratio"]
         assert point["snr"] == min(both["snr"].values())
         assert point["metric"] == both["after"]["metric"]
+
+
+def test_a_quiet_sweep_prints_its_table_and_does_not_say_how_far_it_is(run, monkeypatch):
+    monkeypatch.setattr("onnxcompress.report.progress.EVERY", 0.0)
+    loud, quiet = (run(f"{SWEEP}{words}") for words in ("", " --quiet"))
+    assert "fitting 1 of 4" in loud[2] and not quiet[2]
+    assert loud[:2] == quiet[:2]
 
 
 def test_a_sweep_marks_the_points_that_compress_would_refuse(run, monkeypatch):

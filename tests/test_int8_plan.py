@@ -69,7 +69,7 @@ def test_layers_of_other_types_stay_float(all_faster, dtype):
 
 def test_convolutions_need_samples_and_opset_13(all_faster):
     sample = {"x": images(1)}
-    assert "--calib" in reasons(network(), sample, static=False)["conv1"]
+    assert "samples=..." in reasons(network(), sample, static=False)["conv1"]
     assert "opset 12" in reasons(network(opset=12), sample)["conv1"]
     old = products()
     old.proto.opset_import[0].version = 10

@@ -20,7 +20,7 @@ from onnxcompress.core.errors import ModelError
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.method import CompressedWeight, Method
 from onnxcompress.core.parallel import helped, one_thread_each
-from onnxcompress.core.progress import Track, untracked
+from onnxcompress.core.progress import EVERY_SETTING, INT8, NUMBERS, QUICK, Track, untracked
 from onnxcompress.core.statistics import DOUBT
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import random_samples
@@ -82,9 +82,18 @@ class Settings:
             absent.add("timing layers")
         if self.refinement is None:
             absent |= {"trying rates", "refining"}
-        quick = not callable(self.methods) and all(method.quick for method in self.methods)
-        with progress(shown, absent, quick, results) as track:
+        if self.compute != "int8":
+            absent.add(INT8)
+        with progress(shown, absent, self._fitting, results) as track:
             yield replace(self, track=track)
+
+    @property
+    def _fitting(self) -> float:
+        """What fitting usually takes, as `Course` has it."""
+        if not callable(self.methods) and all(method.quick for method in self.methods):
+            return QUICK
+        sizes = self.target is not None and self.target == Target(ratio=self.target.ratio)
+        return NUMBERS if sizes and self.cache is None else EVERY_SETTING
 
 
 def random_inputs(model: Model, settings: Settings) -> Samples:

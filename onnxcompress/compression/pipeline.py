@@ -126,8 +126,7 @@ def compress(
         OutputError: ``output`` could not be written; found out before the work.
     """
     original, compute = as_model(model), arithmetic(compute, target)
-    if output is not None:
-        check_place(Path(output), _files(model, original), force)
+    _check_output(output, model, original, force)
     settings = Settings(
         auto(target, compute) if methods is None else as_methods(methods, target),
         target, metric, only, correct, shapes or {}, metadata or {}, seed,
@@ -136,8 +135,7 @@ def compress(
     )  # fmt: skip
     begun = time.perf_counter()
     with settings.workers(), settings.progress(progress) as settings:
-        given = open_samples(original, samples)
-        source = source_digest(model, original)
+        given, source = open_samples(original, samples), source_digest(model, original)
         settings = recorded(settings, source, given, evaluation)
         job = prepare(original, given, evaluation, settings)
         measured = measure(job)
@@ -151,10 +149,11 @@ def compress(
     return result, report
 
 
-def _files(model: Any, read: Model) -> set[Path]:
-    """The files of a model, which no result may overwrite."""
-    named = {Path(model)} if isinstance(model, str | PathLike) else set[Path]()
-    return {*named, *read.data_files}
+def _check_output(output: Any, model: Any, read: Model, force: bool) -> None:
+    """Find out before the work whether the result could be written; no file of the model is."""
+    if output is not None:
+        named = {Path(model)} if isinstance(model, str | PathLike) else set[Path]()
+        check_place(Path(output), {*named, *read.data_files}, force)
 
 
 def trade_off(

@@ -23,6 +23,7 @@ from onnxcompress.core.errors import BudgetError, TargetError
 from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Method
 from onnxcompress.core.parallel import elsewhere
+from onnxcompress.core.progress import INT8, SAMPLED, doing
 from onnxcompress.data.convert import as_samples
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.quality import check_samples
@@ -42,7 +43,7 @@ from onnxcompress.report.words import MOST_AGREE
 
 # The outputs have so many dB where there are no decisions: the error is 6 % of the signal.
 DEFAULT_SNR = 25.0
-STAND_IN_RANGES = "ACTIVATION RANGES FROM STAND-INS: give --calib"
+STAND_IN_RANGES = "ACTIVATION RANGES FROM STAND-INS: give samples=..."
 PLANNED = 64  # At most so many samples decide which layers compute in int8, which bounds the time.
 
 Offer = Callable[[Layer], list[Method]]
@@ -69,9 +70,11 @@ def prepare(
         ModelError: the model does not run on random inputs, and there are no others.
     """
     if settings.refinement is not None and samples is None:
-        raise TargetError("a refinement needs calibration samples: give --calib")
+        raise TargetError("a refinement needs calibration samples: give samples=...")
     if model.large and elsewhere():
-        raise TargetError("a model this large is read in parts, on one machine: no --engine")
+        raise TargetError(
+            "a model this large is read in parts, on one machine: leave engine=... out"
+        )
     unknown = unknown_operators(model)
     if unknown:
         samples = evaluation = None
@@ -80,7 +83,13 @@ def prepare(
     job = _job(model, samples, evaluation, settings, unknown)
     target = _target(job, unknown, evaluation is not None)
     job = replace(job, target=target, warnings=tuple(_warnings(job, unknown)))
-    return _planned(job) if settings.compute == "int8" and not unknown else job
+    if job.fit is None:
+        for step in SAMPLED:  # So it is not waited for.
+            list(settings.track((), step, 0))
+    if settings.compute != "int8" or unknown:
+        return job
+    with doing(settings.track, INT8):
+        return _planned(job)
 
 
 def _job(
@@ -281,12 +290,12 @@ def _warnings(job: Job, unknown: Sequence[str]) -> Iterator[str]:
     if unknown:
         yield (
             f"onnxruntime does not know {', '.join(unknown)}: the fits use the weights "
-            "alone, and no output was compared; --ort-extension takes a library"
+            "alone, and no output was compared; extensions=... takes a library"
         )
     if job.fit is not None and job.held_out is not None:
         yield from dict.fromkeys((*job.fit.notes, *job.held_out.notes))
     if job.stand_ins:
-        yield f"no samples were given (--calib): in their place are {job.stand_ins.words}"
+        yield f"no samples were given: in their place are {job.stand_ins.words}"
     if job.original.large and job.fit is not None and not job.all_pinned:
         yield "the model is too large to measure how much each layer matters: all count alike"
 
@@ -302,20 +311,25 @@ def _target(job: Job, unknown: Sequence[str], evaluated: bool) -> Target:
         target = Target()
     if unknown and (target is None or target.faithful or target.faster or refined):
         names = ", ".join(unknown)
-        raise TargetError(f"onnxruntime does not know {names}, so only --ratio can be asked")
+        raise TargetError(
+            f"onnxruntime does not know {names}, so only Target(ratio=...) can be asked"
+        )
     if target is None:
         target = _default_target(job)
     if job.model.large and (target.latency or refined):
         raise TargetError(
-            "the model is too large to be loaded as a whole, which --latency and --refine need"
+            "the model is too large to be loaded as a whole, which Target(latency=...) and "
+            "refinement=... need"
         )
     named = job.settings.target or Target()
     if (named.min_snr, named.min_agreement) != (None, None) and job.samples is None:
-        raise TargetError("a fidelity target needs calibration samples: give --calib")
+        raise TargetError("a fidelity target needs calibration samples: give samples=...")
     if target.min_agreement is not None and not job.validation.decides:
-        raise TargetError("the model has no class scores or ids to agree on: use --min-snr")
+        raise TargetError(
+            "the model has no class scores or ids to agree on: use Target(min_snr=...)"
+        )
     if target.max_drop is not None and not evaluated:
-        raise TargetError("--max-drop needs labelled samples: give --eval")
+        raise TargetError("Target(max_drop=...) needs labelled samples: give evaluation=...")
     return target
 
 

@@ -191,7 +191,7 @@ def _unfit(model: Model, name: str, layer: Layer) -> str | None:
 def _no_ranges(model: Model, static: bool) -> str:
     if model.opset < STATIC_OPSET:
         return f"opset {model.opset} has no scale for each channel; {STATIC_OPSET} has"
-    return "" if static else "fixed ranges need samples: give --calib"
+    return "" if static else "fixed ranges need samples: give samples=..."
 
 
 def _static(model: Model, layers: Mapping[str, Layer]) -> list[str]:
