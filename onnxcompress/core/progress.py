@@ -54,7 +54,7 @@ SAMPLED = {
     "trying fits without data",
 }
 TIMED = 1.0  # Both models are timed for at least so many seconds, however small they are.
-FEW = 0.2  # Until this share of its work is done, what a step takes is partly a guess.
+FEW = 0.5  # Until this share of its work is done, what a step takes is partly a guess.
 
 
 # It takes items, what is being done with them, and how many they are.

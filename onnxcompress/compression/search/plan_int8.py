@@ -165,8 +165,16 @@ def smoothed(
     return smooth_inputs(model, scales) if scales else model
 
 
+def stays_float(model: Model, name: str, layer: Layer) -> str:
+    """Why a layer cannot compute in int8, whatever its time and the samples; "" if it can."""
+    ranges = _no_ranges(model, static=True) if layer.op_type == "Conv" else ""
+    return _unfit(model, name, layer) or ranges
+
+
 def _unfit(model: Model, name: str, layer: Layer) -> str | None:
     """Why a layer cannot compute in int8, whatever its time."""
+    if layer.weight.dtype in (np.int8, np.uint8):
+        return "it computes in 8 bits as it is"
     if layer.op_type == "Constant":
         return "nodes that compute in float read it"
     if layer.op_type not in ("Conv", "Gemm", "MatMul"):
