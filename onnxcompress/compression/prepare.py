@@ -13,7 +13,7 @@ from onnxcompress.compression.measure.batch_axis import fit_batches
 from onnxcompress.compression.measure.no_data import find_stand_ins
 from onnxcompress.compression.measure.open_axes import shapes_that_run
 from onnxcompress.compression.measure.shapes import input_shapes
-from onnxcompress.compression.search.plan_int8 import plan_int8, smoothed
+from onnxcompress.compression.search.plan_int8 import PIECES, plan_int8, smoothed
 from onnxcompress.compression.simplify import without_ballast
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
@@ -88,8 +88,8 @@ def prepare(
             list(settings.track((), step, 0))
     if settings.compute != "int8" or unknown:
         return job
-    with doing(settings.track, INT8):
-        return _planned(job)
+    with doing(settings.track, INT8, PIECES) as piece:
+        return _planned(job, piece)
 
 
 def _job(
@@ -140,8 +140,8 @@ def _job(
     )
 
 
-def _planned(job: Job) -> Job:
-    """The job with the layers chosen that compute in int8."""
+def _planned(job: Job, piece: Callable[[], object]) -> Job:
+    """The job with the layers chosen that compute in int8; ``piece`` as `plan_int8` takes it."""
     static = job.telling and job.fit is not None
     samples = job.fit if static and job.fit else job.random
     batches = list(islice(samples.batches(1), PLANNED))
@@ -149,13 +149,12 @@ def _planned(job: Job) -> Job:
     smooth = job
     if static and not job.model.large:
         smooth = _on(job, smoothed(job.model, job.layers, batches, static))
-    plan = plan_int8(
-        job.original, smooth.model, smooth.layers, batches, job.settings.jobs, static, least
-    )
+    jobs = job.settings.jobs
+    plan = plan_int8(job.original, smooth.model, smooth.layers, batches, jobs, static, least, piece)
     if any(kind.kind == "dynamic" for kind in plan.arithmetic.values()):
         job = smooth
     elif smooth is not job:
-        plan = plan_int8(job.original, job.model, job.layers, batches, job.settings.jobs, static)
+        plan = plan_int8(job.original, job.model, job.layers, batches, jobs, static)
     said = [*job.warnings, STAND_IN_RANGES] if job.stand_ins and plan.ranges else job.warnings
     return replace(job, int8=plan, warnings=tuple(said))
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 # The numbers beside steps are the times that they usually take, in a unit that all of them share.
 # Fitting takes the first where all methods are quick, the second where whole numbers come first and
 # only some of the other settings follow, the third where all settings are fitted at once.
-QUICK, NUMBERS, EVERY_SETTING = 0.03, 0.14, 0.5
+QUICK, NUMBERS, EVERY_SETTING = 0.04, 0.15, 0.5
 INT8 = "choosing what computes in int8"
 FURTHER = "fitting further settings"
 MEASURED = {  # These steps come before the search, each with what goes before it.
@@ -23,14 +23,14 @@ MEASURED = {  # These steps come before the search, each with what goes before i
     "calibrating": 0.06,
     "fitting": EVERY_SETTING,
     "measuring sensitivity": 0.08,
-    FURTHER: 0.28,
+    FURTHER: 0.22,
     "estimating errors on held-out samples": 0.04,
 }
 # These come again where one of several methods alone is tried.
 AGAIN = ("refitting", 0.03), ("checking corrections", 0.01)
 BUILT = (  # These steps come after those, for every result.
     ("timing layers", 0.1),
-    ("comparing settings", 0.03),
+    ("comparing settings", 0.04),
     ("looking for the size", 0.04),
     ("searching", 0.9),
     ("refitting", 0.15),
@@ -42,7 +42,7 @@ BUILT = (  # These steps come after those, for every result.
     ("refining", 2.0),
     ("comparing outputs", 0.01),
     ("evaluating", 0.01),
-    ("measuring time and memory", 0.03),
+    ("measuring time and memory", 0.04),
 )
 # These need samples, or pictures that stand in for them.
 SAMPLED = {
@@ -90,12 +90,13 @@ class Uneven(Generic[T]):
 
 
 @contextmanager
-def doing(track: Track[Any], what: str) -> Iterator[None]:
-    """A step of one piece."""
-    step = iter(track([None], what, 1))
+def doing(track: Track[Any], what: str, pieces: int = 1) -> Iterator[Callable[[], object]]:
+    """A step of some pieces; what it gives is to be called after each but the last."""
+    step = iter(track(range(pieces), what, pieces))
     next(step, None)
-    yield
-    next(step, None)
+    yield lambda: next(step, None)
+    for _ in step:
+        pass
 
 
 @dataclass
