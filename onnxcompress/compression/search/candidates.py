@@ -32,6 +32,8 @@ VARIES = 0.01
 MOST = 1e3  # A setting counts as at most so many times worse there.
 # More weights to fit, once for every setting, take over 2 s, which processes halve.
 HEAVY = 400_000
+# Passing an error on to so many inputs takes as long as all else that is done for a weight.
+FEEDBACK = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +153,11 @@ def _way(weights: int, methods: object) -> Any:
 
 
 def _cost(work: tuple[Layer, Statistics, Sequence[Method]]) -> float:
-    """About what the fits of one layer take."""
-    layer, _, methods = work
-    return layer.weight.size * sum(len(method.settings(layer)) for method in methods)
+    """About what the fits of one layer take, in weights."""
+    layer, statistics, methods = work
+    feedback = layer.fan_in / FEEDBACK if statistics.count else 0.0
+    settings = sum(len(method.settings(layer)) for method in methods)
+    return layer.weight.size * settings * (1 + feedback)
 
 
 def _fits(work: Iterable[tuple[Layer, Statistics, Sequence[Method]]]) -> int:
