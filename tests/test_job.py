@@ -46,7 +46,7 @@ def test_the_multiplications_of_a_shared_weight_are_those_of_all_layers_that_rea
 ):
     basis = oc.Basis("filter", 8)
     job = prepare(
-        shared, open_samples(shared, samples), None, Settings([basis], oc.Target(macs=0.5))
+        shared, open_samples(shared, samples, None)[0], None, Settings([basis], oc.Target(macs=0.5))
     )
     assert list(job.leaders) == ["large"] and job.readers("large") == ["large", "small"]
     fitted = basis.fit(job.layers["large"], oc.Statistics.white(job.layers["large"]))

@@ -51,7 +51,7 @@ QUALITY = [  # as small as has 28 dB
 ]  # fmt: skip
 RUNS = [(RATIO, NUMBERS), (TABLE, NUMBERS), (MACS, QUICK), (QUALITY, EVERY_SETTING)]
 BEATS = 20  # It is shown so often while an item is worked on.
-ABSENT = {INT8, "timing layers", "trying rates", "refining", "evaluating"}
+ABSENT = {INT8, "timing layers", "training", "evaluating"}
 
 
 class Clock:

@@ -81,7 +81,7 @@ class Settings:
         if target.latency is None:
             absent.add("timing layers")
         if self.refinement is None:
-            absent |= {"trying rates", "refining"}
+            absent.add("training")
         if self.compute != "int8":
             absent.add(INT8)
         with progress(shown, absent, self._fitting, results) as track:

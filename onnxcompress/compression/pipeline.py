@@ -37,7 +37,6 @@ from onnxcompress.core.method import Method
 from onnxcompress.core.parallel import cores
 from onnxcompress.core.progress import Track, untracked
 from onnxcompress.core.scratch import check_place
-from onnxcompress.data.samples import Samples
 from onnxcompress.graph import Model
 from onnxcompress.graph.load import as_model
 from onnxcompress.report.report import Point, Report
@@ -49,7 +48,7 @@ def compress(
     methods: Spelled | None = None,
     target: Target | None = None,
     samples: Any = None,
-    evaluation: Samples | None = None,
+    evaluation: Any = None,
     metric: str = "top1",
     classes: Mapping[str, int | None] | None = None,
     states: Mapping[str, str] | None = None,
@@ -85,7 +84,8 @@ def compress(
             (a list, a generator, a torch DataLoader), or Samples.  Without any, photographs that
             ship with the package stand in where the model reads pictures, else the fits use the
             weights alone.
-        evaluation: labelled inputs for the metric.
+        evaluation: labelled inputs for the metric, as ``samples``: arrays by input name with the
+            labels under ``y``, a DataLoader of pairs, or Samples.
         classes: output name -> axis of the class scores that it holds, or None for the usual one;
             no other output decides anything then.  None to find out by graph and values.
         states: output name -> input that it is fed back into, from one sample to the next.  None
@@ -135,9 +135,9 @@ def compress(
     )  # fmt: skip
     begun = time.perf_counter()
     with settings.workers(), settings.progress(progress) as settings:
-        given, source = open_samples(original, samples), source_digest(model, original)
-        settings = recorded(settings, source, given, evaluation)
-        job = prepare(original, given, evaluation, settings)
+        given, labelled = open_samples(original, samples, evaluation)
+        settings = recorded(settings, source_digest(model, original), given, labelled)
+        job = prepare(original, given, labelled, settings)
         measured = measure(job)
         curves = price(job, measured, units_of(job, measured.candidates))
         builder = Builder(job, measured.observed)
@@ -162,7 +162,7 @@ def trade_off(
     *,
     methods: Spelled | None = None,
     samples: Any = None,
-    evaluation: Samples | None = None,
+    evaluation: Any = None,
     metric: str = "top1",
     classes: Mapping[str, int | None] | None = None,
     states: Mapping[str, str] | None = None,
@@ -194,10 +194,11 @@ def trade_off(
     )  # fmt: skip
     original = as_model(model)
     with settings.workers(), settings.progress(progress, len(targets)) as settings:
-        given, source = open_samples(original, samples), source_digest(model, original)
+        given, labelled = open_samples(original, samples, evaluation)
+        source = source_digest(model, original)
         asked = [replace(settings, target=aim, metadata=metadata(aim)) for aim in targets]
-        asked = [recorded(own, source, given, evaluation) for own in asked]
-        first = prepare(original, given, evaluation, asked[0])
+        asked = [recorded(own, source, given, labelled) for own in asked]
+        first = prepare(original, given, labelled, asked[0])
         measured = measure(first, targets)
         priced = remember(partial(price, first, measured))
         for job in map(first.towards, asked):

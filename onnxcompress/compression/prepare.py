@@ -19,7 +19,7 @@ from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
 from onnxcompress.compression.validate.states import find_states
 from onnxcompress.compression.validate.validation import Validation
-from onnxcompress.core.errors import BudgetError, TargetError
+from onnxcompress.core.errors import BudgetError, DataError, TargetError
 from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Method
 from onnxcompress.core.parallel import elsewhere
@@ -49,11 +49,22 @@ PLANNED = 64  # At most so many samples decide which layers compute in int8, whi
 Offer = Callable[[Layer], list[Method]]
 
 
-def open_samples(model: Model, samples: Any) -> Samples | None:
-    """Samples of what people have, each looked at once; None where there are none."""
-    if samples is None:
-        return None
-    return fit_batches(model, check_samples(as_samples(samples, input_specs(model))))
+def open_samples(
+    model: Model, samples: Any, evaluation: Any
+) -> tuple[Samples | None, Samples | None]:
+    """Samples of what people have, each looked at once, and labelled ones.
+
+    Raises:
+        DataError: they cannot be used.
+    """
+    inputs, given, labelled = input_specs(model), None, None
+    if samples is not None:
+        given = fit_batches(model, check_samples(as_samples(samples, inputs)))
+    if evaluation is not None:
+        labelled = fit_batches(model, as_samples(evaluation, inputs))
+        if labelled.read_labels is None:
+            raise DataError("evaluation=... needs labels: give them under 'y', or pairs")
+    return given, labelled
 
 
 def prepare(
@@ -88,7 +99,7 @@ def prepare(
             list(settings.track((), step, 0))
     if settings.compute != "int8" or unknown:
         return job
-    with doing(settings.track, INT8, PIECES) as piece:
+    with doing(settings.track, INT8, [1.0] * PIECES) as piece:
         return _planned(job, piece)
 
 

@@ -38,8 +38,7 @@ BUILT = (  # These steps come after those, for every result.
     *AGAIN,
     ("trying fits without data", 0.06),
     ("looking for layers that hurt", 0.03),
-    ("trying rates", 0.5),
-    ("refining", 2.0),
+    ("training", 5.0),
     ("comparing outputs", 0.01),
     ("evaluating", 0.01),
     ("measuring time and memory", 0.04),
@@ -90,9 +89,15 @@ class Uneven(Generic[T]):
 
 
 @contextmanager
-def doing(track: Track[Any], what: str, pieces: int = 1) -> Iterator[Callable[[], object]]:
-    """A step of some pieces; what it gives is to be called after each but the last."""
-    step = iter(track(range(pieces), what, pieces))
+def doing(
+    track: Track[Any], what: str, costs: Sequence[float] = (1,)
+) -> Iterator[Callable[[], object]]:
+    """A step of some pieces; what it gives is to be called after each but the last.
+
+    Args:
+        costs: of each piece what it takes, in any unit.
+    """
+    step = iter(track(Uneven(costs, costs), what, len(costs)))
     next(step, None)
     yield lambda: next(step, None)
     for _ in step:
