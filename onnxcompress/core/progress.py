@@ -19,7 +19,7 @@ QUICK, NUMBERS, EVERY_SETTING = 0.04, 0.15, 0.5
 INT8 = "choosing what computes in int8"
 FURTHER = "fitting further settings"
 MEASURED = {  # These steps come before the search, each with what goes before it.
-    INT8: 0.15,
+    INT8: 0.18,
     "calibrating": 0.06,
     "fitting": EVERY_SETTING,
     "measuring sensitivity": 0.08,
