@@ -22,7 +22,7 @@ MEASURED = {  # These steps come before the search, each with what goes before i
     INT8: 0.18,
     "calibrating": 0.06,
     "fitting": EVERY_SETTING,
-    "measuring sensitivity": 0.08,
+    "measuring sensitivity": 0.1,
     FURTHER: 0.22,
     "estimating errors on held-out samples": 0.04,
 }
