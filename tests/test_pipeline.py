@@ -263,8 +263,7 @@ def test_models_of_other_floats_are_compressed_in_their_own_type(net, batches, k
 def test_metadata_is_in_the_result_and_counted(net, batches):
     target = oc.Target(ratio=1.3)
     model, _ = oc.compress(net, target=target, samples=batches, metadata={"k": "v" * 500})
-    entries = {entry.key: entry.value for entry in model.proto.metadata_props}
-    assert entries["k"] == "v" * 500 and "onnxcompress.config" in entries
+    assert [(e.key, len(e.value)) for e in model.proto.metadata_props] == [("k", 500)]
     assert net.nbytes / model.nbytes >= 1.3
 
 
@@ -463,7 +462,7 @@ def test_settings_that_are_fixed_are_fitted_without_measuring_sensitivities(net,
 
     methods = [oc.Integer(bits=4)]
     report = oc.compress(net, methods=methods, samples=batches, progress=track)[1]
-    assert said == ["refitting", *said[1:]]
+    assert said[:2] == ["comparing settings", "refitting"]
     assert not {"fitting", "measuring sensitivity"} & {*said}
     assert all(0 < row.error < 0.1 for row in report.rows)
     assert report.predicted is None and report.trade_off is None

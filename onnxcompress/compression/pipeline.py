@@ -93,7 +93,8 @@ def compress(
         only: says by name which layers may be changed; None for all.
         correct: fit again in network order and match the statistics of each layer's outputs.
         shapes: input name -> shape, for inputs whose dimensions the model leaves open.
-        metadata: entries for the result's metadata_props; they count in its size.
+        metadata: entries for the result's metadata_props; they count in its size.  A result that
+            is written has those of the command line besides, which say how it was made.
         seed: of the random inputs that stand in where there are no samples.
         jobs: threads, and processes that fit layers; None for all cores.
         engine: what calibrates and fits layers: local, or ``dask://HOST:PORT`` of a cluster.
@@ -136,7 +137,8 @@ def compress(
     begun = time.perf_counter()
     with settings.workers(), settings.progress(progress) as settings:
         given, labelled = open_samples(original, samples, evaluation)
-        settings = recorded(settings, source_digest(model, original), given, labelled)
+        if output is not None:
+            settings = recorded(settings, source_digest(model, original), given, labelled)
         job = prepare(original, given, labelled, settings)
         measured = measure(job)
         curves = price(job, measured, units_of(job, measured.candidates))
@@ -144,9 +146,7 @@ def compress(
         compressed = build(builder, curves, search(builder, curves))
         result, report = judge(job, curves, compressed)
     report = replace(report, seconds=time.perf_counter() - begun)
-    if output is not None:
-        result = deliver(result, report, Path(output), force)
-    return result, report
+    return (result if output is None else deliver(result, report, Path(output), force)), report
 
 
 def _check_output(output: Any, model: Any, read: Model, force: bool) -> None:
@@ -195,9 +195,7 @@ def trade_off(
     original = as_model(model)
     with settings.workers(), settings.progress(progress, len(targets)) as settings:
         given, labelled = open_samples(original, samples, evaluation)
-        source = source_digest(model, original)
         asked = [replace(settings, target=aim, metadata=metadata(aim)) for aim in targets]
-        asked = [recorded(own, source, given, labelled) for own in asked]
         first = prepare(original, given, labelled, asked[0])
         measured = measure(first, targets)
         priced = remember(partial(price, first, measured))
