@@ -1,6 +1,7 @@
 """Who may import what.  These two tables are the architecture."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -115,6 +116,16 @@ def test_the_core_imports_numpy_and_what_runs_in_parallel():
     libraries = {name.split(".")[0] for p in (PACKAGE / "core").glob("*.py") for name in imports(p)}
     known = {"numpy", "threadpoolctl", "loky", "cloudpickle", "onnxcompress"}
     assert libraries - set(sys.stdlib_module_names) == known
+
+
+@pytest.mark.parametrize("path", FILES, ids=place)
+def test_below_the_command_line_no_error_speaks_of_an_option(path):
+    if folder_of(path) == "cli":
+        return
+    raised = (n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Raise))
+    for node in (part for error in raised for part in ast.walk(error)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not re.search(r"(^|[\s(])--[a-z]", node.value), node.value
 
 
 def test_modules_and_functions_fit_on_few_screens_and_one():

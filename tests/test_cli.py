@@ -15,7 +15,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import onnxcompress as oc
 from onnxcompress.cli.commands import main
+from onnxcompress.cli.wording import in_options
 from onnxcompress.compression.validate.validation import Validation
 from onnxcompress.execution.latency import Latency
 from onnxcompress.graph import save
@@ -146,6 +148,47 @@ def test_the_result_records_how_it_was_made(run):
     assert config["samples"][0] == 96 and len(config["samples"][1]) == 64
     assert len(entries["onnxcompress.source_sha256"]) == 64
     assert "compressed before" in run("out.onnx more.onnx --calib {data}/data.npz --macs 0.9")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "keywords"),
+    [
+        ("--method basis --macs 0.6", {"methods": "basis", "target": oc.Target(macs=0.6)}),
+        (
+            "--method integer:bits=4 --classes none --no-correct --seed 3",
+            {"methods": ["integer:bits=4"], "classes": {}, "correct": False, "seed": 3},
+        ),
+        (
+            "--ratio 1.5 --strip --simplify --method integer",
+            {"methods": "integer", "target": oc.Target(ratio=1.5), "strip": True, "simplify": True},
+        ),
+    ],
+)
+def test_python_writes_the_same_bytes_as_the_command_line(words, keywords, run, folder):
+    assert run(f"{{data}}/net.onnx out.onnx --calib {{data}}/data.npz --quiet {words}")[0] == 0
+    images = np.load(folder / "data.npz")["x"]
+    for index, model in enumerate((folder / "net.onnx", (folder / "net.onnx").read_bytes())):
+        place = Path(f"{index}.onnx")
+        result, _ = oc.compress(model, samples=images, output=place, progress=False, **keywords)
+        assert place.read_bytes() == Path("out.onnx").read_bytes()
+        assert oc.load(place).proto == result.proto
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("give samples=... or evaluation=...", "give --calib or --eval"),
+        ("use Target(min_snr=...)", "use --min-snr"),
+        ("Target(min_agreement=0) accepts it", "--min-agreement 0 accepts it"),
+        ("shapes={'x y': (1, 3, 8)}", "--input-shapes x y:1,3,8"),
+        ("use preprocess='none', or", "use --preprocess none, or"),
+        ("as preprocess=&#39;unit&#39; has it", "as --preprocess unit has it"),
+        ("force=True allows that", "--force allows that"),
+        ("basis:rank=6,first=1 only=3", "basis:rank=6,first=1 only=3"),
+    ],
+)
+def test_arguments_are_named_by_their_options(text, words):
+    assert in_options(text) == words
 
 
 @pytest.mark.parametrize("drop", ["0", "5"])
@@ -641,6 +684,13 @@ def test_a_point_of_a_sweep_is_the_file_that_compress_writes(run, monkeypatch, m
         assert point["target"] == report["target"] and point["ratio"] == both["ratio"]
         assert point["snr"] == min(both["snr"].values())
         assert point["metric"] == both["after"]["metric"]
+
+
+def test_a_quiet_sweep_prints_its_table_and_does_not_say_how_far_it_is(run, monkeypatch):
+    monkeypatch.setattr("onnxcompress.report.progress.EVERY", 0.0)
+    loud, quiet = (run(f"{SWEEP}{words}") for words in ("", " --quiet"))
+    assert "fitting 1 of 4" in loud[2] and not quiet[2]
+    assert loud[:2] == quiet[:2]
 
 
 def test_a_sweep_marks_the_points_that_compress_would_refuse(run, monkeypatch):

@@ -429,7 +429,7 @@ def test_pixels_pass_unchanged_into_an_8_bit_input(tmp_path, folder, pixels):
     for path in (folder, npz(tmp_path, x=pixels)):
         assert np.array_equal(everything(load_samples(path, inputs)), pixels)
     text = message(folder, inputs, preprocess="unit")
-    assert "takes whole numbers: use --preprocess none, or a YAML file with 'dtype: uint8'" in text
+    assert "takes whole numbers: use preprocess='none', or a YAML file with 'dtype: uint8'" in text
 
 
 def test_a_signed_8_bit_input_takes_shifted_pixels(tmp_path, pixels):
@@ -442,7 +442,10 @@ def test_a_signed_8_bit_input_takes_shifted_pixels(tmp_path, pixels):
 def test_8_bit_images_without_preprocessing_are_refused_for_a_float_input(tmp_path, folder, pixels):
     for path in (folder, npz(tmp_path, x=pixels)):
         text = message(path, NCHW)
-        assert "--preprocess imagenet, imagenet-caffe, inception, unit, none or a YAML" in text
+        assert (
+            "preprocess=..., which takes imagenet, imagenet-caffe, inception, unit, none or a YAML"
+            in text
+        )
 
 
 @pytest.mark.parametrize(
@@ -540,12 +543,12 @@ def test_images_with_palette_or_transparency_become_rgb(tmp_path, pixels):
 def test_select_filters_the_relative_paths(folder):
     assert len(load_samples(folder, NCHW, preprocess="unit", select="dog/*")) == 10
     text = message(folder, NCHW, preprocess="unit", select="dgo/*")
-    assert "no image matches --select dgo/*; did you mean 'dog/*'?" in text
+    assert "no image matches select='dgo/*'; did you mean 'dog/*'?" in text
 
 
 def test_select_is_refused_where_there_are_no_files_to_choose_from(tmp_path):
     path = npz(tmp_path, x=np.zeros((3, 4), np.float32))
-    assert "--select a* chooses among a folder's images" in message(path, FLAT, select="a*")
+    assert "select='a*' chooses among a folder's images" in message(path, FLAT, select="a*")
 
 
 @pytest.mark.parametrize("place", ["here", "above"])
@@ -1022,7 +1025,7 @@ def test_random_samples_that_cannot_be_made_are_explained():
     for inputs, shapes, says in [
         (FLAT, {"xx": (1, 4)}, "the model has no input 'xx'; did you mean 'x'"),
         (FLAT, {"x": (1, 5)}, r"samples of shape \[1, 5\] do not fit the input 'x'"),
-        ([unknown], {}, "needs a shape: --input-shapes x:1,8"),
+        ([unknown], {}, "needs a shape: shapes=\\{'x': \\(1, 8\\)\\}"),
         ([spec(2, dtype=object)], {}, "no random values can be made"),
     ]:
         with pytest.raises(DataError, match=says):

@@ -519,7 +519,7 @@ def test_a_layer_that_cannot_be_emitted_stays_and_the_others_are_replaced(rng):
 
 
 def test_a_rewrite_of_an_unknown_layer_is_refused(rng):
-    with pytest.raises(KeyError, match="nothing"):
+    with pytest.raises(ModelError, match="nothing"):
         rewrite(two_convs(rng), {"nothing": Broken(np.ones(1))})
 
 

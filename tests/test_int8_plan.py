@@ -24,6 +24,7 @@ from onnxcompress.execution.latency import Latency
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, compute_int8, find_layers
 from onnxcompress.methods.integer import Integer
+from onnxcompress.report.tables import render_inspection
 
 FOUR_BITS = Integer(bits=4, zero_point="none", group=1 << 20)
 
@@ -67,9 +68,21 @@ def test_layers_of_other_types_stay_float(all_faster, dtype):
     assert set(found.values()) == {f"its type is {np.dtype(dtype).name}"}
 
 
+def test_inspect_says_which_layers_can_compute_in_int8_and_why_the_others_cannot():
+    facts = examine(network())
+    assert {row["float"] for row in facts["layers"]} == {""}
+    count = len(facts["layers"])
+    said = render_inspection(facts)
+    assert f"{count} of {count} layers can compute in int8 (--compute int8), where" in said
+    old = examine(network(opset=12))
+    why = {row["layer"]: row["float"] for row in old["layers"]}
+    assert why["conv1"] == "opset 12 has no scale for each channel; 13 has"
+    assert f"in float: conv1, {', '.join([*why][1:3])}" in render_inspection(old)
+
+
 def test_convolutions_need_samples_and_opset_13(all_faster):
     sample = {"x": images(1)}
-    assert "--calib" in reasons(network(), sample, static=False)["conv1"]
+    assert "samples=..." in reasons(network(), sample, static=False)["conv1"]
     assert "opset 12" in reasons(network(opset=12), sample)["conv1"]
     old = products()
     old.proto.opset_import[0].version = 10

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxcompress as oc
 from onnxcompress.compression.job import Settings
 from onnxcompress.compression.measure.shapes import input_shapes
-from onnxcompress.compression.prepare import prepare
+from onnxcompress.compression.prepare import open_samples, prepare
 from onnxcompress.graph import Model, rewrite
 
 
@@ -45,7 +45,9 @@ def test_the_multiplications_of_a_shared_weight_are_those_of_all_layers_that_rea
     shared, samples
 ):
     basis = oc.Basis("filter", 8)
-    job = prepare(shared, samples, None, Settings([basis], oc.Target(macs=0.5)))
+    job = prepare(
+        shared, open_samples(shared, samples, None)[0], None, Settings([basis], oc.Target(macs=0.5))
+    )
     assert list(job.leaders) == ["large"] and job.readers("large") == ["large", "small"]
     fitted = basis.fit(job.layers["large"], oc.Statistics.white(job.layers["large"]))
     small = rewrite(shared, {"large": fitted, "small": fitted})

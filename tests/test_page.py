@@ -250,7 +250,7 @@ def test_pictures_that_stand_in_are_no_measurement_on_the_users_data():
     _, found = render(replace(WHOLE, comparison=both))
     assert any("pictures that stand in" in text for text in found.text["p"])
     assert "on 63 of 64 STAND-IN samples" in found.text["p"][1]
-    assert "QUALITY NOT CHECKED ON YOUR DATA (no --calib)" in found.text["p"][1]
+    assert "QUALITY NOT CHECKED ON YOUR DATA (no samples=...)" in found.text["p"][1]
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def dying(x):
 
 
 def test_a_process_that_the_system_ends_is_one_line():
-    with pytest.raises(WorkerError, match="fewer --jobs"):
+    with pytest.raises(WorkerError, match="fewer jobs"):
         list(apart(dying, [1, 2], 2))
 
 

@@ -117,7 +117,7 @@ def test_without_class_scores_values_are_0_to_1_but_for_noise():
 )
 def test_the_range_is_the_one_that_the_classes_tell_most_about(mean, scale, name):
     made = stand_ins(picture_model(), classifier_of(mean, scale))
-    assert f"--preprocess {name} " in made.words
+    assert f"preprocess={name!r} " in made.words
 
 
 def test_a_classifier_is_judged_on_the_pictures_of_every_class_that_it_is_surest_of():
@@ -136,7 +136,7 @@ def test_where_the_mean_says_nothing_pixels_up_to_255_are_less_their_mean_and_bl
         edges = np.diff(batch["x"].astype(np.float64), axis=3).mean((1, 2))
         return edges[:, :10] * 4
 
-    assert "--preprocess imagenet-caffe " in stand_ins(picture_model(), scores).words
+    assert "preprocess='imagenet-caffe' " in stand_ins(picture_model(), scores).words
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_model_that_scales_its_input_tells_the_range(op, value, name):
         helper.make_node(op, ["t", "c"], ["y"]),
     ]
     model = picture_model(nodes=nodes, constants={"c": np.asarray(value, np.float32)})
-    assert f"--preprocess {name} " in stand_ins(model, no_scores).words
+    assert f"preprocess={name!r} " in stand_ins(model, no_scores).words
 
 
 def test_scalings_that_follow_one_another_are_one():

@@ -201,15 +201,15 @@ def share(agreed, kind="classes"):
     ("reached", "word"),
     [
         ({}, None),
-        ({"snr": {"y": 9.9}}, "--min-snr"),
+        ({"snr": {"y": 9.9}}, "Target(min_snr=...)"),
         ({"snr": {"y": 10.0}}, None),
         (share(116), None),  # 90.6 %
         (share(115), "same class on 115 of 128 samples (89.8 %, 95 % interval 83 to 94)"),
         (share(115, "ids"), "same value on 115 of 128 samples"),
         (share(116) | {"snr": {"y": 2.0}}, None),  # the classes decide
-        (share(115) | {"real": False, "pictures": True}, "--force"),
+        (share(115) | {"real": False, "pictures": True}, "force=True"),
         (share(64) | {"real": False}, None),  # random inputs: the SNR decides
-        (share(128) | {"real": False, "snr": {"y": 9.9}}, "--min-snr"),
+        (share(128) | {"real": False, "snr": {"y": 9.9}}, "Target(min_snr=...)"),
         ({"samples": 0, "snr": {"layer": 1.0}}, None),  # nothing was compared
     ],
 )
@@ -239,7 +239,7 @@ def test_the_quality_is_told_as_counts_or_as_the_worst_snr_and_never_unchecked()
         ),
         (
             {"real": False, "samples": 2},
-            "SNR 30.0 dB on 2 RANDOM samples, QUALITY NOT CHECKED ON YOUR DATA (no --calib)",
+            "SNR 30.0 dB on 2 RANDOM samples, QUALITY NOT CHECKED ON YOUR DATA (no samples=...)",
         ),
         ({"samples": 0}, "QUALITY NOT CHECKED: no output could be compared"),
         ({"snr": {}}, "QUALITY NOT CHECKED: no output could be compared"),

@@ -96,6 +96,7 @@ def compress(source: Path, output: Path, **options: Any) -> int:
     """
     from onnxcompress.compression import pipeline
     from onnxcompress.compression.auto import arithmetic
+    from onnxcompress.compression.provenance import VERSION
 
     if str(source) in cli.commands and not source.exists():
         raise click.UsageError(f"a command comes first: onnxcompress {source} ...")
@@ -105,7 +106,7 @@ def compress(source: Path, output: Path, **options: Any) -> int:
         compute = arithmetic(options["compute"], target)
         methods = arguments.read_methods(options["specs"], options["energy"], target, compute)
         model = arguments.load_model(source, options, output, options["force"])
-        if any(entry.key == provenance.VERSION for entry in model.proto.metadata_props):
+        if any(entry.key == VERSION for entry in model.proto.metadata_props):
             say("note: this model has been compressed before")
         refinement = arguments.plan_refinement(model, options)
         offered = arguments.offer_methods(model, methods, options["rules"], target)
@@ -146,6 +147,7 @@ def compress(source: Path, output: Path, **options: Any) -> int:
 @click.option("--plot", metavar="FILE.svg", type=FILE, help="Draw the curve.")
 @REPORT
 @JSON
+@click.option("--quiet", is_flag=True, help="Print the table alone, not how far it is.")
 @VERBOSE
 def sweep(source: Path, **options: Any) -> int:
     """Show what each size costs in accuracy: the trade-off curve of a model.
@@ -167,7 +169,14 @@ def sweep(source: Path, **options: Any) -> int:
             return provenance.record(source, methods, target, whole, task.samples, task.evaluation)
 
         points = [
-            *pipeline.trade_off(model, targets, methods=methods, metadata=metadata, **task.keywords)
+            *pipeline.trade_off(
+                model,
+                targets,
+                methods=methods,
+                metadata=metadata,
+                progress=not options["quiet"],
+                **task.keywords,
+            )
         ]
     if all(point.ratio is None for point in points):
         raise BudgetError("; ".join(points[0].failures))
@@ -213,6 +222,7 @@ def compare(first: Path, second: Path, **options: Any) -> int:
 
     With --min-agreement, --min-snr or --max-drop the exit code is 1 where B is further from A.
     """
+    from onnxcompress.compression.provenance import CONFIG, config_text, identify
     from onnxcompress.compression.validate.verdict import failures
     from onnxcompress.report.report import Report
 
@@ -222,9 +232,9 @@ def compare(first: Path, second: Path, **options: Any) -> int:
         comparison, samples = _compare(first, second, options)
     even = replace(comparison.before, nbytes=comparison.after.nbytes)  # B may be larger than A.
     missed = [*failures(replace(comparison, before=even), target)] if target else []
-    config = {"seed": options["seed"], "samples": provenance.identify(samples)}
+    config = {"seed": options["seed"], "samples": identify(samples)}
     made = provenance.describe_run(
-        {provenance.CONFIG: provenance.config_text(config)},
+        {CONFIG: config_text(config)},
         {str(path): path for path in (first, second)},
         endings.command_line(),
     )

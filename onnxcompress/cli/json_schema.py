@@ -28,6 +28,7 @@ INSPECTION = {
     "outputs": {"type": "array", "items": ANY}, "compressed_before": {"type": "boolean"},
     "layers": {"type": "array", "items": ANY}, "rest": {"type": "array", "items": ANY},
     "estimates": {"type": "array", "items": ANY},
+    "strip": COUNT, "simplify": {"type": ["object", "null"]},
     "note": {"type": ["string", "null"]}, "made": {"type": ["string", "null"]},
 }  # fmt: skip
 EXPANSION = {

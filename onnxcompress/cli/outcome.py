@@ -24,6 +24,7 @@ import click
 
 from onnxcompress.cli import supervisor
 from onnxcompress.cli.streams import say, write
+from onnxcompress.cli.wording import in_options
 from onnxcompress.core.errors import BudgetError, OnnxCompressError, PageError
 from onnxcompress.core.messages import LONGEST_LINE, printable, shorten
 from onnxcompress.core.scratch import scratch_folder
@@ -81,7 +82,7 @@ def stage(stack: ExitStack, place: Path, text: str) -> dict[Path, Path]:
         real = place.resolve()
         real.parent.mkdir(parents=True, exist_ok=True)
         made = stack.enter_context(scratch_folder(real)) / real.name
-        made.write_text(text, "utf-8")
+        made.write_text(in_options(text), "utf-8")
     except OSError as error:
         raise PageError(f"{place} cannot be written: {error}") from None
     return {made: real}

@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
+from onnxcompress.cli.wording import in_options
 from onnxcompress.core.messages import LONGEST_LINE, printable, shorten
 
 
@@ -20,7 +21,7 @@ def write(text: str) -> None:
     if sys.stdout is None or not text:
         return
     try:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{in_options(text)}\n")
         sys.stdout.flush()
     except BrokenPipeError:
         _give_up(sys.stdout)
@@ -33,11 +34,12 @@ def say(text: str) -> None:
     """Print one line to the standard error, or nothing where that cannot be written."""
     if sys.stderr is None:
         return
+    line = printable(shorten(in_options(text), LONGEST_LINE))
     try:
-        print(printable(shorten(text, LONGEST_LINE)), file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
     except ValueError:  # Code of the user has closed it.
         with suppress(OSError):
-            os.write(2, f"{printable(shorten(text, LONGEST_LINE))}\n".encode())
+            os.write(2, f"{line}\n".encode())
     except OSError:
         _give_up(sys.stderr)
 

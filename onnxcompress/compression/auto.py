@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxcompress.compression.target import Target
+from onnxcompress.compression.target import Target, check_target
+from onnxcompress.core.errors import MethodError
 from onnxcompress.core.method import Method
 from onnxcompress.methods import METHODS
 from onnxcompress.methods.codebook import Codebook
@@ -40,9 +41,15 @@ def auto(target: Target | None, compute: str = "float") -> list[Method]:
 
 
 def arithmetic(compute: str, target: Target | None) -> str:
-    """float or int8; where it is left open, int8 if time is asked for."""
+    """float or int8; where it is left open, int8 if time is asked for.
+
+    Raises:
+        MethodError: it is none of these.
+        TargetError: the target is none.
+    """
+    check_target(target)
     if compute not in ("float", "int8", "auto"):
-        raise ValueError(f"compute must be float, int8 or auto, got {compute!r}")
+        raise MethodError(f"compute must be float, int8 or auto, got {compute!r}")
     if compute == "auto":
         return "int8" if target is not None and target.latency else "float"
     return compute

@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxcompress.compression.measure.open_axes import inputs_that_run
 from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.compression.search.plan_int8 import stays_float
 from onnxcompress.compression.simplify import PROVED_ON, simplify
 from onnxcompress.compression.validate.fidelity import decibel
 from onnxcompress.core.layer import Layer
@@ -48,6 +49,8 @@ Row = dict[str, Any]
 
 def examine(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Any]:
     """A model's layers and facts, as JSON types.
+
+    Of every layer ``float`` says why it cannot compute in int8, "" where it could.
 
     Args:
         shapes: input name -> shape, where the model leaves it open; multiplications are counted
@@ -123,9 +126,10 @@ def inventory(model: Model, macs: Mapping[str, int]) -> tuple[list[Row], list[Ro
             "macs": macs.get(name),
             "methods": [],
             "reason": skipped.get(name, ""),
+            "float": skipped.get(name, ""),
         }
         if name in able:
-            row |= _able(model, able[name])
+            row |= _able(model, able[name]) | {"float": stays_float(model, name, able[name])}
         elif name in model.nodes:
             own = {
                 part for part in constants_of(model, name) - counted if _entries(model, part) > FEW

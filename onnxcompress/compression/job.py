@@ -20,7 +20,15 @@ from onnxcompress.core.errors import ModelError
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.method import CompressedWeight, Method
 from onnxcompress.core.parallel import helped, one_thread_each
-from onnxcompress.core.progress import Track, untracked
+from onnxcompress.core.progress import (
+    EVERY_SETTING,
+    FURTHER,
+    INT8,
+    NUMBERS,
+    QUICK,
+    Track,
+    untracked,
+)
 from onnxcompress.core.statistics import DOUBT
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import random_samples
@@ -28,6 +36,7 @@ from onnxcompress.data.samples import Samples
 from onnxcompress.data.stand_ins import StandIns
 from onnxcompress.execution.dask import engine as connect
 from onnxcompress.graph import Model, compute_int8, index_ranges, layer_inputs, rewrite
+from onnxcompress.methods.integer import Integer
 from onnxcompress.report.progress import progress
 from onnxcompress.report.report import Change, Epoch
 
@@ -81,10 +90,27 @@ class Settings:
         if target.latency is None:
             absent.add("timing layers")
         if self.refinement is None:
-            absent |= {"trying rates", "refining"}
-        quick = not callable(self.methods) and all(method.quick for method in self.methods)
-        with progress(shown, absent, quick, results) as track:
+            absent.add("training")
+        if self.compute != "int8":
+            absent.add(INT8)
+        if self._only(Integer):
+            absent.add(FURTHER)
+        with progress(shown, absent, self._fitting, results) as track:
             yield replace(self, track=track)
+
+    @property
+    def _fitting(self) -> float:
+        """What fitting usually takes, as `Course` has it."""
+        if self._only():
+            return QUICK
+        sizes = self.target is not None and self.target == Target(ratio=self.target.ratio)
+        numbers = self._only(Integer) or (sizes and self.cache is None)
+        return NUMBERS if numbers else EVERY_SETTING
+
+    def _only(self, *kinds: type[Method]) -> bool:
+        """Whether all methods are quick, or of these kinds."""
+        known = () if callable(self.methods) else self.methods
+        return bool(known) and all(m.quick or isinstance(m, kinds) for m in known)
 
 
 def random_inputs(model: Model, settings: Settings) -> Samples:
@@ -228,7 +254,8 @@ class Job:
         small = model.nbytes <= self.largest_file
         return small and (not self.target.faithful or self.holds(model))
 
-    def towards(self, target: Target, metadata: Mapping[str, str]) -> Job:
-        """The same job with another target."""
-        settings = replace(self.settings, target=target, metadata=metadata)
-        return replace(self, target=target, settings=settings)
+    def towards(self, settings: Settings) -> Job:
+        """The same job with the target, and what is recorded of it, of other settings."""
+        assert settings.target is not None
+        own = replace(self.settings, target=settings.target, metadata=settings.metadata)
+        return replace(self, target=settings.target, settings=own)

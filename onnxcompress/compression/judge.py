@@ -11,6 +11,7 @@ from onnxcompress.compression.search.trade_off import Curves
 from onnxcompress.compression.validate.layerwise import Layerwise
 from onnxcompress.compression.validate.verdict import failures, warnings
 from onnxcompress.core.errors import ModelError
+from onnxcompress.core.progress import doing
 from onnxcompress.execution.runnable import verify
 from onnxcompress.graph import Model, check, emptied_inputs
 from onnxcompress.report.report import Comparison, Refinement, Report, Row
@@ -78,7 +79,8 @@ def _without_candidates(job: Job, curves: Curves) -> dict[str, str]:
 def _refine(job: Job, model: Model) -> tuple[Model, Refinement]:
     """The model trained, and what it was before."""
     assert job.samples is not None and job.settings.refinement is not None
-    before, metric = job.validation.fidelity(model), job.validation.metric_of(model)
+    with doing(job.settings.track, "comparing outputs before the refinement"):
+        before, metric = job.validation.fidelity(model), job.validation.metric_of(model)
     result, epochs = job.settings.refinement(
         model, job.model, job.samples, track=job.settings.track
     )

@@ -6,7 +6,7 @@ The settings of a method are the fields of its class; its docstring explains the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from importlib import import_module
 from inspect import getdoc
@@ -62,13 +62,23 @@ def as_methods(
     """Methods from spellings, objects, or a function of the layer; None for `auto`.
 
     Raises:
-        MethodError: a spelling is wrong.
+        MethodError: a spelling is wrong, or something is no method.
     """
     if callable(methods):
         return methods
     if methods is None or isinstance(methods, str | Method):
         methods = ["auto" if methods is None else methods]
-    return [m for one in methods for m in (parse(one, target) if isinstance(one, str) else [one])]
+    several = methods if isinstance(methods, Iterable) else [methods]
+    return [method for one in several for method in _as_method(one, target)]
+
+
+def _as_method(one: Any, target: Target | None) -> list[Method]:
+    if isinstance(one, str):
+        return parse(one, target)
+    if not isinstance(one, Method):
+        kind = type(one).__name__
+        raise MethodError(f"methods must be spellings such as 'integer:bits=4', or Methods: {kind}")
+    return [one]
 
 
 def _packed(spec: str) -> Packed:

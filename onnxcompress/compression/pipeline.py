@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache as remember
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,20 @@ from onnxcompress.compression.auto import arithmetic, auto
 from onnxcompress.compression.build.best import build
 from onnxcompress.compression.build.builder import Builder
 from onnxcompress.compression.deliver import deliver
-from onnxcompress.compression.job import Refine, Settings
+from onnxcompress.compression.job import Job, Refine, Settings
 from onnxcompress.compression.judge import judge
 from onnxcompress.compression.method_spec import Spelled, as_methods
-from onnxcompress.compression.prepare import prepare
+from onnxcompress.compression.prepare import open_samples, prepare
+from onnxcompress.compression.provenance import recorded, source_digest
 from onnxcompress.compression.search.bisect import search
-from onnxcompress.compression.search.candidates import measure
-from onnxcompress.compression.search.trade_off import price, units_of
+from onnxcompress.compression.search.candidates import Measured, measure
+from onnxcompress.compression.search.trade_off import Curves, price, units_of
 from onnxcompress.compression.target import Target
 from onnxcompress.core.errors import BudgetError, TargetError
 from onnxcompress.core.method import Method
 from onnxcompress.core.parallel import cores
 from onnxcompress.core.progress import Track, untracked
 from onnxcompress.core.scratch import check_place
-from onnxcompress.data.samples import Samples
 from onnxcompress.graph import Model
 from onnxcompress.graph.load import as_model
 from onnxcompress.report.report import Point, Report
@@ -47,7 +48,7 @@ def compress(
     methods: Spelled | None = None,
     target: Target | None = None,
     samples: Any = None,
-    evaluation: Samples | None = None,
+    evaluation: Any = None,
     metric: str = "top1",
     classes: Mapping[str, int | None] | None = None,
     states: Mapping[str, str] | None = None,
@@ -83,7 +84,8 @@ def compress(
             (a list, a generator, a torch DataLoader), or Samples.  Without any, photographs that
             ship with the package stand in where the model reads pictures, else the fits use the
             weights alone.
-        evaluation: labelled inputs for the metric.
+        evaluation: labelled inputs for the metric, as ``samples``: arrays by input name with the
+            labels under ``y``, a DataLoader of pairs, or Samples.
         classes: output name -> axis of the class scores that it holds, or None for the usual one;
             no other output decides anything then.  None to find out by graph and values.
         states: output name -> input that it is fed back into, from one sample to the next.  None
@@ -91,7 +93,8 @@ def compress(
         only: says by name which layers may be changed; None for all.
         correct: fit again in network order and match the statistics of each layer's outputs.
         shapes: input name -> shape, for inputs whose dimensions the model leaves open.
-        metadata: entries for the result's metadata_props; they count in its size.
+        metadata: entries for the result's metadata_props; they count in its size.  A result that
+            is written has those of the command line besides, which say how it was made.
         seed: of the random inputs that stand in where there are no samples.
         jobs: threads, and processes that fit layers; None for all cores.
         engine: what calibrates and fits layers: local, or ``dask://HOST:PORT`` of a cluster.
@@ -124,8 +127,7 @@ def compress(
         OutputError: ``output`` could not be written; found out before the work.
     """
     original, compute = as_model(model), arithmetic(compute, target)
-    if output is not None:
-        check_place(Path(output), _files(model, original), force)
+    _check_output(output, model, original, force)
     settings = Settings(
         auto(target, compute) if methods is None else as_methods(methods, target),
         target, metric, only, correct, shapes or {}, metadata or {}, seed,
@@ -134,22 +136,24 @@ def compress(
     )  # fmt: skip
     begun = time.perf_counter()
     with settings.workers(), settings.progress(progress) as settings:
-        job = prepare(original, samples, evaluation, settings)
+        given, labelled = open_samples(original, samples, evaluation)
+        if output is not None:
+            settings = recorded(settings, source_digest(model, original), given, labelled)
+        job = prepare(original, given, labelled, settings)
         measured = measure(job)
         curves = price(job, measured, units_of(job, measured.candidates))
         builder = Builder(job, measured.observed)
         compressed = build(builder, curves, search(builder, curves))
         result, report = judge(job, curves, compressed)
     report = replace(report, seconds=time.perf_counter() - begun)
+    return (result if output is None else deliver(result, report, Path(output), force)), report
+
+
+def _check_output(output: Any, model: Any, read: Model, force: bool) -> None:
+    """Find out before the work whether the result could be written; no file of the model is."""
     if output is not None:
-        result = deliver(result, report, Path(output), force)
-    return result, report
-
-
-def _files(model: Any, read: Model) -> set[Path]:
-    """The files of a model, which no result may overwrite."""
-    named = {Path(model)} if isinstance(model, str | PathLike) else set[Path]()
-    return {*named, *read.data_files}
+        named = {Path(model)} if isinstance(model, str | PathLike) else set[Path]()
+        check_place(Path(output), {*named, *read.data_files}, force)
 
 
 def trade_off(
@@ -158,7 +162,7 @@ def trade_off(
     *,
     methods: Spelled | None = None,
     samples: Any = None,
-    evaluation: Samples | None = None,
+    evaluation: Any = None,
     metric: str = "top1",
     classes: Mapping[str, int | None] | None = None,
     states: Mapping[str, str] | None = None,
@@ -185,22 +189,28 @@ def trade_off(
     """
     settings = Settings(
         _common_auto(targets) if methods is None else as_methods(methods, targets[0]),
-        targets[0], metric, only, True, shapes or {}, metadata(targets[0]), seed, jobs or cores(),
+        targets[0], metric, only, True, shapes or {}, {}, seed, jobs or cores(),
         engine, providers, untracked, cache, None, classes, states,
     )  # fmt: skip
+    original = as_model(model)
     with settings.workers(), settings.progress(progress, len(targets)) as settings:
-        first = prepare(as_model(model), samples, evaluation, settings)
+        given, labelled = open_samples(original, samples, evaluation)
+        asked = [replace(settings, target=aim, metadata=metadata(aim)) for aim in targets]
+        first = prepare(original, given, labelled, asked[0])
         measured = measure(first, targets)
-        priced = remember(lambda units: price(first, measured, units))
-        for target in targets:
-            job = first.towards(target, metadata(target))
-            curves = priced(units_of(job, measured.candidates))
-            builder = Builder(job, measured.observed)
-            try:
-                compressed = build(builder, curves, search(builder, curves))
-                yield judge(job, curves, compressed)[1].point
-            except BudgetError as error:
-                yield Point(str(target), failures=(str(error),))
+        priced = remember(partial(price, first, measured))
+        for job in map(first.towards, asked):
+            yield _point(job, measured, priced(units_of(job, measured.candidates)))
+
+
+def _point(job: Job, measured: Measured, curves: Curves) -> Point:
+    """What is reached, or what speaks against it."""
+    builder = Builder(job, measured.observed)
+    try:
+        compressed = build(builder, curves, search(builder, curves))
+        return judge(job, curves, compressed)[1].point
+    except BudgetError as error:
+        return Point(str(job.target), failures=(str(error),))
 
 
 def _common_auto(targets: Sequence[Target]) -> list[Method]:

@@ -14,16 +14,17 @@ from onnxcompress.compression.measure.no_data import find_stand_ins
 from onnxcompress.compression.measure.open_axes import shapes_that_run
 from onnxcompress.compression.measure.reads import having, with_reads
 from onnxcompress.compression.measure.shapes import input_shapes
-from onnxcompress.compression.search.plan_int8 import plan_int8, smoothed
+from onnxcompress.compression.search.plan_int8 import PIECES, plan_int8, smoothed
 from onnxcompress.compression.simplify import without_ballast
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
 from onnxcompress.compression.validate.states import find_states
 from onnxcompress.compression.validate.validation import Validation
-from onnxcompress.core.errors import BudgetError, TargetError
+from onnxcompress.core.errors import BudgetError, DataError, TargetError
 from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Method
 from onnxcompress.core.parallel import elsewhere
+from onnxcompress.core.progress import INT8, SAMPLED, doing
 from onnxcompress.data.convert import as_samples
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.quality import check_samples
@@ -43,15 +44,33 @@ from onnxcompress.report.words import MOST_AGREE
 
 # The outputs have so many dB where there are no decisions: the error is 6 % of the signal.
 DEFAULT_SNR = 25.0
-STAND_IN_RANGES = "ACTIVATION RANGES FROM STAND-INS: give --calib"
+STAND_IN_RANGES = "ACTIVATION RANGES FROM STAND-INS: give samples=..."
 PLANNED = 64  # At most so many samples decide which layers compute in int8, which bounds the time.
 
 Offer = Callable[[Layer], list[Method]]
 
 
+def open_samples(
+    model: Model, samples: Any, evaluation: Any
+) -> tuple[Samples | None, Samples | None]:
+    """Samples of what people have, each looked at once, and labelled ones.
+
+    Raises:
+        DataError: they cannot be used.
+    """
+    inputs, given, labelled = input_specs(model), None, None
+    if samples is not None:
+        given = fit_batches(model, check_samples(as_samples(samples, inputs)))
+    if evaluation is not None:
+        labelled = fit_batches(model, as_samples(evaluation, inputs))
+        if labelled.read_labels is None:
+            raise DataError("evaluation=... needs labels: give them under 'y', or pairs")
+    return given, labelled
+
+
 def prepare(
     model: Model,
-    samples: Any,
+    samples: Samples | None,
     evaluation: Samples | None,
     settings: Settings,
 ) -> Job:
@@ -63,21 +82,26 @@ def prepare(
         ModelError: the model does not run on random inputs, and there are no others.
     """
     if settings.refinement is not None and samples is None:
-        raise TargetError("a refinement needs calibration samples: give --calib")
+        raise TargetError("a refinement needs calibration samples: give samples=...")
     if model.large and elsewhere():
-        raise TargetError("a model this large is read in parts, on one machine: no --engine")
+        raise TargetError(
+            "a model this large is read in parts, on one machine: leave engine=... out"
+        )
     unknown = unknown_operators(model)
     if unknown:
         samples = evaluation = None
-    if samples is not None:
-        samples = as_samples(samples, input_specs(model))
-        samples = fit_batches(model, check_samples(samples))
-    elif not unknown and not model.large:
+    elif samples is None and not model.large:
         settings = replace(settings, shapes=shapes_that_run(model, settings.shapes, settings.seed))
     job = _job(model, samples, evaluation, settings, unknown)
     target = _target(job, unknown, evaluation is not None)
     job = replace(job, target=target, warnings=tuple(_warnings(job, unknown)))
-    return _planned(job) if settings.compute == "int8" and not unknown else job
+    if job.fit is None:
+        for step in SAMPLED:  # So it is not waited for.
+            list(settings.track((), step, 0))
+    if settings.compute != "int8" or unknown:
+        return job
+    with doing(settings.track, INT8, [1.0] * PIECES) as piece:
+        return _planned(job, piece)
 
 
 def _job(
@@ -130,8 +154,8 @@ def _job(
     )
 
 
-def _planned(job: Job) -> Job:
-    """The job with the layers chosen that compute in int8."""
+def _planned(job: Job, piece: Callable[[], object]) -> Job:
+    """The job with the layers chosen that compute in int8; ``piece`` as `plan_int8` takes it."""
     static = job.telling and job.fit is not None
     samples = job.fit if static and job.fit else job.random
     batches = list(islice(samples.batches(1), PLANNED))
@@ -139,13 +163,12 @@ def _planned(job: Job) -> Job:
     smooth = job
     if static and not job.model.large:
         smooth = _on(job, smoothed(job.model, job.layers, batches, static))
-    plan = plan_int8(
-        job.original, smooth.model, smooth.layers, batches, job.settings.jobs, static, least
-    )
+    jobs = job.settings.jobs
+    plan = plan_int8(job.original, smooth.model, smooth.layers, batches, jobs, static, least, piece)
     if any(kind.kind == "dynamic" for kind in plan.arithmetic.values()):
         job = smooth
     elif smooth is not job:
-        plan = plan_int8(job.original, job.model, job.layers, batches, job.settings.jobs, static)
+        plan = plan_int8(job.original, job.model, job.layers, batches, jobs, static)
     said = [*job.warnings, STAND_IN_RANGES] if job.stand_ins and plan.ranges else job.warnings
     return replace(job, int8=plan, warnings=tuple(said))
 
@@ -281,12 +304,12 @@ def _warnings(job: Job, unknown: Sequence[str]) -> Iterator[str]:
     if unknown:
         yield (
             f"onnxruntime does not know {', '.join(unknown)}: the fits use the weights "
-            "alone, and no output was compared; --ort-extension takes a library"
+            "alone, and no output was compared; extensions=... takes a library"
         )
     if job.fit is not None and job.held_out is not None:
         yield from dict.fromkeys((*job.fit.notes, *job.held_out.notes))
     if job.stand_ins:
-        yield f"no samples were given (--calib): in their place are {job.stand_ins.words}"
+        yield f"no samples were given: in their place are {job.stand_ins.words}"
     if job.original.large and job.fit is not None and not job.all_pinned:
         yield "the model is too large to measure how much each layer matters: all count alike"
 
@@ -302,20 +325,25 @@ def _target(job: Job, unknown: Sequence[str], evaluated: bool) -> Target:
         target = Target()
     if unknown and (target is None or target.faithful or target.faster or refined):
         names = ", ".join(unknown)
-        raise TargetError(f"onnxruntime does not know {names}, so only --ratio can be asked")
+        raise TargetError(
+            f"onnxruntime does not know {names}, so only Target(ratio=...) can be asked"
+        )
     if target is None:
         target = _default_target(job)
     if job.model.large and (target.latency or refined):
         raise TargetError(
-            "the model is too large to be loaded as a whole, which --latency and --refine need"
+            "the model is too large to be loaded as a whole, which Target(latency=...) and "
+            "refinement=... need"
         )
     named = job.settings.target or Target()
     if (named.min_snr, named.min_agreement) != (None, None) and job.samples is None:
-        raise TargetError("a fidelity target needs calibration samples: give --calib")
+        raise TargetError("a fidelity target needs calibration samples: give samples=...")
     if target.min_agreement is not None and not job.validation.decides:
-        raise TargetError("the model has no class scores or ids to agree on: use --min-snr")
+        raise TargetError(
+            "the model has no class scores or ids to agree on: use Target(min_snr=...)"
+        )
     if target.max_drop is not None and not evaluated:
-        raise TargetError("--max-drop needs labelled samples: give --eval")
+        raise TargetError("Target(max_drop=...) needs labelled samples: give evaluation=...")
     return target
 
 

@@ -4,6 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from math import isfinite
+from typing import Any
+
+from onnxcompress.core.errors import TargetError
+
+
+def check_target(target: Any) -> None:
+    """Refuse what is no target.
+
+    Raises:
+        TargetError: it is something else.
+    """
+    if target is not None and not isinstance(target, Target):
+        kind = type(target).__name__
+        raise TargetError(f"target must be a Target, such as Target(ratio=4), not {kind}")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isfinite(value)
+    except TypeError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -29,20 +50,20 @@ class Target:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and not isfinite(value):
-                raise ValueError(f"{name} must be a number, got {value}")
+            if value is not None and not _is_number(value):
+                raise TargetError(f"{name} must be a number, got {value!r}")
         if self.ratio is not None and not self.ratio >= 1:
-            raise ValueError(f"ratio must be at least 1, got {self.ratio}")
+            raise TargetError(f"ratio must be at least 1, got {self.ratio}")
         for name in ("macs", "latency"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
+                raise TargetError(f"{name} must be above 0 and at most 1, got {value}")
         if None not in (self.ratio, self.macs, self.latency):
-            raise ValueError("two of ratio, macs and latency go together, not all three")
+            raise TargetError("two of ratio, macs and latency go together, not all three")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
-            raise ValueError(f"agreement must be from 0 to 1, got {self.min_agreement}")
+            raise TargetError(f"agreement must be from 0 to 1, got {self.min_agreement}")
         if self.max_drop is not None and self.max_drop < 0:
-            raise ValueError(f"max_drop must not be negative, got {self.max_drop}")
+            raise TargetError(f"max_drop must not be negative, got {self.max_drop}")
 
     @property
     def sized(self) -> bool:

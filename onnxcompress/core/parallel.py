@@ -149,7 +149,7 @@ def _processes(
     except BrokenProcessPool:
         raise WorkerError(
             "the system ended a process that fits layers, most likely for want of memory: "
-            "fewer --jobs need less"
+            "fewer jobs need less"
         ) from None
     finally:
         with warnings.catch_warnings():

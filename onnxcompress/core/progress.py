@@ -3,39 +3,57 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from heapq import heapreplace
+from threading import RLock
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 # The numbers beside steps are the times that they usually take, in a unit that all of them share.
-QUICK, SLOW = 0.1, 0.6  # Fitting takes one of these, by the kind of methods.
+# Fitting takes the first where all methods are quick, the second where whole numbers come first and
+# only some of the other settings follow, the third where all settings are fitted at once.
+QUICK, NUMBERS, EVERY_SETTING = 0.04, 0.15, 0.5
+INT8 = "choosing what computes in int8"
+FURTHER = "fitting further settings"
 MEASURED = {  # These steps come before the search, each with what goes before it.
+    INT8: 0.18,
     "calibrating": 0.06,
-    "fitting": SLOW,
-    "timing layers": 0.1,
-    "measuring sensitivity": 0.05,
-    "fitting further settings": 0.05,
-    "estimating errors on held-out samples": 0.02,
+    "fitting": EVERY_SETTING,
+    "measuring sensitivity": 0.1,
+    FURTHER: 0.22,
+    "estimating errors on held-out samples": 0.04,
 }
 # These come again where one of several methods alone is tried.
-AGAIN = ("refitting", 0.15), ("checking corrections", 0.02)
+AGAIN = ("refitting", 0.03), ("checking corrections", 0.01)
 BUILT = (  # These steps come after those, for every result.
-    ("searching", 0.3),
-    ("refitting", 0.06),
-    ("checking corrections", 0.01),
+    ("timing layers", 0.1),
+    ("comparing settings", 0.04),
+    ("looking for the size", 0.04),
+    ("searching", 0.9),
+    ("refitting", 0.15),
+    ("checking corrections", 0.04),
     *AGAIN,
-    ("looking for layers that hurt", 0.01),
-    ("trying rates", 0.5),
-    ("refining", 2.0),
+    ("trying fits without data", 0.06),
+    ("looking for layers that hurt", 0.03),
+    ("training", 5.0),
     ("comparing outputs", 0.01),
     ("evaluating", 0.01),
+    ("measuring time and memory", 0.04),
 )
-TIMED = 2.0  # Both models are timed for so many seconds in the end, however large they are.
-# The items of this step take the longer the earlier they come.
-LARGEST_FIRST = "fitting"
-FEW = 0.2  # Until this share of its work is done, what a step takes is partly a guess.
+# These need samples, or pictures that stand in for them.
+SAMPLED = {
+    "calibrating",
+    "measuring sensitivity",
+    "estimating errors on held-out samples",
+    "refitting",
+    "checking corrections",
+    "trying fits without data",
+}
+TIMED = 1.0  # Both models are timed for at least so many seconds, however small they are.
+FEW = 0.5  # Until this share of its work is done, what a step takes is partly a guess.
 
 
 # It takes items, what is being done with them, and how many they are.
@@ -47,26 +65,68 @@ def untracked(items: Iterable[T], what: str, total: int) -> Iterable[T]:
     return items
 
 
+class Uneven(Generic[T]):
+    """Items of which some take longer than others.
+
+    Attributes:
+        ends: when each item is done, after all before it, in any unit.
+
+    Args:
+        costs: of each item what it takes, in any unit.
+        workers: so many items are worked on at a time.
+    """
+
+    def __init__(self, items: Iterable[T], costs: Iterable[float], workers: int = 1) -> None:
+        self._items, self.ends = items, [0.0]
+        free = [0.0] * workers
+        for cost in costs:
+            end = free[0] + cost
+            heapreplace(free, end)
+            self.ends.append(max(self.ends[-1], end))
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._items)
+
+
+@contextmanager
+def doing(
+    track: Track[Any], what: str, costs: Sequence[float] = (1,)
+) -> Iterator[Callable[[], object]]:
+    """A step of some pieces; what it gives is to be called after each but the last.
+
+    Args:
+        costs: of each piece what it takes, in any unit.
+    """
+    step = iter(track(Uneven(costs, costs), what, len(costs)))
+    next(step, None)
+    yield lambda: next(step, None)
+    for _ in step:
+        pass
+
+
 @dataclass
 class Step:
     """A step that is being done.
 
     Attributes:
         share: the time that it usually takes; 0 where it is part of another.
-        begun: when the step before it ended: some work is not tracked.
+        begun: when it began.
+        parts: how much of its work is over, 0 to 1, before each item and in the end.
+        seen: when the last item was done.
     """
 
     what: str
     total: int
     share: float
     begun: float
+    parts: Sequence[float]
+    seen: float
     done: int = 0
 
     @property
     def part(self) -> float:
         """How much of its work is done, 0 to 1."""
-        part = self.done / self.total
-        return 1 - (1 - part) ** 2 if self.what == LARGEST_FIRST else part
+        return self.parts[min(self.done, len(self.parts) - 1)]
 
 
 class Course:
@@ -76,9 +136,9 @@ class Course:
     if they take as much longer than usual as those so far.
 
     Args:
-        show: called with this course whenever something has changed.
+        show: called with this course whenever something has changed, from one thread at a time.
         without: steps that this run does not have.
-        quick: whether all fits are; so are those of a single method, as a rule.
+        fitting: the time that fitting usually takes: QUICK, NUMBERS or EVERY_SETTING.
         results: how many models are built from one fit of the candidates.
     """
 
@@ -86,37 +146,56 @@ class Course:
         self,
         show: Callable[[Course], None],
         without: Collection[str] = (),
-        quick: bool = False,
+        fitting: float = EVERY_SETTING,
         results: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._show, self._clock, self._begun = show, clock, clock()
-        measured = MEASURED | {"fitting": QUICK if quick else SLOW}
-        if quick:
-            del measured["fitting further settings"]
-        built = [step for step in BUILT if not (quick and step in AGAIN)]
+        self._lock = RLock()
+        measured = MEASURED | {"fitting": fitting}
+        if fitting != NUMBERS:
+            del measured[FURTHER]
+        built = [step for step in BUILT if not (fitting == QUICK and step in AGAIN)]
         every = [*measured.items(), *built * results]
         self._ahead = [(what, share) for what, share in every if what not in without]
-        self._usual, self._ended = 0.0, self._begun  # Both are of steps that are done.
+        self._usual = 0.0  # Of steps that are done.
         self._steps = list[Step]()
 
     def track(self, items: Iterable[T], what: str, total: int) -> Iterable[T]:
-        """The items; it is shown how many of them are done."""
+        """The items; it is shown how many of them are done.
+
+        Of a step without items nothing is shown, and it is not to come any more.
+        """
         if total <= 0:
+            self._ahead = [step for step in self._ahead if step[0] != what]
             yield from items
             return
-        step = Step(what, total, self._begin(what), self._ended)
-        self._steps.append(step)
+        step = self._enter(
+            what, total, items.ends if isinstance(items, Uneven) else range(total + 1)
+        )
         try:
             for item in items:
-                self._show(self)
+                self.show()
                 yield item
-                step.done += 1
-            self._show(self)
+                step.done, step.seen = step.done + 1, self._clock()
+            self.show()
         finally:
-            self._steps.remove(step)
-            if not self._steps:
-                self._usual, self._ended = self._usual + step.share, self._clock()
+            with self._lock:
+                self._steps.remove(step)
+                if not self._steps:
+                    self._usual += step.share
+
+    def show(self) -> None:
+        """Show where it is."""
+        with self._lock:
+            self._show(self)
+
+    def _enter(self, what: str, total: int, ends: Sequence[float]) -> Step:
+        now, parts = self._clock(), [end / (ends[-1] or 1.0) for end in ends]
+        with self._lock:
+            step = Step(what, total, self._begin(what), now, parts, now)
+            self._steps.append(step)
+        return step
 
     def _begin(self, what: str) -> float:
         """What a step usually takes; those that were to come before it are left out."""
@@ -155,9 +234,11 @@ class Course:
             return 0.0 if self._usual else None
         step = self._steps[0]
         spent, part = self._clock() - step.begun, step.part
-        usual = self._usual and step.share * (step.begun - self._begun) / self._usual
-        if not usual:
-            return spent * (1 - part) / part if part else None
-        sure = min(part / FEW, 1.0)
-        whole = sure * spent / part + (1 - sure) * usual if part else usual
-        return max(whole - spent, (1 - part) * whole / 2)
+        told = (step.seen - step.begun) / part if part else 0.0
+        if not self._usual:
+            whole = told
+        else:
+            usual = step.share * (step.begun - self._begun) / self._usual
+            sure = min(part / FEW, 1.0)
+            whole = sure * told + (1 - sure) * usual
+        return max(whole - spent, (1 - part) * whole / 2) if whole else None

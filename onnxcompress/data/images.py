@@ -84,7 +84,7 @@ def _image_names(folder: Path, select: str | None) -> list[str]:
     chosen = [name for name in names if fnmatchcase(name, select)]
     if not chosen:
         known = dict.fromkeys([*(f"{n.rpartition('/')[0]}/*" for n in names if "/" in n), *names])
-        raise DataError(f"no image matches --select {select}{nearest(select, list(known)[:200])}")
+        raise DataError(f"no image matches select={select!r}{nearest(select, list(known)[:200])}")
     return chosen
 
 

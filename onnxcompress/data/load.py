@@ -78,7 +78,7 @@ def _check(inputs: Sequence[InputSpec], limit: int, batch: int | None) -> None:
         raise DataError("the model has no inputs, so there is nothing to feed")
     for spec in inputs:
         if spec.sequence:
-            raise DataError(f"no file holds the input {spec}, a sequence; leave --calib out")
+            raise DataError(f"no file holds the input {spec}, a sequence; leave samples=... out")
 
 
 def _neighbours(file: Path) -> str:
@@ -109,7 +109,7 @@ def _open(
     if file.is_dir() and not sets:
         return from_images(file, inputs, limit, select, settings, labelled)
     if select is not None:
-        raise DataError(f"--select {select} chooses among a folder's images; leave it out here")
+        raise DataError(f"select={select!r} chooses among a folder's images; leave it out here")
     if sets:
         return replace(from_test_data(sets, inputs, limit), notes=note_unused(settings))
     if function:

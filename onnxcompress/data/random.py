@@ -100,7 +100,7 @@ def _default_shape(
 ) -> tuple[int, ...]:
     """The declared shape with numbers for the open axes; ``symbols`` learns those of symbols."""
     if spec.shape is None:
-        raise DataError(f"the input {spec} needs a shape: --input-shapes {spec.name}:1,8")
+        raise DataError(f"the input {spec} needs a shape: shapes={{{spec.name!r}: (1, 8)}}")
     sides = {None: (), "NCHW": (2, 3), "NHWC": (1, 2)}[spec.layout]
     first, *rest = spec.shape or (None,)
     state = len(rest) == 2 and isinstance(first, int) and isinstance(rest[1], int)

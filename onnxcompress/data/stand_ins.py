@@ -113,7 +113,7 @@ def stand_ins(
     judged = max(count // HELD_OUT, LEAST_HELD_OUT)
     held_out = _surest(others.samples(PRESETS[name], SURE * judged), scores)
     held_out = held_out or others.samples(PRESETS[name], judged)
-    words = f"photographs that ship with onnxcompress, as --preprocess {name} gives them"
+    words = f"photographs that ship with onnxcompress, as preprocess={name!r} gives them"
     return StandIns(fit, held_out, words)
 
 

@@ -85,8 +85,8 @@ def transform_for(spec: InputSpec, settings: Preprocessing | None) -> Transform:
     if settings is None:
         if spec.dtype != np.uint8:
             raise DataError(
-                f"say how images become the input {spec}: --preprocess {', '.join(PRESETS)} "
-                "or a YAML file"
+                f"say how images become the input {spec}: preprocess=..., which takes "
+                f"{', '.join(PRESETS)} or a YAML file"
             )
         settings = Preprocessing()
     layout = settings.layout or spec.layout
@@ -133,6 +133,6 @@ def _check_dtype(spec: InputSpec, settings: Preprocessing) -> None:
         settings.scale != 1 or np.any(settings.mean) or np.any(np.asarray(settings.std) != 1)
     ):
         raise DataError(
-            f"the input {spec} takes whole numbers: use --preprocess none, or a YAML file "
+            f"the input {spec} takes whole numbers: use preprocess='none', or a YAML file "
             f"with 'dtype: {spec.dtype}'"
         )

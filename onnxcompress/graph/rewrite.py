@@ -18,6 +18,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import NodeProto
 
+from onnxcompress.core.errors import ModelError
 from onnxcompress.core.layer import Array, Layer, Value
 from onnxcompress.core.messages import one_line
 from onnxcompress.core.method import CompressedWeight, DecodedWeight
@@ -201,7 +202,7 @@ def _is_wide(array: Array) -> bool:
 def _check_names(model: Model, names: Iterable[str]) -> None:
     unknown = set(names) - model.nodes.keys()
     if unknown:
-        raise KeyError(f"the model has no layer {min(unknown)!r}")
+        raise ModelError(f"the model has no layer {min(unknown)!r}")
 
 
 def _fragment(

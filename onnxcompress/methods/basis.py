@@ -42,6 +42,7 @@ from zlib import crc32
 import numpy as np
 from einops import einsum, rearrange
 
+from onnxcompress.core.errors import MethodError
 from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
 from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
@@ -76,13 +77,13 @@ class Basis(Method):
 
     def __post_init__(self) -> None:
         if self.unfolding not in (None, "filter", "spatial", "tucker"):
-            raise ValueError(f"unfolding must be filter, spatial or tucker, not {self.unfolding}")
+            raise MethodError(f"unfolding must be filter, spatial or tucker, not {self.unfolding}")
         for name in ("rank", "input_rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise MethodError(f"{name} must be at least 1, got {value}")
         if self.energy is not None and not 0 < self.energy <= 1:
-            raise ValueError(f"energy must be above 0 and at most 1, got {self.energy}")
+            raise MethodError(f"energy must be above 0 and at most 1, got {self.energy}")
 
     @property
     def fixed(self) -> bool:

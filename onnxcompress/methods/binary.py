@@ -37,6 +37,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from onnxcompress.core.errors import MethodError
 from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
@@ -83,21 +84,21 @@ class Binary(Method):
 
     def __post_init__(self) -> None:
         if self.stacks is not None and not 1 <= self.stacks <= MOST_STACKS:
-            raise ValueError(f"stacks must be 1 to {MOST_STACKS}, got {self.stacks}")
+            raise MethodError(f"stacks must be 1 to {MOST_STACKS}, got {self.stacks}")
         for name in ("channels", "parts"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise MethodError(f"{name} must be at least 1, got {value}")
         if self.channels is not None and self.parts is not None:
-            raise ValueError("give channels or parts, not both")
+            raise MethodError("give channels or parts, not both")
         if self.share is not None and not 0 < self.share <= 1:
-            raise ValueError(f"share must be above 0 and at most 1, got {self.share}")
+            raise MethodError(f"share must be above 0 and at most 1, got {self.share}")
         if self.filters is not None and (self.filters < 2 or self.filters & self.filters - 1):
-            raise ValueError(f"filters must be a power of two, got {self.filters}")
+            raise MethodError(f"filters must be a power of two, got {self.filters}")
         if self.form not in (None, "weight", "feature"):
-            raise ValueError(f"form must be weight or feature, not {self.form}")
+            raise MethodError(f"form must be weight or feature, not {self.form}")
         if self.filters is not None and self.share is not None:
-            raise ValueError("give share or filters, not both")
+            raise MethodError("give share or filters, not both")
 
     @property
     def fixed(self) -> bool:

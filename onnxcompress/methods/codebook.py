@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from onnxcompress.core.errors import MethodError
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
@@ -70,13 +71,13 @@ class Codebook(Method):
 
     def __post_init__(self) -> None:
         if self.vector is not None and not 2 <= self.vector <= WIDEST_VECTOR:
-            raise ValueError(f"vector must be 2 to {WIDEST_VECTOR}, got {self.vector}")
+            raise MethodError(f"vector must be 2 to {WIDEST_VECTOR}, got {self.vector}")
         if self.table not in (None, "shared", "own"):
-            raise ValueError(f"table must be shared or own, not {self.table}")
+            raise MethodError(f"table must be shared or own, not {self.table}")
         if self.levels is not None and self.levels not in PALETTES:
-            raise ValueError(f"levels must be 3, 4, 6 or 16, got {self.levels}")
+            raise MethodError(f"levels must be 3, 4, 6 or 16, got {self.levels}")
         if self.levels is not None and (self.vector or self.table):
-            raise ValueError("levels are for single weights: leave vector and table out")
+            raise MethodError("levels are for single weights: leave vector and table out")
 
     @property
     def fixed(self) -> bool:

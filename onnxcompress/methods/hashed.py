@@ -33,6 +33,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from onnxcompress.core.errors import MethodError
 from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
 from onnxcompress.core.method import CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
@@ -64,11 +65,11 @@ class Hashed(Method):
 
     def __post_init__(self) -> None:
         if self.share is not None and not 1 < self.share < 1e6:
-            raise ValueError(f"share must be above 1, got {self.share}")
+            raise MethodError(f"share must be above 1, got {self.share}")
         if self.allocation not in (None, "best", "uniform", "beta"):
-            raise ValueError(f"allocation must be best, uniform or beta, not {self.allocation}")
+            raise MethodError(f"allocation must be best, uniform or beta, not {self.allocation}")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
+            raise MethodError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
 
     @property
     def fixed(self) -> bool:

@@ -27,6 +27,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from onnxcompress.core.errors import MethodError
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
@@ -100,17 +101,17 @@ class Integer(Method):
 
     def __post_init__(self) -> None:
         if self.bits is not None and not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be 2 to 8, got {self.bits}")
+            raise MethodError(f"bits must be 2 to 8, got {self.bits}")
         if self.bits is not None and self.levels is not None:
-            raise ValueError("give bits or levels, not both")
+            raise MethodError("give bits or levels, not both")
         if self.levels is not None and self.levels not in LEVELS:
-            raise ValueError(f"levels must be one of {', '.join(map(str, LEVELS))}")
+            raise MethodError(f"levels must be one of {', '.join(map(str, LEVELS))}")
         if self.group is not None and self.group < 1:
-            raise ValueError(f"group must be at least 1, got {self.group}")
+            raise MethodError(f"group must be at least 1, got {self.group}")
         if self.zero_point not in (None, "none", "channel"):
-            raise ValueError(f"zero_point must be none or channel, not {self.zero_point}")
+            raise MethodError(f"zero_point must be none or channel, not {self.zero_point}")
         if self.scales not in (None, "half", "single"):
-            raise ValueError(f"scales must be half or single, not {self.scales}")
+            raise MethodError(f"scales must be half or single, not {self.scales}")
 
     @property
     def fixed(self) -> bool:

@@ -12,7 +12,7 @@ others, scales and shared values, take Adam's, and so do the latents of codes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from math import inf, isfinite, nan
@@ -23,7 +23,7 @@ import torch
 
 from onnxcompress.core.layer import Array
 from onnxcompress.core.parallel import each
-from onnxcompress.core.progress import Track
+from onnxcompress.core.progress import Track, doing
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model
@@ -135,11 +135,30 @@ def train(
     Returns:
         The model of the epoch with the least held-out loss, and all epochs.
     """
+    trial = plan_trial(1.0, epochs * trainer.steps).steps
+    rates = RATES if rate is None and epochs else ()
+    costs = [*[trial] * len(rates), *[trainer.steps] * epochs, 0]
+    with doing(track, "training", costs) as piece:
+        state = checkpoints.load()
+        if state is None:
+            state = _first_checkpoint(trainer, epochs, rate, track, piece)
+            checkpoints.keep(state)
+        else:
+            for _ in range(len(rates) + len(state.epochs) - 1):
+                piece()
+        return _train_on(trainer, epochs, state, checkpoints, track, piece)
+
+
+def _train_on(
+    trainer: Trainer,
+    epochs: int,
+    state: Checkpoint,
+    checkpoints: Checkpoints,
+    track: Track[Any],
+    piece: Callable[[], object],
+) -> tuple[Model, list[Epoch]]:
+    """Train from a checkpoint on; ``piece`` is called after every epoch."""
     student = trainer.student
-    state = checkpoints.load()
-    if state is None:
-        state = _first_checkpoint(trainer, epochs, rate, track)
-        checkpoints.keep(state)
     free = {name: value.clone().requires_grad_() for name, value in state.free.items()}
     optimizers = make_optimizers(student.parameters, free)
     for optimizer, saved in zip(optimizers, state.optimizers, strict=True):
@@ -158,17 +177,22 @@ def train(
             best = _copy(free)
         rows.append(Epoch(epoch, float(np.mean(losses)), held_out, time.perf_counter() - began))
         checkpoints.keep(_checkpoint(state.rate, rows, best, free, optimizers))
+        piece()
     return student.stored(best) if best else student.model, rows
 
 
 def _first_checkpoint(
-    trainer: Trainer, epochs: int, rate: float | None, track: Track[Any]
+    trainer: Trainer,
+    epochs: int,
+    rate: float | None,
+    track: Track[Any],
+    piece: Callable[[], object],
 ) -> Checkpoint:
-    """How good the model is as it came, and the rate to train it with."""
+    """How good the model is as it came, and the rate to train it with; a piece for every rate."""
     began = time.perf_counter()
     held_out = judge(trainer, trainer.student.model)
     if rate is None:
-        rate = choose_rate(trainer, epochs * trainer.steps, track) if epochs else 0.0
+        rate = choose_rate(trainer, epochs * trainer.steps, track, piece) if epochs else 0.0
     free = trainer.student.parameters.begin()
     optimizers = make_optimizers(trainer.student.parameters, free)
     rows = [Epoch(0, nan, held_out, time.perf_counter() - began)]
@@ -193,19 +217,25 @@ def make_optimizers(parameters: Parameters, free: Free) -> Optimizers:
     return muon, torch.optim.Adam([others, latents], eps=NEVER_ZERO)
 
 
-def choose_rate(trainer: Trainer, steps: int, track: Track[Any]) -> float:
+def choose_rate(
+    trainer: Trainer, steps: int, track: Track[Any], piece: Callable[[], object]
+) -> float:
     """The rate with which a few steps, on the same batches, lead to the least loss.
 
     By the training loss: the held-out one says less in few steps, and judges every epoch.
 
     Args:
         steps: of the whole training.
+        piece: called for each of ``RATES``.
     """
     losses: dict[float, float] = {}
     for rate in track(RATES, "trying rates", len(RATES)):
         losses[rate] = _trial_loss(trainer, plan_trial(rate, steps))
+        piece()
         if losses[rate] > ENOUGH * min(losses.values()):
             break
+    for _ in RATES[len(losses) :]:
+        piece()
     return min(losses, key=lambda rate: losses[rate])
 
 

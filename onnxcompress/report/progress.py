@@ -7,17 +7,19 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from onnxcompress.core.progress import Course, Track, untracked
+from onnxcompress.core.progress import EVERY_SETTING, Course, Track, untracked
 from onnxcompress.report.words import duration
 
 LOG = logging.getLogger("onnxcompress")
-EVERY = 5.0  # At least so many seconds lie between two lines of a log.
+EVERY = 5.0  # So many seconds lie between two lines of a log, and a little more.
 OFTEN = 0.5  # What a notebook shows changes at most once in so many seconds.
+BEAT = 1.0  # What is shown is at most so many seconds old, however long an item takes.
 BAR = 20  # The bar in a terminal has so many columns.
 
 
@@ -25,14 +27,14 @@ BAR = 20  # The bar in a terminal has so many columns.
 def progress(
     shown: bool | Track[Any] = True,
     without: Collection[str] = (),
-    quick: bool = False,
+    fitting: float = EVERY_SETTING,
     results: int = 1,
 ) -> Iterator[Track[Any]]:
     """What wraps the steps of a run, so that it is seen how far it is.
 
     Args:
         shown: False for nothing; a function for something of one's own.
-        without, quick, results: see `Course`.
+        without, fitting, results: see `Course`.
     """
     if not isinstance(shown, bool):
         yield shown
@@ -40,13 +42,34 @@ def progress(
         yield untracked
     elif handle := _notebook():  # A kernel claims to be a terminal, so this comes first.
         write = _seldom(lambda line: handle.update(_Line(line)), OFTEN)
-        yield Course(write, without, quick, results).track
+        with _beating(Course(write, without, fitting, results)) as track:
+            yield track
         handle.update(_Line(""))
     elif (console := Console(stderr=True, force_jupyter=False)).is_terminal:
-        with _bar(console) as show:
-            yield Course(show, without, quick, results).track
+        with _bar(console) as show, _beating(Course(show, without, fitting, results)) as track:
+            yield track
     else:
-        yield Course(_seldom(LOG.info, EVERY), without, quick, results).track
+        course = Course(_seldom(LOG.info, EVERY), without, fitting, results)
+        with _beating(course) as track:
+            yield track
+
+
+@contextmanager
+def _beating(course: Course) -> Iterator[Track[Any]]:
+    """Shows a course also while no item of its steps comes to an end."""
+    over = Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT):
+            course.show()
+
+    thread = Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield course.track
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager
@@ -81,7 +104,10 @@ def _seldom(write: Callable[[str], Any], pause: float) -> Callable[[Course], Non
 
 def _step(course: Course) -> str:
     step = course.now
-    return f"{step.what} {min(step.done + 1, step.total)} of {step.total}" if step else ""
+    if step is None:
+        return "preparing"
+    many = f" {min(step.done + 1, step.total)} of {step.total}" if step.total > 1 else ""
+    return f"{step.what}{many}"
 
 
 def _times(course: Course) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -234,6 +235,19 @@ def _estimates(estimates: Sequence[Mapping[str, Any]]) -> Table:
     return _fitted(columns, [""] * len(estimates))
 
 
+def _int8(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """How many layers could compute in int8, and why the others cannot."""
+    why = defaultdict[str, list[str]](list)
+    for row in rows:
+        why[row["float"]].append(row["layer"])
+    able = len(why.pop("", ()))
+    faster = ", where that is measured to be faster" * bool(able)
+    yield f"{able} of {len(rows)} layers can compute in int8 (--compute int8){faster}"
+    for reason, names in why.items():
+        more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+        yield f"in float: {', '.join(names[:NAMED])}{more}: {reason}"
+
+
 def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
     able, work = [row for row in facts["layers"] if row["methods"]], facts["macs"]
     share = sum(row["bytes"] for row in able) / facts["file"]
@@ -246,6 +260,7 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
     half = next((n for n in range(len(able)) if 2 * sum(largest[:n]) >= sum(largest)), len(able))
     if len(able) > 1:
         yield f"half of that file share is in {half} {'layer' if half == 1 else 'layers'}"
+    yield from _int8(facts["layers"])
     yield (
         f"file {facts['file']:,} bytes, weights {facts['weights']:,} bytes, "
         f"{f'{work:,} MACs' if work else 'MACs unknown'}, {facts['nodes']} nodes, "

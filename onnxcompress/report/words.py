@@ -92,7 +92,7 @@ def quality(both: Comparison, which: str = "") -> str:
     """
     if not both.compared:
         return "QUALITY NOT CHECKED: no output could be compared"
-    unchecked = "" if both.real else "QUALITY NOT CHECKED ON YOUR DATA (no --calib)"
+    unchecked = "" if both.real else "QUALITY NOT CHECKED ON YOUR DATA (no samples=...)"
     if both.worst_share is not None:
         reached = agreed(both, *both.worst_share, which)
     else:

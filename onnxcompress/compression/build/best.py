@@ -11,6 +11,7 @@ from onnxcompress.compression.search.size_limit import SPARE, size_limit
 from onnxcompress.compression.search.trade_off import Curves, Limits
 from onnxcompress.compression.validate.blame import find_hurting
 from onnxcompress.core.errors import BudgetError
+from onnxcompress.core.progress import doing
 
 # A model is built again at most so often where the file is larger than was foreseen.
 SIZE_TRIALS = 3
@@ -36,8 +37,10 @@ class Compressed:
 def build(builder: Builder, curves: Curves, plan: Plan) -> Compressed:
     """The best model within the limits, without the layer that hurts most if that is better."""
     built = _best(builder, curves, plan)
-    if builder.job.target.faithful and not builder.job.holds(built.model):
-        built = builder.build(built.chosen)  # The search tried it like this.
+    if builder.job.target.faithful:
+        with doing(builder.job.settings.track, "checking the target"):
+            if not builder.job.holds(built.model):
+                built = builder.build(built.chosen)  # The search tried it like this.
     built = _without_data_where_better(builder, built)
     hurting = find_hurting(builder, curves, built)
     free = {name: share for name, share in hurting.items() if name not in builder.job.pinned}
@@ -110,10 +113,12 @@ def _without_data_where_better(builder: Builder, built: Built) -> Built:
     job = builder.job
     if job.fit is None or not job.telling or job.model.large or not built.fitted:
         return built
-    blind = builder.without_data(built)
-    weights = {**built.fitted, **blind}
-    error = builder.loss(weights)
-    if error >= CLEARLY * builder.loss(built.fitted):
+    with doing(job.settings.track, "trying fits without data"):
+        blind = builder.without_data(built)
+        weights = {**built.fitted, **blind}
+        error = builder.loss(weights)
+        least = CLEARLY * builder.loss(built.fitted)
+    if error >= least:
         return built
     seeing = in_groups({name: built.fitted[name] for name in blind})
     other = builder.with_weights(built, builder.improved(weights, error, seeing))

@@ -137,7 +137,7 @@ class _Look:
             if not np.isfinite(np.vdot(part, part)):
                 raise DataError(
                     f"with some samples layer {name!r} reads NaN or infinities, or values too "
-                    "large to be squared; leave out these samples, or the layer (--skip)"
+                    "large to be squared; leave out these samples, or the layer (only=...)"
                 )
         return parts
 

@@ -36,7 +36,7 @@ def shapes_that_run(
             continue
         return dict(shapes if tried is default else tried)
     raise ModelError(
-        "the model does not run on random inputs: give --input-shapes or --calib, whose shapes and "
+        "the model does not run on random inputs: give shapes=... or samples=..., whose shapes and "
         f"values suit it ({first})"
     )
 

@@ -15,6 +15,7 @@ from onnxcompress.compression.search.size_limit import size_limit
 from onnxcompress.compression.search.trade_off import Curves, Limits
 from onnxcompress.core.errors import BudgetError
 from onnxcompress.core.method import Candidate
+from onnxcompress.core.progress import doing
 
 # A bisection builds at most so many models: so many halvings leave less than 1 % of the range.
 TRIALS = 7
@@ -43,7 +44,8 @@ def search(builder: Builder, curves: Curves) -> Plan:
     job = builder.job
     if not job.target.sized and not job.target.faithful:
         return Plan(Limits(curves.bounds[0] if job.all_pinned else inf))
-    limits = size_limit(job, curves)
+    with doing(job.settings.track, "looking for the size"):
+        limits = size_limit(job, curves)
     highest = min(limits.cost, float(curves.bounds[1]))
     if not job.target.faithful:
         return Plan(limits)

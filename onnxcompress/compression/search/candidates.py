@@ -18,7 +18,7 @@ from onnxcompress.core.errors import BudgetError
 from onnxcompress.core.layer import Array, Layer, Unread
 from onnxcompress.core.method import Candidate, Method, all_candidates
 from onnxcompress.core.parallel import apart, each, elsewhere, portable
-from onnxcompress.core.progress import Track, untracked
+from onnxcompress.core.progress import FURTHER, Track, Uneven, untracked
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.execution.cache import Cache
 from onnxcompress.graph import digest
@@ -32,6 +32,8 @@ VARIES = 0.01
 MOST = 1e3  # A setting counts as at most so many times worse there.
 # More weights to fit, once for every setting, take over 2 s, which processes halve.
 HEAVY = 400_000
+# Passing an error on to so many inputs takes as long as all else that is done for a weight.
+FEEDBACK = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +140,8 @@ def sweep(
     tasks: Iterable[Any] = work
     if run is apart:
         tasks = ((layer.read(), seen, own) for layer, seen, own in work)
-    candidates = track(run(all_candidates, tasks, jobs, len(work)), what, len(work))
+    fits = Uneven(run(all_candidates, tasks, jobs, len(work)), map(_cost, work), jobs)
+    candidates = track(fits, what, len(work))
     fitted = dict(zip(order, candidates, strict=True))
     return {name: fitted[name] for name in layers}
 
@@ -147,6 +150,14 @@ def _way(weights: int, methods: object) -> Any:
     """Threads, or processes where fits of so many weights take long and pickle can hold them."""
     away = elsewhere() or weights > HEAVY
     return apart if away and portable(methods) else each
+
+
+def _cost(work: tuple[Layer, Statistics, Sequence[Method]]) -> float:
+    """About what the fits of one layer take, in weights."""
+    layer, statistics, methods = work
+    feedback = layer.fan_in / FEEDBACK if statistics.count else 0.0
+    settings = sum(len(method.settings(layer)) for method in methods)
+    return layer.weight.size * settings * (1 + feedback)
 
 
 def _fits(work: Iterable[tuple[Layer, Statistics, Sequence[Method]]]) -> int:
@@ -187,7 +198,7 @@ def find_candidates(job: Job, targets: Sequence[Target] = ()) -> Measured:
     if any(rest.values()):
         more = worth_fitting(job, targets, candidates, sensitivities, rest)
         more = {name: own for name, own in more.items() if own}
-        fitted = fit(more, statistics, "fitting further settings")
+        fitted = fit(more, statistics, FURTHER)
         candidates |= {name: [*candidates[name], *some] for name, some in fitted.items()}
     candidates = {name: some for name, some in candidates.items() if some}
     if job.has_choice:
@@ -231,11 +242,12 @@ def _judged(
     work = [(_tried(candidates[n]), _part(layers[n].read()), seen[n], unseen[n]) for n in few]
     weights = sum(len(tried) * layer.weight.size for tried, layer, *_ in work)
     run = _way(weights, [tried for tried, *_ in work])
-    more = job.settings.track(
+    tried = Uneven(
         run(_on_others, work, job.settings.jobs, len(few)),
-        "estimating errors on held-out samples",
-        len(few),
+        [layer.weight.size * layer.fan_in for _, layer, *_ in work],
+        job.settings.jobs,
     )
+    more = job.settings.track(tried, "estimating errors on held-out samples", len(few))
     for name, known in zip(few, more, strict=True):
         yield name, _adjusted(candidates[name], known)
 

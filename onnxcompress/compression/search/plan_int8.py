@@ -10,7 +10,7 @@ of the outputs (`int8_ranges`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -41,6 +41,7 @@ from onnxcompress.graph.passes.smooth_inputs import smooth_inputs
 # Layers that take at most the first share of the time gain alone; those up to the second may gain
 # in the whole model.
 QUICK = (FASTER, 1.2)
+PIECES = 3  # A plan is made in so many pieces, which take about as long: times, errors, ranges.
 RANGES = 32  # Ranges are drawn from at most so many samples.
 TRIED = 16  # At most so many samples decide how far they are cut, which takes runs of many models.
 
@@ -88,6 +89,7 @@ def plan_int8(
     jobs: int = 1,
     static: bool = True,
     least: float | None = None,
+    piece: Callable[[], object] = lambda: None,
 ) -> Int8Plan:
     """The fastest choice of layers but for sensitive ones, with the ranges that harm least.
 
@@ -97,6 +99,7 @@ def plan_int8(
         batches: calibration samples, one by one.
         static: whether the samples are good enough for fixed ranges.
         least: SNR of the outputs, in dB, for which layers stay in float.
+        piece: called when one of the ``PIECES`` of this work is done, but the last.
     """
     reasons = {name: r for name, layer in layers.items() if (r := _unfit(model, name, layer))}
     able = {name: layer for name, layer in layers.items() if name not in reasons}
@@ -107,20 +110,18 @@ def plan_int8(
     quick = [{n: t for n, t in times.items() if t.after <= most * t.before} for most in QUICK]
     values = _values(model, fixed, first)
     first_choice = fastest(original, model, able, fixed, quick, values, first)
+    piece()
     fast = first_choice.only(together(layers, first_choice.chosen))
     compared = batches[: TRIED if fast.chosen and not model.large else 1]
     loss = OutputLoss.beside(model, compared, jobs)
     region = int8_region(model, fast.static)
     seen = observe(model, able, region.ranged, batches[:RANGES], jobs) if fast.static else {}
     tensors = TensorErrors.measured(model, region, seen, loss)
+    piece()
     kept = robust(original, model, able, fast, tensors, loss, least)
     for name in (name for name in able if name not in kept.chosen):
-        if name in fast.chosen:
-            reasons[name] = "int8 would cost the outputs more there than it gains time"
-        elif name in first_choice.chosen:
-            reasons[name] = "another layer computes with its weight in float"
-        else:
-            reasons[name] = _not_faster(model, able[name], name in fixed, static)
+        slow = _not_faster(model, able[name], name in fixed, static)
+        reasons[name] = _left(name, fast, first_choice) or slow
     floats = {name: Arithmetic(reason=reason) for name, reason in reasons.items()}
     kinds = dict.fromkeys(kept.dynamic, Arithmetic("dynamic"))
     plan = Int8Plan(floats | kinds, int8_region(model, kept.static), {}, kept.share)
@@ -129,6 +130,13 @@ def plan_int8(
     names = {name: region.source[name] for name in plan.region.ranged}
     own = {name: tensors.best[source][0] for name, source in names.items()}
     return _ranged(model, able, plan, {n: seen[s] for n, s in names.items()}, own, kept, loss)
+
+
+def _left(name: str, fast: Choice, first: Choice) -> str:
+    """Why a layer stays float that int8 would make faster; "" where it would not."""
+    if name in fast.chosen:
+        return "int8 would cost the outputs more there than it gains time"
+    return "another layer computes with its weight in float" if name in first.chosen else ""
 
 
 def _not_faster(model: Model, layer: Layer, ranged: bool, static: bool) -> str:
@@ -165,8 +173,16 @@ def smoothed(
     return smooth_inputs(model, scales) if scales else model
 
 
+def stays_float(model: Model, name: str, layer: Layer) -> str:
+    """Why a layer cannot compute in int8, whatever its time and the samples; "" if it can."""
+    ranges = _no_ranges(model, static=True) if layer.op_type == "Conv" else ""
+    return _unfit(model, name, layer) or ranges
+
+
 def _unfit(model: Model, name: str, layer: Layer) -> str | None:
     """Why a layer cannot compute in int8, whatever its time."""
+    if layer.weight.dtype in (np.int8, np.uint8):
+        return "it computes in 8 bits as it is"
     if layer.op_type == "Constant":
         return "nodes that compute in float read it"
     if layer.op_type not in ("Conv", "Gemm", "MatMul"):
@@ -191,7 +207,7 @@ def _unfit(model: Model, name: str, layer: Layer) -> str | None:
 def _no_ranges(model: Model, static: bool) -> str:
     if model.opset < STATIC_OPSET:
         return f"opset {model.opset} has no scale for each channel; {STATIC_OPSET} has"
-    return "" if static else "fixed ranges need samples: give --calib"
+    return "" if static else "fixed ranges need samples: give samples=..."
 
 
 def _static(model: Model, layers: Mapping[str, Layer]) -> list[str]:

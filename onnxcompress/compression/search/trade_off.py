@@ -165,7 +165,8 @@ def price(job: Job, measured: Measured, units: tuple[str, str]) -> Curves:
     """
     times = time_layers(job, measured.candidates) if "latency" in units else {}
     options, whole = dict[str, list[Option]](), dict[str, float]()
-    for name, candidates in measured.candidates.items():
+    every = measured.candidates.items()
+    for name, candidates in job.settings.track(every, "comparing settings", len(every)):
         costs = _Costs(job, name, measured.sensitivities[name], times.get(name), units)
         if times:  # Of chains, only those that were measured are offered.
             known = times[name].after if name in times else ()

@@ -21,7 +21,7 @@ from onnxcompress.compression.validate.verdict import reaches
 from onnxcompress.core.errors import MetricError, ModelError
 from onnxcompress.core.layer import Array
 from onnxcompress.core.parallel import each
-from onnxcompress.core.progress import Track, untracked
+from onnxcompress.core.progress import Track, doing, untracked
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.latency import Latency, latency
 from onnxcompress.execution.memory import memory_of
@@ -163,15 +163,15 @@ class Validation:
         metrics = self.baseline, self.metric_of(model)
         parted = any(map(in_steps, (self.original, model)))
         timed: Latency | None = None
-        if not parted:
-            one = next(iter(self.samples.batches(1)))
-            timed = latency(runnable(self.original), runnable(model), one, self.providers)
         models = self.original, model
+        with doing(self.track, "measuring time and memory"):
+            if not parted:
+                one = next(iter(self.samples.batches(1)))
+                timed = latency(runnable(self.original), runnable(model), one, self.providers)
+            held = memory_of(*models)
         before, after = (
             Size(one.nbytes, one.weight_bytes, work, metric, *memory)
-            for one, work, metric, memory in zip(
-                models, macs, metrics, memory_of(*models), strict=True
-            )
+            for one, work, metric, memory in zip(models, macs, metrics, held, strict=True)
         )
         return Comparison(
             before=before,

@@ -62,11 +62,11 @@ def _missed(target: Target, reached: Fidelity | Comparison, drop: float | None) 
         yield "no output could be compared, so how near they are cannot be promised"
         return
     if target.min_snr is not None and snr is None:
-        yield "no output holds numbers whose SNR could be told: ask for --min-agreement"
+        yield "no output holds numbers whose SNR could be told: ask for Target(min_agreement=...)"
     elif target.min_snr is not None and snr is not None and snr < target.min_snr:
-        yield f"the output SNR is {snr:.2f} dB instead of {target.min_snr:g} (--min-snr)"
+        yield f"the output SNR is {snr:.2f} dB instead of {target.min_snr:g}"
     if target.min_agreement is not None and agreement is None:
-        yield "no output decides anything that could agree: ask for --min-snr"
+        yield "no output decides anything that could agree: ask for Target(min_snr=...)"
     elif target.min_agreement and agreement is not None and agreement < target.min_agreement:
         yield f"{_share(reached)} instead of {target.min_agreement:.4g}"
     if drop is not None and not isfinite(drop):
@@ -94,7 +94,7 @@ def _under_the_floor(both: Comparison) -> Iterator[str]:
     if worst is not None and (both.real or both.pictures):
         name, share = worst
         if share.value < FLOOR_AGREEMENT:
-            accepting = "--min-agreement 0" if both.real else "--force"
+            accepting = "Target(min_agreement=0)" if both.real else "force=True"
             yield (
                 f"it no longer does the job: {agreed(both, name, share)}, less than "
                 f"{FLOOR_AGREEMENT:.0%}; {accepting} accepts that"
@@ -102,7 +102,7 @@ def _under_the_floor(both: Comparison) -> Iterator[str]:
     elif snr is not None and snr < FLOOR_SNR:
         yield (
             f"it no longer does the job: the output SNR is {snr:.2f} dB, less than "
-            f"{FLOOR_SNR:g}; --min-snr accepts less, as for sound whose phase may shift"
+            f"{FLOOR_SNR:g}; Target(min_snr=...) accepts less, as for sound whose phase may shift"
         )
 
 
