@@ -153,7 +153,7 @@ def test_at_equal_size_words_of_other_samples_err_less_than_with_equal_bits():
     signal, snr = np.square(expected).sum(), {}
     for spec in ("integer", "auto"):
         methods = [Integer()] if spec == "integer" else None
-        found, report = oc.compress(
+        found, _ = oc.compress(
             model, methods=methods, target=oc.Target(ratio=8), samples={"ids": samples}, force=True
         )
         noise = np.square(Session(found).run({"ids": other})[0] - expected).sum()

@@ -25,6 +25,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from onnxcompress.core.errors import MethodError
 from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value
 from onnxcompress.core.method import Candidate, DecodedWeight, Method
 from onnxcompress.core.statistics import Statistics
@@ -60,9 +61,9 @@ class Frequent(Method):
         for name in ("levels", "second"):
             value = getattr(self, name)
             if value is not None and value not in LEVELS:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, LEVELS))}")
+                raise MethodError(f"{name} must be one of {', '.join(map(str, LEVELS))}")
         if self.rows is not None and self.rows < 1:
-            raise ValueError(f"rows must be at least 1, got {self.rows}")
+            raise MethodError(f"rows must be at least 1, got {self.rows}")
 
     @property
     def fixed(self) -> bool:
