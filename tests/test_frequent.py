@@ -146,6 +146,11 @@ def test_nothing_is_offered_where_reads_are_not_known():
     assert Frequent().settings(unread) == []
 
 
+def test_without_samples_it_says_that_it_needs_some():
+    with pytest.raises(oc.BudgetError, match="know what samples read: give samples="):
+        oc.compress(table_model(), methods="frequent", shapes={"ids": (1, WORDS)})
+
+
 def test_at_equal_size_words_of_other_samples_err_less_than_with_equal_bits():
     model, samples = table_model(), ids(96)
     other = ids(200, seed=7)

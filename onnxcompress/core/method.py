@@ -24,6 +24,7 @@ class Method(ABC):
     # This says whether it makes a `DecodedWeight` of any float array.
     packs: ClassVar[bool] = False
     quick: ClassVar[bool] = False  # This says whether all its settings take few calls of numpy.
+    sampled: ClassVar[bool] = False  # This says whether it fits nothing without samples.
 
     @abstractmethod
     def settings(self, layer: Layer) -> Sequence[Self]:

@@ -52,6 +52,7 @@ class Frequent(Method):
 
     auto: ClassVar[bool] = True
     quick: ClassVar[bool] = True
+    sampled: ClassVar[bool] = True
 
     levels: int | None = None
     second: int | None = None

@@ -74,15 +74,22 @@ def measure(job: Job, targets: Sequence[Target] = ()) -> Measured:
     else:
         measured = Measured(stored[0], stored[1], Observed(job))
     if not measured.candidates:
-        stored = "nothing is left to save, each takes as few bytes in the file already"
-        raise BudgetError(
-            "no layer can be compressed by these methods: "
-            + (stored if job.layers else "onnxcompress inspect says by which")
-        )
+        raise BudgetError(f"no layer can be compressed by these methods: {_why_not(job)}")
     refitted = set(job.model.keys) if job.fit is not None and job.settings.correct else set()
     # What the others read is taken anew.
     observed = measured.observed.keeping(job.leaders.keys() - refitted)
     return replace(measured, observed=observed)
+
+
+def _why_not(job: Job) -> str:
+    """Why there is nothing to choose from."""
+    offer = job.settings.methods
+    assert callable(offer)
+    if not job.layers:
+        return "onnxcompress inspect says by which"
+    if job.samples is None and any(m.sampled for x in job.leaders.values() for m in offer(x)):
+        return "they need to know what samples read: give samples=..."
+    return "nothing is left to save, each takes as few bytes in the file already"
 
 
 def _only_settings(job: Job) -> dict[str, Sequence[Candidate]] | None:
