@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from threading import Timer
 
@@ -280,6 +281,8 @@ def _harm(code, words, before, after):
     """What a command did to files that it should not have done."""
     kept = {name for name in before if after.get(name) == before[name]}
     made = {name for name in after if name not in kept}
+    if code == 1:  # a page is written all the same, and shows what was reached
+        made -= {page for option, page in pairwise(words) if option == "--report"}
     if any(Path(name).name.startswith(".") for name in made):
         return f"it left {made}"
     if code and (made or len(kept) < len(before)):
