@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
+from onnxcompress.cli.arguments import open_samples
 from onnxcompress.compression.measure.at_once import (
     ACTIVATION_BYTES,
     batch_size,
@@ -157,6 +158,17 @@ def test_a_run_with_a_state_is_the_last_samples_in_their_order_and_the_report_sa
     assert report.comparison.samples == 16
     _, report = oc.compress(net, methods=[oc.Half()], samples=samples, states={}, force=True)
     assert not [each for each in report.warnings if "state" in each]
+
+
+def test_a_limit_keeps_a_run_with_a_state_together(rng, tmp_path):
+    arrays = {name: rng.normal(size=(40, 4)).astype(np.float32) for name in ("x", "state")}
+    np.savez(tmp_path / "run.npz", **arrays)
+    options = {"calib": str(tmp_path / "run.npz"), "samples": 10, "select": None, "shapes": ()}
+    for words, together in (((), True), (("none",), False)):
+        taken = open_samples(recurrent(rng), {**options, "preprocess": None, "states": words}, "")
+        assert taken is not None
+        rows = np.concatenate([batch["x"] for batch in taken])
+        assert len(rows) == 10 and np.array_equal(rows, arrays["x"][:10]) == together
 
 
 def test_a_state_of_no_such_name_is_refused_with_the_nearest(rng):

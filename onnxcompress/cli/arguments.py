@@ -265,13 +265,15 @@ def prepare(model: Model, options: Mapping[str, Any]) -> Task:
 def open_samples(model: Model, options: Mapping[str, Any], otherwise: str) -> Samples | None:
     """The samples of --calib, each looked at once; None, and a loud word, without them."""
     from onnxcompress.cli.streams import say
+    from onnxcompress.compression.validate.states import states_of
     from onnxcompress.data.quality import check_samples
 
     if options["calib"] is None:
         say(f"NO CALIBRATION DATA (--calib): {otherwise}")
         return None
-    path = options["calib"]
-    samples = _load(model, path, options, limit=options["samples"], select=options["select"])
+    path, how = options["calib"], {"limit": options["samples"], "select": options["select"]}
+    ordered = bool(states_of(model, _read_states(options["states"])))
+    samples = _load(model, path, options, ordered=ordered, **how)
     try:
         return check_samples(samples)
     except DataError as error:

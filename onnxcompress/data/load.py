@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ def load_samples(
     preprocess: str | Path | Preprocessing | None = None,
     batch: int | None = None,
     labelled: bool = False,
+    ordered: bool = False,
 ) -> Samples:
     """Open the samples in an .npz, .npy, folder of images, test_data_set folders, or a function.
 
@@ -47,6 +49,9 @@ def load_samples(
         most 64.
     labelled : bool
         Takes only samples with a label, and raises where there is none.
+    ordered : bool
+        The samples follow one another, as those of a model with a state do: of more than the limit
+        the first ones are taken.
 
     Raises
     ------
@@ -56,7 +61,9 @@ def load_samples(
     settings = None if preprocess is None else load_preprocessing(preprocess)
     _check(inputs, limit, batch)
     try:
-        samples = _open(path, inputs, limit, select, settings, labelled)
+        first = ordered and Path(path).exists()  # A function is read no further anyway.
+        many = sys.maxsize if first else limit
+        samples = _open(path, inputs, many, select, settings, labelled)
         if labelled and samples.read_labels is None:
             raise DataError(
                 "there are no labels; give an array 'y' in the .npz, a labels.csv (file,label) "
@@ -64,7 +71,7 @@ def load_samples(
             )
         if not samples.exact:
             samples = replace(samples, batch=batch or samples.batch)
-        return samples.take(range(len(samples)))
+        return samples.take(range(min(len(samples), limit) if first else len(samples)))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error.__cause__
 
