@@ -989,6 +989,12 @@ def test_what_is_no_samples_is_explained_in_terms_of_arguments(source, says):
 # Random samples
 
 
+def test_values_that_would_fill_the_memory_are_not_made_up():
+    shape = (40_000, 50_000)  # 8 GB, by a model of a few bytes
+    with pytest.raises(DataError, match="too many values to make them up; give samples"):
+        next(iter(random_samples([spec(*shape)], 1)))
+
+
 def test_random_samples_fill_open_axes(rng):
     inputs = [
         spec("N", 3, "h", "w", name="image"),

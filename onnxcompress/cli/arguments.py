@@ -63,9 +63,10 @@ def check_page(page: Path | None, models: Collection[Path]) -> None:
         from onnxcompress.report.page import check
 
         check()
-        check_place(page, {path for path in models if path.exists()}, force=False)
-        if page.resolve() in {path.resolve() for path in models}:
-            raise click.UsageError(f"--report {page} would replace a model; give another name")
+        check_place(page, (), force=False)
+        same = page.exists() and any(page.samefile(path) for path in models if path.exists())
+        if same or page.resolve() in {path.resolve() for path in models}:
+            raise click.UsageError(f"--report {page} would replace a model or its samples")
 
 
 def read_methods(
@@ -242,13 +243,21 @@ def load_model(
     from onnxcompress.graph import load
 
     model = load(source, options["extensions"])
-    inputs = {source, *model.data_files}
+    inputs = {source, *model.data_files, *files_of_data(options)}
     if output is not None:
         check_place(output, inputs, force)
         inputs.add(output)
     check_page(options["page"], inputs)
     check_cache(options["cache"])
     return model
+
+
+def files_of_data(options: Mapping[str, Any]) -> Iterator[Path]:
+    """The files of samples and how they are read, which a result is not to replace by a slip."""
+    for name in ("calib", "evaluation", "train", "preprocess"):
+        path = Path(options.get(name) or "")
+        if path.is_file():
+            yield path
 
 
 def prepare(model: Model, options: Mapping[str, Any]) -> Task:
