@@ -18,6 +18,11 @@ from onnxcompress.data.inputs import InputSpec
 from onnxcompress.data.preprocess import Preprocessing, load_preprocessing
 from onnxcompress.data.samples import Samples
 
+NO_LABELS = (
+    "there are no labels; give an array 'y' in the .npz, a labels.csv (file,label) in the folder, "
+    "or let the function yield pairs (inputs, labels)"
+)
+
 
 def load_samples(
     path: str | Path,
@@ -39,7 +44,7 @@ def load_samples(
         and labels.
     limit : int
         At most so many samples; of more, evenly spread ones.  A function is read until its
-        batches have so many rows (along the first axis of the first input); they stay in memory.
+        batches have so many rows; they stay in memory.
     select : str
         Takes only the images whose path below the folder matches this pattern.
     preprocess : str, Path or Preprocessing
@@ -50,8 +55,7 @@ def load_samples(
     labelled : bool
         Takes only samples with a label, and raises where there is none.
     ordered : bool
-        The samples follow one another, as those of a model with a state do: of more than the limit
-        the first ones are taken.
+        Of more samples than the limit the first are taken, which follow one another.
 
     Raises
     ------
@@ -61,17 +65,12 @@ def load_samples(
     settings = None if preprocess is None else load_preprocessing(preprocess)
     _check(inputs, limit, batch)
     try:
-        first = ordered and Path(path).exists()  # A function is read no further anyway.
-        many = sys.maxsize if first else limit
-        samples = _open(path, inputs, many, select, settings, labelled)
+        samples = _open(path, inputs, limit, select, settings, labelled, ordered)
         if labelled and samples.read_labels is None:
-            raise DataError(
-                "there are no labels; give an array 'y' in the .npz, a labels.csv (file,label) "
-                "in the folder, or let the function yield pairs (inputs, labels)"
-            )
+            raise DataError(NO_LABELS)
         if not samples.exact:
             samples = replace(samples, batch=batch or samples.batch)
-        return samples.take(range(min(len(samples), limit) if first else len(samples)))
+        return samples.take(range(len(samples)))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error.__cause__
 
@@ -107,8 +106,12 @@ def _open(
     select: str | None,
     settings: Preprocessing | None,
     labelled: bool,
+    ordered: bool,
 ) -> Samples:
     file = Path(path)
+    if ordered and file.exists():  # A function is read no further anyway.
+        whole = _open(path, inputs, sys.maxsize, select, settings, labelled, ordered=False)
+        return whole.take(range(min(len(whole), limit)))
     function = not file.exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(path))
     if not file.exists() and not function:
         raise DataError(f"there is no such file or folder{_neighbours(file)}")
