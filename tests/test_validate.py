@@ -176,6 +176,18 @@ def test_a_state_of_no_such_name_is_refused_with_the_nearest(rng):
         Validation(recurrent(rng), frames(rng, 2), states={"stateN": "stat"})
 
 
+def test_copies_of_one_sample_leave_what_others_need(rng):
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Gemm", ["r", "w"], ["y"])]
+    inputs, outputs = [("x", FLOAT, ["n", 512])], [("y", FLOAT, ["n", 100])]
+    net = model_of(nodes, inputs, outputs, w=rng.normal(size=(512, 100)).astype(np.float32))
+    x = rng.normal(size=(65, 512)).astype(np.float32)
+    others = from_batches([{"x": x[1:]}])
+    for bits, least in ((3, 9), (4, 15)):
+        same = np.repeat(x[:1], 64, 0)
+        result, _ = oc.compress(net, methods=[oc.Integer(bits=bits)], samples=same, force=True)
+        assert Validation(net, others).fidelity(result).snr["y"] > least
+
+
 def test_where_no_output_can_be_compared_the_layers_are_and_a_target_fails(rng):
     net = model_of(
         [
