@@ -46,10 +46,13 @@ def check_gate(target: Target | None, options: Mapping[str, Any]) -> None:
     if target is None:
         return
     if target.max_drop is not None and options["evaluation"] is None:
-        raise click.UsageError("--max-drop needs labelled samples: give --eval")
-    if (target.min_snr, target.min_agreement) != (None, None) and options["calib"] is None:
-        command = shlex.join(["onnxcompress", *command_line(), "--calib", "SAMPLES.npz"])
-        raise click.UsageError(f"--min-agreement and --min-snr need samples: {command}")
+        names, more = "--max-drop needs labelled samples", ["--eval", "LABELLED.npz"]
+    elif (target.min_snr, target.min_agreement) != (None, None) and options["calib"] is None:
+        names, more = "--min-agreement and --min-snr need samples", ["--calib", "SAMPLES.npz"]
+    else:
+        return
+    command = shlex.join(["onnxcompress", *command_line(), *more])
+    raise click.UsageError(f"{names}: {command}")
 
 
 def check_cache(folder: Path | None) -> None:
