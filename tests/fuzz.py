@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from threading import Timer
 
@@ -280,12 +281,16 @@ def _harm(code, words, before, after):
     """What a command did to files that it should not have done."""
     kept = {name for name in before if after.get(name) == before[name]}
     made = {name for name in after if name not in kept}
+    if code == 1:  # a page is written all the same, and shows what was reached
+        made -= {page for option, page in pairwise(words) if option == "--report"}
     if any(Path(name).name.startswith(".") for name in made):
         return f"it left {made}"
     if code and (made or len(kept) < len(before)):
         return f"it failed and changed {made or set(before) - kept}"
-    if "--force" not in words and len(kept) < len(before):
-        return f"it changed {set(before) - kept}"
+    output = {"data.npz"} if "--calib" not in words else set()  # a word may name it as OUTPUT
+    lost = set(before) - kept - output.intersection(words)
+    if "--force" not in words and lost:
+        return f"it changed {lost}"
     if "out.onnx" in made:
         try:
             onnx.checker.check_model("out.onnx")

@@ -226,11 +226,23 @@ def test_the_input_is_overwritten_by_force_alone(run, folder):
     before = Path("net.onnx").read_bytes()
     for output in ("net.onnx", "linked.onnx", "pointer.onnx", "./net.onnx"):
         code, out, err = run(f"net.onnx {output} --macs 0.6")
-        assert (code, out) == (2, "") and err.startswith(f"Error: {Path(output)} is the input; --f")
+        assert (code, out) == (2, "") and err.startswith(f"Error: {Path(output)} is an input; --f")
     assert Path("net.onnx").read_bytes() == before
     assert run("net.onnx pointer.onnx --macs 0.6 --force")[0] == 0
     assert Path("pointer.onnx").is_symlink() and Path("net.onnx").read_bytes() != before
     assert Path("linked.onnx").read_bytes() == before
+
+
+def test_samples_that_are_read_are_not_replaced(run, folder):
+    Path("data.npz").write_bytes((folder / "data.npz").read_bytes())
+    before = Path("data.npz").read_bytes()
+    for option in ("--calib data.npz", "--eval ./data.npz --calib {data}/data.npz"):
+        code, _, err = run("{data}/net.onnx data.npz --method half " + option)
+        assert (code, err.splitlines()[-1][:25]) == (2, "Error: data.npz is an inp")
+        code, _, err = run("{data}/net.onnx out.onnx --method half --report data.npz " + option)
+        assert code == 2 and "would replace a model or its samples" in err
+    assert run("compare {data}/net.onnx {data}/net.onnx --calib data.npz --report data.npz")[0] == 2
+    assert Path("data.npz").read_bytes() == before and os.listdir() == ["data.npz"]
 
 
 def test_weights_go_beside_the_model_and_are_no_output(run):
@@ -238,7 +250,7 @@ def test_weights_go_beside_the_model_and_are_no_output(run):
     [data] = Path("new").glob("out.onnx.*.data")
     assert sorted(os.listdir("new")) == ["out.onnx", data.name]
     assert run("compare {data}/net.onnx new/out.onnx")[0] == 0
-    assert "is the input" in run(f"new/out.onnx {data} --macs 0.9")[2]
+    assert "is an input" in run(f"new/out.onnx {data} --macs 0.9")[2]
 
 
 def test_only_and_skip_choose_layers(run):

@@ -94,6 +94,14 @@ def test_a_limit_takes_samples_of_every_class_of_sorted_data(tmp_path):
     assert np.array_equal(np.bincount(labels), np.full(10, 5))
 
 
+def test_a_limit_takes_the_first_samples_where_they_follow_one_another(tmp_path):
+    x = np.arange(400, dtype=np.float32).reshape(-1, 4)
+    for path in (npz(tmp_path, x=x), tmp_path / "x.npy"):
+        np.save(tmp_path / "x.npy", x)
+        samples = load_samples(path, FLAT, limit=10, ordered=True)
+        assert np.array_equal(everything(samples), x[:10])
+
+
 @pytest.mark.parametrize(
     ("count", "held"), [(2000, 256), (512, 128), (64, 16), (40, 16), (20, 10), (2, 1)]
 )
@@ -982,6 +990,12 @@ def test_what_is_no_samples_is_explained_in_terms_of_arguments(source, says):
 
 
 # Random samples
+
+
+def test_values_that_would_fill_the_memory_are_not_made_up():
+    shape = (40_000, 50_000)  # 8 GB, by a model of a few bytes
+    with pytest.raises(DataError, match="too many values to make them up; give samples"):
+        next(iter(random_samples([spec(*shape)], 1)))
 
 
 def test_random_samples_fill_open_axes(rng):

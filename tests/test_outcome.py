@@ -278,11 +278,17 @@ def test_a_model_that_is_larger_passes_the_gate(run):
 
 
 @pytest.mark.parametrize(
-    ("gate", "word"), [("--min-snr 30", "--calib"), ("--max-drop 1 --calib data.npz", "--eval")]
+    ("gate", "more"),
+    [
+        ("--min-snr 30", "--calib SAMPLES.npz"),
+        ("--max-drop 1 --calib data.npz", "--eval LABELLED.npz"),
+    ],
 )
-def test_a_gate_without_data_to_judge_by_is_refused(run, gate, word):
-    code, out, err = run(f"compare model.onnx model.onnx {gate}")
-    assert code == 2 and not out and len(err) == 1 and word in err[0]
+@pytest.mark.parametrize("command", ["compare model.onnx model.onnx", "model.onnx out.onnx"])
+def test_a_gate_without_data_to_judge_by_is_refused_with_the_command(run, command, gate, more):
+    code, out, err = run(f"{command} {gate}")
+    assert code == 2 and not out and len(err) == 1
+    assert err[0].endswith(f": onnxcompress {command} {gate} {more}")
 
 
 # ------------------------------------------------------------------------------------- samples

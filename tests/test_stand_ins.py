@@ -111,6 +111,26 @@ def test_without_class_scores_values_are_0_to_1_but_for_noise():
     assert 0.3 < x.mean() < 0.6
 
 
+def test_what_decides_nothing_reads_details_in_as_many_pixels():
+    model = picture_model(("n", 3, "h", "w"))
+    nothing, classes = stand_ins(model, no_scores), stand_ins(model, classifier_of(0, 1))
+    contrasts = [np.abs(np.diff(first(made), axis=3)).mean() for made in (nothing, classes)]
+    assert contrasts[0] > 1.5 * contrasts[1]
+    pixels = [sum(batch["x"].size for batch in made.fit) for made in (nothing, classes)]
+    assert 0.9 < pixels[0] / pixels[1] < 1.1
+    stated = stand_ins(model, no_scores, 0, {"x": (1, 3, 64, 80)})
+    assert first(stated).shape[2:] == (64, 80)
+
+
+@pytest.mark.parametrize(("strides", "noisy"), [([1, 1], True), ([2, 2], False)])
+def test_only_what_gives_pictures_of_the_same_size_sees_noise(strides, noisy):
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=strides)
+    model = picture_model(nodes=[node], constants={"w": np.ones((3, 3, *strides), "f")})
+    made = find_stand_ins(model, 0, {})
+    x = np.concatenate([batch["x"] for batch in made.fit])
+    assert (x.min() < 0 and x.max() > 1) == noisy
+
+
 @pytest.mark.parametrize(
     ("mean", "scale", "name"),
     [(0, 1, "unit"), (0, 255, "none"), (-1, 2, "inception")],
@@ -206,7 +226,7 @@ def test_other_inputs_of_a_model_of_pictures_get_random_values():
 def test_the_stand_ins_feed_the_model():
     model = picture_model(("n", 3, "h", "w"))
     [answer] = Session(model).run(next(stand_ins(model, no_scores).held_out.batches(1)))
-    assert answer.shape == (1, 3, 224, 224)
+    assert answer.shape == (1, 3, 128, 128)  # a model that may restore pictures
 
 
 def test_a_long_line_of_copies_is_walked_once():

@@ -45,3 +45,11 @@ def test_doubt_is_added_in_every_direction(rng):
     variance = np.trace(seen.block(0, 6)[0]) - 6 * seen.ridge
     added = doubted.block(0, 6) - seen.block(0, 6)
     np.testing.assert_allclose(added[0], np.eye(6) * (variance / 6 - seen.ridge), atol=1e-5)
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+def test_copies_of_one_patch_leave_all_directions_alike(batches, rng):
+    patch = np.maximum(rng.normal(size=(1, 1, 512)), 0).astype(np.float32)
+    copies = [Statistics.of(np.repeat(patch, 48 // batches, 1)) for _ in range(batches)]
+    eigenvalues = np.linalg.eigvalsh(sum(copies[1:], copies[0]).block(0, 512)[0])
+    assert 0 < eigenvalues[-1] < 1.2 * eigenvalues[0]

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
+from onnxcompress.cli.arguments import open_samples
 from onnxcompress.compression.measure.at_once import (
     ACTIVATION_BYTES,
     batch_size,
@@ -159,9 +160,32 @@ def test_a_run_with_a_state_is_the_last_samples_in_their_order_and_the_report_sa
     assert not [each for each in report.warnings if "state" in each]
 
 
+def test_a_limit_keeps_a_run_with_a_state_together(rng, tmp_path):
+    arrays = {name: rng.normal(size=(40, 4)).astype(np.float32) for name in ("x", "state")}
+    np.savez(tmp_path / "run.npz", **arrays)
+    options = {"calib": str(tmp_path / "run.npz"), "samples": 10, "select": None, "shapes": ()}
+    for words, together in (((), True), (("none",), False)):
+        taken = open_samples(recurrent(rng), {**options, "preprocess": None, "states": words}, "")
+        assert taken is not None
+        rows = np.concatenate([batch["x"] for batch in taken])
+        assert len(rows) == 10 and np.array_equal(rows, arrays["x"][:10]) == together
+
+
 def test_a_state_of_no_such_name_is_refused_with_the_nearest(rng):
     with pytest.raises(oc.TargetError, match="no input 'stat'; did you mean 'state'"):
         Validation(recurrent(rng), frames(rng, 2), states={"stateN": "stat"})
+
+
+def test_copies_of_one_sample_leave_what_others_need(rng):
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Gemm", ["r", "w"], ["y"])]
+    inputs, outputs = [("x", FLOAT, ["n", 512])], [("y", FLOAT, ["n", 100])]
+    net = model_of(nodes, inputs, outputs, w=rng.normal(size=(512, 100)).astype(np.float32))
+    x = rng.normal(size=(65, 512)).astype(np.float32)
+    others = from_batches([{"x": x[1:]}])
+    for bits, least in ((3, 9), (4, 15)):
+        same = np.repeat(x[:1], 64, 0)
+        result, _ = oc.compress(net, methods=[oc.Integer(bits=bits)], samples=same, force=True)
+        assert Validation(net, others).fidelity(result).snr["y"] > least
 
 
 def test_where_no_output_can_be_compared_the_layers_are_and_a_target_fails(rng):

@@ -46,10 +46,13 @@ def check_gate(target: Target | None, options: Mapping[str, Any]) -> None:
     if target is None:
         return
     if target.max_drop is not None and options["evaluation"] is None:
-        raise click.UsageError("--max-drop needs labelled samples: give --eval")
-    if (target.min_snr, target.min_agreement) != (None, None) and options["calib"] is None:
-        command = shlex.join(["onnxcompress", *command_line(), "--calib", "SAMPLES.npz"])
-        raise click.UsageError(f"--min-agreement and --min-snr need samples: {command}")
+        names, more = "--max-drop needs labelled samples", ["--eval", "LABELLED.npz"]
+    elif (target.min_snr, target.min_agreement) != (None, None) and options["calib"] is None:
+        names, more = "--min-agreement and --min-snr need samples", ["--calib", "SAMPLES.npz"]
+    else:
+        return
+    command = shlex.join(["onnxcompress", *command_line(), *more])
+    raise click.UsageError(f"{names}: {command}")
 
 
 def check_cache(folder: Path | None) -> None:
@@ -63,9 +66,10 @@ def check_page(page: Path | None, models: Collection[Path]) -> None:
         from onnxcompress.report.page import check
 
         check()
-        check_place(page, {path for path in models if path.exists()}, force=False)
-        if page.resolve() in {path.resolve() for path in models}:
-            raise click.UsageError(f"--report {page} would replace a model; give another name")
+        check_place(page, (), force=False)
+        same = page.exists() and any(page.samefile(path) for path in models if path.exists())
+        if same or page.resolve() in {path.resolve() for path in models}:
+            raise click.UsageError(f"--report {page} would replace a model or its samples")
 
 
 def read_methods(
@@ -242,13 +246,21 @@ def load_model(
     from onnxcompress.graph import load
 
     model = load(source, options["extensions"])
-    inputs = {source, *model.data_files}
+    inputs = {source, *model.data_files, *files_of_data(options)}
     if output is not None:
         check_place(output, inputs, force)
         inputs.add(output)
     check_page(options["page"], inputs)
     check_cache(options["cache"])
     return model
+
+
+def files_of_data(options: Mapping[str, Any]) -> Iterator[Path]:
+    """The files of samples and how they are read, which a result is not to replace by a slip."""
+    for name in ("calib", "evaluation", "train", "preprocess"):
+        path = Path(options.get(name) or "")
+        if path.is_file():
+            yield path
 
 
 def prepare(model: Model, options: Mapping[str, Any]) -> Task:
@@ -265,13 +277,15 @@ def prepare(model: Model, options: Mapping[str, Any]) -> Task:
 def open_samples(model: Model, options: Mapping[str, Any], otherwise: str) -> Samples | None:
     """The samples of --calib, each looked at once; None, and a loud word, without them."""
     from onnxcompress.cli.streams import say
+    from onnxcompress.compression.validate.states import states_of
     from onnxcompress.data.quality import check_samples
 
     if options["calib"] is None:
         say(f"NO CALIBRATION DATA (--calib): {otherwise}")
         return None
-    path = options["calib"]
-    samples = _load(model, path, options, limit=options["samples"], select=options["select"])
+    path, how = options["calib"], {"limit": options["samples"], "select": options["select"]}
+    ordered = bool(states_of(model, _read_states(options["states"])))
+    samples = _load(model, path, options, ordered=ordered, **how)
     try:
         return check_samples(samples)
     except DataError as error:

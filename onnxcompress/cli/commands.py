@@ -264,7 +264,8 @@ def _compare(
 
     models = [load(path, options["extensions"]) for path in (first, second)]
     files = {path for model in models for path in model.data_files}
-    arguments.check_page(options["page"], {first, second, *files})
+    read = {first, second, *files, *arguments.files_of_data(options)}
+    arguments.check_page(options["page"], read)
     samples = arguments.open_samples(
         models[0], options, "the outputs are compared on random inputs"
     )

@@ -18,7 +18,7 @@ from onnxcompress.compression.search.plan_int8 import PIECES, plan_int8, smoothe
 from onnxcompress.compression.simplify import without_ballast
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
-from onnxcompress.compression.validate.states import find_states
+from onnxcompress.compression.validate.states import states_of
 from onnxcompress.compression.validate.validation import Validation
 from onnxcompress.core.errors import BudgetError, DataError, TargetError
 from onnxcompress.core.layer import Layer
@@ -193,7 +193,7 @@ def _parts(
     """
     if samples is None:
         return (None, None) if instead is None else (instead.fit, instead.held_out)
-    states = find_states(model) if settings.states is None else settings.states
+    states = states_of(model, settings.states)
     fit, held_out = samples.split(sequence=bool(states))
     if states and fit is not held_out:
         said = f"its state is fed back: the last {len(held_out)} samples, in order, are held out"

@@ -38,7 +38,7 @@ def check_place(output: Path, inputs: Collection[Path], force: bool) -> None:
     if output.exists() and not output.is_file():
         raise OutputError(f"{output} is not a regular file; with output=None nothing is written")
     if output.exists() and any(map(output.samefile, inputs)) and not force:
-        raise OutputError(f"{output} is the input; force=True allows that")
+        raise OutputError(f"{output} is an input; force=True allows that")
     try:
         parent = output.resolve(strict=False).parent
     except (OSError, RuntimeError):  # Links form a circle.

@@ -24,6 +24,9 @@ from onnxcompress.core.layer import Array, Layer
 
 # This share of the mean input variance is added in every direction, for inputs not yet seen.
 DOUBT = 0.003
+# Where the variance is a smaller share of the energy, as with copies of one sample, all errors of
+# rounding may lie in one direction; else they are spread over all.
+HARDLY = 1e-4
 # From a larger fan-in a sketch is kept: a second moment would take more than SKETCH_BYTES.
 SKETCH_ABOVE = 8192
 SKETCH_ROWS = 2048  # A sketch has at most so many rows.
@@ -131,7 +134,8 @@ class Statistics:
         variance = energy - float(np.sum(np.square(self.mean)))
         if self.rows is not None:  # Rows are centred.
             energy, variance = 2 * energy - variance, energy
-        rounding = 4 * np.finfo(self.total.dtype).eps * energy / self.total.size**0.5
+        rounding = np.finfo(self.total.dtype).eps * energy
+        rounding *= 16 if variance < HARDLY * energy else 4 / self.total.size**0.5
         trace, square = max(variance, 0.0) / groups, self._square() / groups
         spread = (self.count + 1 - 2 / fan_in) * (square - trace**2 / fan_in)
         target = (1 - 2 / fan_in) * square + trace**2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,11 @@ from onnxcompress.data.inputs import InputSpec
 from onnxcompress.data.preprocess import Preprocessing, load_preprocessing
 from onnxcompress.data.samples import Samples
 
+NO_LABELS = (
+    "there are no labels; give an array 'y' in the .npz, a labels.csv (file,label) in the folder, "
+    "or let the function yield pairs (inputs, labels)"
+)
+
 
 def load_samples(
     path: str | Path,
@@ -27,6 +33,7 @@ def load_samples(
     preprocess: str | Path | Preprocessing | None = None,
     batch: int | None = None,
     labelled: bool = False,
+    ordered: bool = False,
 ) -> Samples:
     """Open the samples in an .npz, .npy, folder of images, test_data_set folders, or a function.
 
@@ -37,7 +44,7 @@ def load_samples(
         and labels.
     limit : int
         At most so many samples; of more, evenly spread ones.  A function is read until its
-        batches have so many rows (along the first axis of the first input); they stay in memory.
+        batches have so many rows; they stay in memory.
     select : str
         Takes only the images whose path below the folder matches this pattern.
     preprocess : str, Path or Preprocessing
@@ -47,6 +54,8 @@ def load_samples(
         most 64.
     labelled : bool
         Takes only samples with a label, and raises where there is none.
+    ordered : bool
+        Of more samples than the limit the first are taken, which follow one another.
 
     Raises
     ------
@@ -56,12 +65,9 @@ def load_samples(
     settings = None if preprocess is None else load_preprocessing(preprocess)
     _check(inputs, limit, batch)
     try:
-        samples = _open(path, inputs, limit, select, settings, labelled)
+        samples = _open(path, inputs, limit, select, settings, labelled, ordered)
         if labelled and samples.read_labels is None:
-            raise DataError(
-                "there are no labels; give an array 'y' in the .npz, a labels.csv (file,label) "
-                "in the folder, or let the function yield pairs (inputs, labels)"
-            )
+            raise DataError(NO_LABELS)
         if not samples.exact:
             samples = replace(samples, batch=batch or samples.batch)
         return samples.take(range(len(samples)))
@@ -100,8 +106,12 @@ def _open(
     select: str | None,
     settings: Preprocessing | None,
     labelled: bool,
+    ordered: bool,
 ) -> Samples:
     file = Path(path)
+    if ordered and file.exists():  # A function is read no further anyway.
+        whole = _open(path, inputs, sys.maxsize, select, settings, labelled, ordered=False)
+        return whole.take(range(min(len(whole), limit)))
     function = not file.exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(path))
     if not file.exists() and not function:
         raise DataError(f"there is no such file or folder{_neighbours(file)}")

@@ -14,7 +14,7 @@ from onnxcompress.data.checks import check_input_names, check_shape
 from onnxcompress.data.inputs import InputSpec
 from onnxcompress.data.samples import Samples
 
-LARGEST_INPUT = 1 << 31  # At most so many values are made up: as float64 they take 16 GiB.
+LARGEST_INPUT = 1 << 28  # At most so many values are made up: as float64 they take 2 GiB.
 OPEN_SIZES = (  # Open image sides, and other open axes, have these sizes, tried in this order.
     (224, 8), (32, 1), (48, 16), (64, 32), (96, 64), (128, 128), (256, 512), (320, 1024),
     (512, 4096), (640, 16000),

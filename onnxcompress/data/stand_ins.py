@@ -23,6 +23,7 @@ from math import prod
 import numpy as np
 from PIL import Image
 
+from onnxcompress.core.errors import ModelError
 from onnxcompress.core.layer import Array
 from onnxcompress.core.sample import Sample
 from onnxcompress.core.statistics import DOUBT
@@ -45,6 +46,9 @@ SMALLEST = 8  # What has fewer pixels on a side is no picture.
 SCALES = (0.35, 1.0)  # The sides of a crop are such a share of the largest that fits.
 # Noise has at most this deviation, in 255ths, which is near what denoisers are trained with.
 NOISE = 30.0
+# What restores pictures gets them no larger than they are: where it leaves the sides open, so many
+# pixels, which most photographs have.
+DETAIL = 128
 LOOKED_AT = 32  # So many pictures tell the range of values.
 TOGETHER = 4  # So many pictures run at a time, which bounds the memory.
 # Pixels that are blue first and less their mean are taken if they tell this share of what plain
@@ -79,6 +83,7 @@ def stand_ins(
     scores: Scores,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    repaints: Callable[[Sample], bool] = lambda _: True,
 ) -> StandIns | None:
     """Pictures for a model with one input that takes pictures; None for others.
 
@@ -88,7 +93,9 @@ def stand_ins(
     Args:
         scores: what the model answers to a batch: class probabilities or their logarithms up to
             a constant, ``(N, K)``, or None where it has none.
-        input_shapes: shapes of some inputs; other open sides have 224 pixels.
+        input_shapes: shapes of some inputs; other open sides have 224 pixels, or `DETAIL` where
+            there are no scores.
+        repaints: whether the model answers a batch with as many values as its pictures have.
 
     Raises:
         DataError: a shape does not fit.
@@ -105,9 +112,14 @@ def stand_ins(
         return None
     name = _range_of(model, source, scores)
     first = next(source.samples(PRESETS[name], 1).batches(1))
-    if scores(first) is None:  # It may be a denoiser, but no classifier.
-        source = replace(source, noise=NOISE)
-    count = int(np.clip(PIXELS // prod(source.size), LEAST, MOST)) if fixed else LEAST
+    least = LEAST
+    if scores(first) is None:
+        # It may be a denoiser, but nothing else; and what restores pictures reads their details.
+        source = replace(source, noise=NOISE if repaints(first) else 0.0, sharp=True)
+        smaller = source if spec.name in (input_shapes or {}) else source.smaller()
+        if _runs(smaller.samples(PRESETS[name], 1), repaints):
+            least, source = LEAST * prod(source.size) // prod(smaller.size), smaller
+    count = int(np.clip(PIXELS // prod(source.size), LEAST, MOST)) if fixed else least
     fit = source.samples(PRESETS[name], count)
     others = replace(source, held_out=True)
     judged = max(count // HELD_OUT, LEAST_HELD_OUT)
@@ -115,6 +127,15 @@ def stand_ins(
     held_out = held_out or others.samples(PRESETS[name], judged)
     words = f"photographs that ship with onnxcompress, as preprocess={name!r} gives them"
     return StandIns(fit, held_out, words)
+
+
+def _runs(pictures: Samples, answer: Callable[[Sample], object]) -> bool:
+    """Whether the model takes pictures of this size."""
+    try:
+        answer(next(pictures.batches(1)))
+    except ModelError:
+        return False
+    return True
 
 
 def _takes_pictures(spec: InputSpec) -> bool:
@@ -133,12 +154,23 @@ class _Source:
     seed: int
     held_out: bool = False
     noise: float = 0.0
+    sharp: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
         shape = self.shapes[self.spec.name]
         return (shape[2], shape[3]) if self.spec.layout == "NCHW" else (shape[1], shape[2])
+
+    def smaller(self) -> _Source:
+        """The same with `DETAIL` pixels for sides that the model leaves open."""
+        axes = (2, 3) if self.spec.layout == "NCHW" else (1, 2)
+        declared = self.spec.shape or ()
+        shape = [
+            DETAIL if axis in axes and not isinstance(declared[axis], int) else dim
+            for axis, dim in enumerate(self.shapes[self.spec.name])
+        ]
+        return replace(self, shapes={**self.shapes, self.spec.name: tuple(shape)})
 
     def samples(self, settings: Preprocessing, count: int) -> Samples:
         """Crops in the range that a preprocessing gives them."""
@@ -167,18 +199,20 @@ class _Source:
         """One picture, ``(height, width, channels)``, 0 to 255."""
         rng = np.random.default_rng([self.seed, index, self.held_out])
         photographs = _photographs(self.held_out)
-        image = _cropped(rng, photographs[index % len(photographs)], *self.size)
+        image = _cropped(rng, photographs[index % len(photographs)], *self.size, self.sharp)
         pixels = np.asarray(image.convert("L" if transform.color == "gray" else "RGB"), np.float32)
         noise = rng.uniform(0, self.noise) * rng.integers(2)
         return pixels.reshape(*self.size, -1) + noise * rng.standard_normal((*self.size, 1))
 
 
 def _cropped(
-    rng: np.random.Generator, photograph: Image.Image, height: int, width: int
+    rng: np.random.Generator, photograph: Image.Image, height: int, width: int, sharp: bool
 ) -> Image.Image:
-    """A crop of random place and scale, half of them mirrored."""
+    """A crop of random place and scale, half of them mirrored; enlarged as little as may be."""
     largest = min(photograph.width / width, photograph.height / height)
     scale = rng.uniform(*SCALES) * largest
+    if sharp:
+        scale = min(max(scale, 1.0), largest)
     left = rng.uniform(0, photograph.width - scale * width)
     top = rng.uniform(0, photograph.height - scale * height)
     box = (left, top, left + scale * width, top + scale * height)

@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from onnxcompress.core.errors import ModelError
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import attributes_of
 
+# Types of whole numbers that nodes look something up by.
+WHOLE = {TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8}
 # What these give holds the values that they read, in another order, shape or type, or padded.
 MOVED = {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Pad"}
 # These cut an input or put it together with others.
@@ -45,8 +47,9 @@ def first_scaling(model: Model, name: str) -> tuple[float, float] | None:
 def index_ranges(model: Model) -> dict[str, tuple[int, int]]:
     """0 and the rows of what an input of whole numbers chooses from, for every such input."""
     ranges: dict[str, tuple[int, int]] = {}
-    readers = _readers(model)
-    for value in model.graph.input:
+    whole = [v for v in model.graph.input if v.type.tensor_type.elem_type in WHOLE]
+    readers = _readers(model) if whole else {}
+    for value in whole:
         rows = [
             _rows(model, node)
             for tensor in _copies(readers, value.name, MOVED)

@@ -136,7 +136,7 @@ class Model:
         places = {location(t) for t in self.graph.initializer if is_external(t)}
         return {self.folder / place for place in places - {HELD, self.file}}
 
-    @property
+    @kept
     def weight_bytes(self) -> int:
         """Bytes of all initializers and Constant nodes."""
         return sum(tensor_bytes(t) for t in self.constants.values())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from onnxcompress.compression.validate.fidelity import has_class_scores, scores
 from onnxcompress.core.layer import Array
@@ -22,14 +25,21 @@ def find_stand_ins(model: Model, seed: int, shapes: Mapping[str, Sequence[int]])
     """
     sessions: list[Session] = []
 
-    def answer(batch: Sample) -> Array | None:
+    def run(batch: Sample) -> Sequence[Any]:
         if not sessions:  # Most models read no pictures.
             sessions.append(Session(runnable(model)))
+        return sessions[0].run(batch)
+
+    def answer(batch: Sample) -> Array | None:
         count = len(next(iter(batch.values())))  # It holds so many pictures.
-        outputs = [y for y in sessions[0].run(batch) if _is_scores(y, count)]
+        outputs = [y for y in run(batch) if _is_scores(y, count)]
         return scores(outputs[0])[0] if outputs else None
 
-    return stand_ins(model, answer, seed, shapes) or signals(model, seed, shapes)
+    def repaints(batch: Sample) -> bool:
+        sizes = {np.size(x) for x in batch.values()}
+        return any(isinstance(y, Array) and y.ndim == 4 and y.size in sizes for y in run(batch))
+
+    return stand_ins(model, answer, seed, shapes, repaints) or signals(model, seed, shapes)
 
 
 def _is_scores(output: object, count: int) -> bool:

@@ -38,6 +38,11 @@ def find_states(model: Model) -> dict[str, str]:
     return states if len(states) < len(inputs) else {}
 
 
+def states_of(model: Model, stated: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Output name -> the input that it is fed back into: what was stated, else what is found."""
+    return find_states(model) if stated is None else stated
+
+
 def check_states(model: Model, states: Mapping[str, str]) -> None:
     """Raise unless these are outputs and inputs of the model.
 

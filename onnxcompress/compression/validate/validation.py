@@ -70,7 +70,7 @@ class Validation:
     @cached_property
     def _fed_back(self) -> Mapping[str, str]:
         """Output -> input that it is fed back into."""
-        return sequence.find_states(self.original) if self.states is None else self.states
+        return sequence.states_of(self.original, self.states)
 
     def _reference(self) -> Session:
         """The original, not kept: what it answers is, where that is small."""
