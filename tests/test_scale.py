@@ -77,6 +77,12 @@ def test_a_large_model_becomes_the_same_as_one_that_fits(
     assert large.nbytes == whole.nbytes
 
 
+def test_all_methods_are_tried_on_weights_that_stay_in_their_file(stored, monkeypatch):
+    monkeypatch.setattr(import_module("onnxcompress.graph.find_layers"), "UNREAD", 0)
+    result, _ = compress(load(stored), target=Target(ratio=3), force=True)
+    assert result.nbytes * 3 <= load(stored).nbytes
+
+
 @pytest.mark.parametrize("correct", [True, False])
 def test_a_large_model_is_calibrated_as_one_that_fits(stored, rng, correct, request):
     batches = images(rng, 64)

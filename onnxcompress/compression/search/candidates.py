@@ -30,6 +30,7 @@ FILTERS = 128  # They are tried with at most so many filters of a layer.
 # Outputs count as varying on held-out patches by at least this share of what they vary on others.
 VARIES = 0.01
 MOST = 1e3  # A setting counts as at most so many times worse there.
+USUAL = 8  # A method has about so many settings of a layer.
 # More weights to fit, once for every setting, take over 2 s, which processes halve.
 HEAVY = 400_000
 # Passing an error on to so many inputs takes as long as all else that is done for a weight.
@@ -163,7 +164,9 @@ def _cost(work: tuple[Layer, Statistics, Sequence[Method]]) -> float:
     """About what the fits of one layer take, in weights."""
     layer, statistics, methods = work
     feedback = layer.fan_in / FEEDBACK if statistics.count else 0.0
-    settings = sum(len(method.settings(layer)) for method in methods)
+    settings = USUAL * len(methods)
+    if not isinstance(layer.weight, Unread):  # Else some would have to read it.
+        settings = sum(len(method.settings(layer)) for method in methods)
     return layer.weight.size * settings * (1 + feedback)
 
 
