@@ -35,7 +35,7 @@ from onnxcompress.graph import (
 from onnxcompress.methods import METHODS
 
 LARGE_LAYERS = ("first", "second", "wide")
-DECODING = [name for name in METHODS if name != "basis"]
+DECODING = [name for name, made in METHODS.items() if name != "basis" and not made.sampled]
 
 
 # ------------------------------------------------------------------------------------- builders

@@ -95,6 +95,10 @@ def test_a_table_that_others_read_as_a_whole_is_decoded_as_a_whole(case):
     eps = 8 * np.finfo(layer.weight.dtype).eps
     np.testing.assert_allclose(everything, weight.decode(), rtol=eps, atol=eps)
     np.testing.assert_array_equal(y, everything[at])
+    dense = oc.expand(rewrite(model, {"table": weight}))
+    assert not dense.makers.keys() - {"at", "y", "all"}
+    stored = Session(dense).run({"ids": at})[1]
+    np.testing.assert_allclose(stored, everything, rtol=eps, atol=eps)
 
 
 def test_sizes_are_known_before_the_fit(case):
