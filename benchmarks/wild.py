@@ -34,6 +34,7 @@ from rich.table import Table
 
 RUNS = {  # name: arguments of compress, and whether it gets calibration samples
     "RATIO4": ("--ratio 4", True),
+    "RATIO6": ("--ratio 6", True),
     "RATIO8": ("--ratio 8", True),
     "BITS8": ("--method integer:bits=8", False),
     "BITS8-DATA": ("--method integer:bits=8", True),
