@@ -130,7 +130,7 @@ def test_scaled_multiplies_every_row(case):
 
 def test_the_places_of_few_rows_take_a_byte(case):
     _, layer = case
-    for setting in Frequent(levels=16, second=16).settings(layer):
+    for setting in Frequent(levels=16).settings(layer):
         place = setting.fit(layer, Statistics.white(layer)).place
         assert place.itemsize == (1 if setting.rows <= BYTE else 2)
         assert (place > 0).sum() == setting.rows
@@ -148,6 +148,15 @@ def test_nothing_is_offered_where_reads_are_not_known():
     assert Frequent().declined(matrix) == "it is no large table that is looked up"
     unread = having(layer, np.zeros(ROWS, np.int64))
     assert Frequent().settings(unread) == []
+
+
+def test_levels_fix_the_size_so_that_no_target_is_needed():
+    model = table_model()
+    [setting] = Frequent(levels=16, second=16).settings(known(model, ids(64)))
+    assert setting.fixed and setting.rows > BYTE
+    methods = "frequent:levels=16,second=16"
+    result, report = oc.compress(model, methods=methods, samples={"ids": ids(64)})
+    assert str(report.rows[0].method).startswith(methods) and result.nbytes * 6 < model.nbytes
 
 
 def test_without_samples_it_says_that_it_needs_some():

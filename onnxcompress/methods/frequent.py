@@ -47,7 +47,8 @@ class Frequent(Method):
     Attributes:
         levels: of the numbers of all rows.
         second: levels of the second numbers.
-        rows: how many rows have them, the most frequent ones; open if not given.
+        rows: how many rows have them, the most frequent ones; by default all that samples look up,
+            or as many as have places of a byte, if levels are open.
     """
 
     auto: ClassVar[bool] = True
@@ -68,14 +69,14 @@ class Frequent(Method):
 
     @property
     def fixed(self) -> bool:
-        return None not in (self.levels, self.second, self.rows)
+        return self.levels is not None and self.second is not None
 
     def settings(self, layer: Layer) -> Sequence[Self]:
         frequent = _frequent(layer)
         if frequent is None or not len(frequent):
             return []
         counts = {min(self.rows or len(layer.weight), len(frequent))}
-        counts |= set() if self.rows else {min(BYTE, len(frequent))}
+        counts |= set() if self.rows or self.fixed else {min(BYTE, len(frequent))}
         tried = [
             replace(self, levels=first, second=second, rows=count)
             for first in ([self.levels] if self.levels else FIRST)
@@ -129,7 +130,7 @@ class Frequent(Method):
             left = off[setting.levels, None]
             if key not in off:
                 off[key] = setting._left(layer, left[:count], setting._numbers()[1])
-            own = slice(min(setting._count(layer), count))
+            own = slice(setting._count(layer))
             share = _share(off[key][own], energy[own], reads[own])
             rest, seen = _share(left[count:], energy[count:]), setting._seen(layer)
             error = seen * share + (1 - seen) * rest
