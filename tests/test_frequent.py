@@ -66,6 +66,12 @@ def test_a_row_counts_once_in_a_sample_wherever_its_number_is_computed():
         assert dict(zip(np.flatnonzero(reads), reads[reads > 0], strict=True)) == {3: 2, 5: 1, 7: 1}
 
 
+@pytest.mark.parametrize("row", [ROWS, -ROWS - 1])
+def test_a_row_that_the_table_does_not_have_is_an_error_of_the_samples(row):
+    with pytest.raises(oc.DataError, match=f"looks up row {row} of table, which has {ROWS}"):
+        known(table_model(), np.array([[0, row]]))
+
+
 def test_rows_are_decoded_one_by_one_and_as_a_whole_alike(case):
     model, layer = case
     kind = layer.weight.dtype

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -111,6 +111,11 @@ class Settings:
         """Whether all methods are quick, or of these kinds."""
         known = () if callable(self.methods) else self.methods
         return bool(known) and all(m.quick or isinstance(m, kinds) for m in known)
+
+
+def any_sampled(offer: Callable[[Layer], Sequence[Method]], layers: Iterable[Layer]) -> bool:
+    """Whether one of the methods of these layers fits nothing without samples."""
+    return any(method.sampled for layer in layers for method in offer(layer))
 
 
 def random_inputs(model: Model, settings: Settings) -> Samples:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from onnxcompress.compression.job import Job, Methods, Settings, random_inputs
+from onnxcompress.compression.job import Job, Methods, Settings, any_sampled, random_inputs
 from onnxcompress.compression.measure.at_once import largest_input
 from onnxcompress.compression.measure.batch_axis import fit_batches
 from onnxcompress.compression.measure.no_data import find_stand_ins
@@ -130,7 +130,7 @@ def _job(
         first = random_inputs(model, settings) if settings.shapes or not fit else fit
         shapes, macs = input_shapes(run, next(iter(first.batches(1))))
     largest = largest_input(shapes.values())
-    if samples is not None and fit is not None:
+    if samples is not None and fit is not None and any_sampled(offer, layers.values()):
         layers = with_reads(run, layers, fit)
     return Job(
         settings=replace(settings, methods=offer),

@@ -37,6 +37,7 @@ def row_indices(model: Model, key: str) -> list[str]:
     """The tensors of the main graph with the rows that are looked up; empty where some are not."""
     found = lookups(model, key)
     places = [(model.nodes[name][0], node.input[1]) for name, node in found.items()]
-    if any(scope.outer is not None or model.fixed(name) for scope, name in places):
+    known = model.initializers  # An input with a default may be missing from samples.
+    if any(s.outer is not None or model.fixed(name) or name in known for s, name in places):
         return []
     return sorted({name for _, name in places})

@@ -73,7 +73,7 @@ class Frequent(Method):
 
     def settings(self, layer: Layer) -> Sequence[Self]:
         frequent = _frequent(layer)
-        if frequent is None or not len(frequent):
+        if not len(frequent):
             return []
         counts = {min(self.rows or len(layer.weight), len(frequent))}
         counts |= set() if self.rows or self.fixed else {min(BYTE, len(frequent))}
@@ -116,7 +116,7 @@ class Frequent(Method):
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
         """Errors of a read, from some of the rows that none is known to look up."""
         settings, frequent = self.settings(layer), _frequent(layer)
-        if not settings or frequent is None:
+        if not settings:
             return
         step = max(1, layer.weight.size // JUDGED)
         some = np.concatenate([frequent, np.arange(step // 2, len(layer.weight), step)])
@@ -146,8 +146,7 @@ class Frequent(Method):
         return replace(plain, levels=self.levels), replace(plain, levels=self.second)
 
     def _count(self, layer: Layer) -> int:
-        frequent = _frequent(layer)
-        return min(self.rows or len(layer.weight), 0 if frequent is None else len(frequent))
+        return min(self.rows or len(layer.weight), len(_frequent(layer)))
 
     def _more(self, layer: Layer) -> Layer:
         """A table of zeros for the second numbers."""
@@ -156,9 +155,7 @@ class Frequent(Method):
 
     def _chosen(self, layer: Layer) -> Array:
         """The rows that have second numbers, in order."""
-        frequent = _frequent(layer)
-        assert frequent is not None
-        return np.sort(frequent[: self._count(layer)])
+        return np.sort(_frequent(layer)[: self._count(layer)])
 
     def _seen(self, layer: Layer) -> float:
         """The share of reads, by other samples, of rows that have second numbers.
@@ -171,13 +168,12 @@ class Frequent(Method):
         return float((reads[self._chosen(layer)] - less).sum()) / max(int(reads.sum()), 1)
 
 
-def _frequent(layer: Layer) -> Array | None:
-    """The rows that samples look up, the most frequent first; None where that is not known."""
-    reads = layer.attributes.get("reads")
-    if reads is None:
-        return None
-    order = np.argsort(-reads, kind="stable")
-    return order[: min(int((reads > 0).sum()), max(len(reads) // MOST, 1))]
+def _frequent(layer: Layer) -> Array:
+    """The rows that samples look up, the most frequent first; none where that is not known."""
+    reads = layer.attributes.get("reads", np.zeros(0, int))
+    read = np.flatnonzero(reads)
+    order = read[np.argsort(-reads[read], kind="stable")]
+    return order[: max(len(reads) // MOST, 1)]
 
 
 def _share(off: Array, energy: Array, reads: Array | None = None) -> float:

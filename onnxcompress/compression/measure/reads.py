@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from onnxcompress.core.layer import Array, Layer
-from onnxcompress.data.samples import Samples
+from onnxcompress.data.samples import DataError, Samples
 from onnxcompress.execution.session import Session
-from onnxcompress.graph import Model, expose
+from onnxcompress.graph import Model, drop_unread, expose
 
 
 def with_reads(model: Model, layers: Mapping[str, Layer], samples: Samples) -> dict[str, Layer]:
@@ -18,6 +18,9 @@ def with_reads(model: Model, layers: Mapping[str, Layer], samples: Samples) -> d
 
     A row counts once in a sample: words that fill samples up to one length would outweigh all
     others, and hide how many of these are new.
+
+    Raises:
+        DataError: a sample looks up a row that a table does not have.
     """
     tables = {n: layer.attributes["indices"] for n, layer in layers.items()
               if "indices" in layer.attributes}  # fmt: skip
@@ -25,14 +28,17 @@ def with_reads(model: Model, layers: Mapping[str, Layer], samples: Samples) -> d
         return dict(layers)
     reads = {name: np.zeros(len(layers[name].weight), np.int64) for name in tables}
     made = {t for indices in tables.values() for t in indices} - {v.name for v in model.graph.input}
-    session = Session(expose(model, sorted(made))) if made else None
+    session = Session(drop_unread(expose(model, sorted(made)))) if made else None
     for sample in samples.batches(1):
         values = dict(sample)
         if session is not None:
             values |= dict(zip(session.outputs, session.run(sample), strict=True))
         for name, indices in tables.items():
-            rows = np.concatenate([values[tensor].ravel() for tensor in indices])
-            reads[name][np.unique(rows.astype(np.int64))] += 1  # Those below 0 count from the end.
+            rows = np.unique(np.concatenate([values[tensor].ravel() for tensor in indices]))
+            count, rows = len(reads[name]), rows.astype(np.int64)
+            if (outside := rows[(rows < -count) | (rows >= count)]).size:
+                raise DataError(f"a sample looks up row {outside[0]} of {name}, which has {count}")
+            reads[name][rows] += 1  # Those below 0 count from the end.
     return {name: having(layer, reads.get(name)) for name, layer in layers.items()}
 
 

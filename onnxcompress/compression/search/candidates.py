@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcompress.compression.job import Job, Methods
+from onnxcompress.compression.job import Job, Methods, any_sampled
 from onnxcompress.compression.measure.observed import Observed
 from onnxcompress.compression.measure.sensitivity import largest_first, weigh
 from onnxcompress.compression.search.screen import by_numbers, is_first, worth_fitting
@@ -88,7 +88,7 @@ def _why_not(job: Job) -> str:
     assert callable(offer)
     if not job.layers:
         return "onnxcompress inspect says by which"
-    if job.samples is None and any(m.sampled for x in job.leaders.values() for m in offer(x)):
+    if job.samples is None and any_sampled(offer, job.leaders.values()):
         return "they need to know what samples read: give samples=..."
     return "nothing is left to save, each takes as few bytes in the file already"
 
