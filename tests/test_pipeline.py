@@ -19,7 +19,7 @@ from onnxcompress.compression.validate.fidelity import Fidelity, decibel, has_cl
 from onnxcompress.compression.validate.metrics import find_metric
 from onnxcompress.compression.validate.validation import Validation
 from onnxcompress.core.errors import MethodError, MetricError, OutputError
-from onnxcompress.data.samples import Samples
+from onnxcompress.data.samples import Samples, from_batches
 from onnxcompress.execution.latency import Latency
 from onnxcompress.execution.session import Session
 from onnxcompress.graph.lookups import LARGE_TABLE
@@ -334,9 +334,34 @@ def test_a_layer_that_cannot_be_rewritten_is_reported_and_the_others_go_on(
 @pytest.mark.parametrize("seed", [4, 9])
 def test_samples_that_never_vary_do_no_harm(level, seed):
     net = network(np.random.default_rng(seed))
-    samples = [{"x": np.full((64, 3, 12, 12), level, np.float32)}]
-    _, report = oc.compress(net, target=oc.Target(macs=0.6), samples=samples)
-    assert report.comparison.worst_snr > 30
+    rng = np.random.default_rng(seed)
+    same = [{"x": np.full((64, 3, 12, 12), level, np.float32)}]
+    real = from_batches([{"x": rng.normal(size=(64, 3, 12, 12)).astype(np.float32)}])
+    snrs = []
+    for samples in (same, None):
+        small, _ = oc.compress(net, methods=[oc.Integer(4)], samples=samples)
+        snrs.append(Validation(net, real).fidelity(small).snr["y"])
+    assert snrs[0] > snrs[1] - 1  # Only the gains may differ.
+
+
+def test_copies_of_one_sample_fit_as_none_and_are_said_to():
+    net = perceptron(np.random.default_rng(0), (32, 64, 10))
+    same = np.repeat(np.random.default_rng(1).normal(size=(1, 32)).astype(np.float32), 64, 0)
+    one, report = oc.compress(net, methods=[oc.Integer(4)], samples=same)
+    none, _ = oc.compress(net, methods=[oc.Integer(4)])
+    assert one.graph == none.graph
+    assert report.comparison.samples == 1
+    assert "63 of 64 samples repeat others: only 1 is different" in report.warnings
+    assert "no two samples differ, so the fits use none but the weights alone" in report.warnings
+
+
+def test_copies_are_left_out_of_the_fit_and_of_what_it_is_judged_by():
+    net = perceptron(np.random.default_rng(0), (32, 64, 10))
+    x = np.random.default_rng(1).normal(size=(40, 32)).astype(np.float32)
+    many, report = oc.compress(net, methods=[oc.Integer(4)], samples=np.repeat(x, 3, 0))
+    once, _ = oc.compress(net, methods=[oc.Integer(4)], samples=x)
+    assert many.graph == once.graph
+    assert report.comparison.samples == 16
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -313,7 +313,7 @@ def test_with_stand_ins_no_deviation_is_matched_where_the_error_is_faint(net, ba
     settings = {name: Integer(8) for name in layers}
     streams = [Streams(net, batches, {}, 1) for _ in range(2)]
     real = refit(streams[0], layers, settings)
-    doubted = refit(streams[1], layers, settings, doubt=0.006)
+    doubted = refit(streams[1], layers, settings, doubt=0.006, guessed=True)
     assert all(f.plain is not None for f in real.values())
     assert all(f.plain is None for f in doubted.values())
 
@@ -321,5 +321,5 @@ def test_with_stand_ins_no_deviation_is_matched_where_the_error_is_faint(net, ba
 def test_with_stand_ins_deviations_are_matched_where_the_error_is_large(net, batches):
     layers, _ = find_layers(net)
     settings = settings_for(layers, 0.3)
-    fitted = refit(Streams(net, batches, {}, 1), layers, settings, doubt=0.006)
+    fitted = refit(Streams(net, batches, {}, 1), layers, settings, doubt=0.006, guessed=True)
     assert any(f.plain is not None for f in fitted.values())

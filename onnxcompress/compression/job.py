@@ -168,14 +168,18 @@ class Job:
 
     @property
     def doubt(self) -> float:
-        """How unlike those of the fit the user's samples may be, as `Statistics` takes it."""
-        return self.stand_ins.doubt if self.stand_ins else DOUBT
+        """How unlike those of the fit the user's samples may be, as `Statistics` takes it.
+
+        A mean over n samples is off by 1/n of the variance.
+        """
+        if self.stand_ins or self.samples is None:
+            return self.stand_ins.doubt if self.stand_ins else DOUBT
+        return max(DOUBT, 1 / self.samples.distinct)
 
     @property
     def telling(self) -> bool:
-        """Whether there are samples or pictures: others tell neither ranges nor decisions."""
-        judge = self.validation
-        return isinstance(judge, Validation) and (judge.real or judge.pictures)
+        """Whether samples or pictures are fitted to: others tell neither ranges nor decisions."""
+        return self.fit is not None and (self.stand_ins is None or self.stand_ins.pictures)
 
     @cached_property
     def random(self) -> Samples:

@@ -81,8 +81,8 @@ def prepare(
         BudgetError: the methods need a newer opset.
         ModelError: the model does not run on random inputs, and there are no others.
     """
-    if settings.refinement is not None and samples is None:
-        raise TargetError("a refinement needs calibration samples: give samples=...")
+    if settings.refinement is not None and not _differ(samples):
+        raise TargetError("a refinement needs calibration samples that differ: give samples=...")
     if model.large and elsewhere():
         raise TargetError(
             "a model this large is read in parts, on one machine: leave engine=... out"
@@ -122,15 +122,16 @@ def _job(
     opened, layers, skipped = _find_layers(changed, offer, settings.only)
     leaders = {name: layer for name, layer in layers.items() if layer.shared == name}
     instead = None
-    if samples is None and not unknown and not model.large and layers:
+    if not _differ(samples) and not unknown and not model.large and layers:
         instead = find_stand_ins(model, settings.seed, settings.shapes)
     fit, held_out = _parts(samples, instead, model, settings)
     run, shapes, macs = runnable(opened), dict[str, tuple[int, ...]](), dict[str, int]()
     if not unknown:
-        first = random_inputs(model, settings) if settings.shapes or not fit else fit
+        real = samples or fit
+        first = random_inputs(model, settings) if settings.shapes or not real else real
         shapes, macs = input_shapes(run, next(iter(first.batches(1))))
     largest = largest_input(shapes.values())
-    if samples is not None and fit is not None and any_sampled(offer, layers.values()):
+    if fit is not None and instead is None and any_sampled(offer, layers.values()):
         layers = with_reads(run, layers, fit)
     return Job(
         settings=replace(settings, methods=offer),
@@ -156,8 +157,8 @@ def _job(
 
 def _planned(job: Job, piece: Callable[[], object]) -> Job:
     """The job with the layers chosen that compute in int8; ``piece`` as `plan_int8` takes it."""
-    static = job.telling and job.fit is not None
-    samples = job.fit if static and job.fit else job.random
+    static = job.telling
+    samples = (job.fit if static else job.samples) or job.random
     batches = list(islice(samples.batches(1), PLANNED))
     least = job.target.min_snr if job.samples is not None else None
     smooth = job
@@ -189,16 +190,25 @@ def _parts(
 ) -> tuple[Samples | None, Samples | None]:
     """Samples to fit with and to validate with, or what stands in for them.
 
-    What a model with a state makes of a run shows only in samples that follow one another.
+    What a model with a state makes of a run shows only in samples that follow one another.  A fit
+    to one sample would follow it: that serves for validation alone.
     """
-    if samples is None:
-        return (None, None) if instead is None else (instead.fit, instead.held_out)
-    states = states_of(model, settings.states)
+    states = {} if samples is None else states_of(model, settings.states)
+    if samples is not None and not states:
+        samples = samples.unrepeated()
+    if samples is None or not _differ(samples):
+        fit, held_out = (None, None) if instead is None else (instead.fit, instead.held_out)
+        return fit, samples or held_out
     fit, held_out = samples.split(sequence=bool(states))
     if states and fit is not held_out:
         said = f"its state is fed back: the last {len(held_out)} samples, in order, are held out"
         held_out = replace(held_out, notes=(*held_out.notes, said))
     return fit, held_out
+
+
+def _differ(samples: Samples | None) -> bool:
+    """Whether there are samples to fit to."""
+    return samples is not None and samples.distinct > 1
 
 
 def usable(methods: Methods, opset: int) -> Offer:
@@ -306,10 +316,15 @@ def _warnings(job: Job, unknown: Sequence[str]) -> Iterator[str]:
             f"onnxruntime does not know {', '.join(unknown)}: the fits use the weights "
             "alone, and no output was compared; extensions=... takes a library"
         )
-    if job.fit is not None and job.held_out is not None:
-        yield from dict.fromkeys((*job.fit.notes, *job.held_out.notes))
+    parts = (part for part in (job.fit, job.held_out) if part is not None)
+    yield from dict.fromkeys(note for part in parts for note in part.notes)
+    missing = "no samples were given"
+    if job.samples is not None and not _differ(job.samples):
+        missing = "no two samples differ, so the fits use none"
     if job.stand_ins:
-        yield f"no samples were given: in their place are {job.stand_ins.words}"
+        yield f"{missing}: in their place are {job.stand_ins.words}"
+    elif job.samples is not None and not _differ(job.samples):
+        yield f"{missing} but the weights alone"
     if job.original.large and job.fit is not None and not job.all_pinned:
         yield "the model is too large to measure how much each layer matters: all count alike"
 
@@ -350,8 +365,8 @@ def _target(job: Job, unknown: Sequence[str], evaluated: bool) -> Target:
 def _default_target(job: Job) -> Target:
     """As small as keeps nearly all decisions, or outputs that are close.
 
-    Decisions on random inputs say little.
+    Decisions on random inputs, or on one, say little.
     """
-    if job.telling and job.validation.decides:
+    if job.telling and len(job.held_out or ()) > 1 and job.validation.decides:
         return Target(min_agreement=MOST_AGREE)
     return Target(min_snr=DEFAULT_SNR)

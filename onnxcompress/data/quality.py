@@ -30,21 +30,24 @@ class _Kind:
 
 
 def check_samples(samples: Samples) -> Samples:
-    """The samples with notes on those that are repeated, constant or zero; each is read once.
+    """The samples with their kinds, and notes on those that are repeated, constant or zero.
+
+    Each is read once.
 
     Raises
     ------
     DataError
         One holds NaN; its number counts from 0.
     """
-    if samples.checked:
+    if samples.kinds is not None:
         return samples
     starts = range(0, len(samples), samples.batch)
     views = (samples.index[start : start + samples.batch] for start in starts)
     kinds: list[_Kind] = []
     for batch in each(samples.read, views, cores()):
         kinds += map(_kind, _split(batch, samples, len(kinds)))
-    return replace(samples, notes=(*samples.notes, *_notes(kinds)), checked=True)
+    numbers = np.unique([kind.digest for kind in kinds], return_inverse=True)[1]
+    return replace(samples, notes=(*samples.notes, *_notes(kinds)), kinds=numbers)
 
 
 def _split(batch: Sample, samples: Samples, first: int) -> Iterator[Sample]:

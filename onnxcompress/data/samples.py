@@ -42,8 +42,9 @@ class Samples:
         What the user should know, such as samples left out; one sentence each.
     whole : bool
         A sample is a whole batch, of as many rows as it likes.
-    checked : bool
-        `check_samples` has looked at all of them.
+    kinds : int array or None
+        For every sample, or every row of whole batches, a number that equal ones share, as
+        `check_samples` leaves them; None where it has not looked.
     """
 
     read: Callable[[Array], Sample]
@@ -53,7 +54,7 @@ class Samples:
     read_labels: Callable[[Array], Array] | None = None
     notes: tuple[str, ...] = ()
     whole: bool = False
-    checked: bool = False
+    kinds: Array | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -87,6 +88,17 @@ class Samples:
         return digest.hexdigest()
 
     @property
+    def distinct(self) -> int:
+        """How many are different; all, where nothing has looked at them."""
+        return len(self) if self.kinds is None else len(np.unique(self.kinds))
+
+    def unrepeated(self) -> Samples:
+        """A view of the first of each kind; of all where these do not fill a batch."""
+        if self.kinds is None or len(self.kinds) != len(self) or self.distinct < self._unit:
+            return self
+        return self.take(np.sort(np.unique(self.kinds, return_index=True)[1]))
+
+    @property
     def even(self) -> int:
         """Samples per batch that leave work for several threads, however many there are."""
         return max(1, min(self.batch, -(-len(self) // LEAST_BATCHES)))
@@ -108,11 +120,11 @@ class Samples:
         index = self.index[np.asarray(rows, np.intp)]
         rest = len(index) % self.batch if self.exact else 0
         if not rest:
-            return replace(self, index=index)
+            return replace(self, index=index, kinds=None)
         if rest == len(index):
             raise DataError(f"{rest} samples do not fill the model's fixed batch of {self.batch}")
         note = f"{rest} of {len(index)} samples are left out: the model's batch is {self.batch}"
-        return replace(self, index=index[:-rest], notes=(*self.notes, note))
+        return replace(self, index=index[:-rest], notes=(*self.notes, note), kinds=None)
 
     def spread(self, count: int) -> Samples:
         """A view of ``count`` samples, evenly spread over this one; whole batches where exact."""

@@ -111,7 +111,7 @@ def _without_data_where_better(builder: Builder, built: Built) -> Built:
     A fit looks at the mean over all samples, where loud ones count most, and may ruin quiet ones.
     """
     job = builder.job
-    if job.fit is None or not job.telling or job.model.large or not built.fitted:
+    if not job.telling or job.model.large or not built.fitted:
         return built
     with doing(job.settings.track, "trying fits without data"):
         blind = builder.without_data(built)

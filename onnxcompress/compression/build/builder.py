@@ -179,8 +179,13 @@ class Builder:
             job.int8.tensors if job.int8 else None,
         )
         limit = partial(quota, batches=len(batches))
-        fitted = refit(streams, job.layers, settings, job.int8, limit, track, job.doubt)
-        return fitted if progress is None else self._helpful({**fitted, **fixed})
+        guessed = job.stand_ins is not None
+        fitted = refit(streams, job.layers, settings, job.int8, limit, track, job.doubt, guessed)
+        if progress is None:
+            return fitted
+        if guessed and job.samples is not None:  # One sample does not tell what helps.
+            return {**fitted, **{n: f.plain for n, f in fitted.items() if f.plain}, **fixed}
+        return self._helpful({**fitted, **fixed})
 
     def _helpful(self, fitted: dict[str, Fitted]) -> dict[str, Fitted]:
         """Keep the correction of the deviations only where it lowers the held-out error.

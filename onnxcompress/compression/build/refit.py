@@ -59,6 +59,7 @@ def refit(
     limit: Callable[[Layer], int] | None = None,
     track: Callable[[Iterable[str]], Iterable[str]] = iter,
     doubt: float = DOUBT,
+    guessed: bool = False,
 ) -> dict[str, Fitted]:
     """Fit every setting in network order against the original's responses.
 
@@ -68,7 +69,7 @@ def refit(
         int8: the layers that compute in int8: they are fitted to what is left of their inputs.
         limit: patches to look at per batch, for a layer; None for all.
         track: wraps the layer names, for a progress bar.
-        doubt: as `Statistics` takes it; larger where the samples are not the user's.
+        doubt, guessed: as `Statistics` takes it; whether the samples stand in for the user's.
     """
     model, fitted = streams.model, dict[str, Fitted]()
     nodes = dict(zip(model.keys, model.graph.node, strict=True))
@@ -77,12 +78,11 @@ def refit(
         original, compressed = streams.inputs_of(name, layer_input(node, layer))
         if int8 is not None and int8.kind(name) == "dynamic":
             compressed = [rounded_by_sample(x) for x in compressed]
+        pairs = zip(compressed, original, strict=True)
         # Shapes differ behind a selection, which takes other rows now.
-        compressed = [
-            p if p.shape == q.shape else q for p, q in zip(compressed, original, strict=True)
-        ]
+        compressed = [p if p.shape == q.shape else q for p, q in pairs]
         most = limit(layer) if limit else None
-        fit = _Fit(layer, original, compressed, most, streams.jobs, doubt)
+        fit = _Fit(layer, original, compressed, most, streams.jobs, doubt, guessed)
         if layer.shared in fitted:
             weight = fitted[layer.shared].weight
             fitted[name] = fit.corrected(weight, gain=False)
@@ -113,10 +113,11 @@ class _Fit:
         limit: int | None,
         jobs: int,
         doubt: float,
+        guessed: bool,
     ) -> None:
         self.layer = layer
         self.changed = original is not compressed
-        self.least = FAINT if doubt > DOUBT else 0.0
+        self.least = FAINT if guessed else 0.0
         weight = layer.grouped.astype(np.float32)
 
         def look(job: tuple[int, Array, Array]) -> tuple[Array, Array]:

@@ -88,7 +88,7 @@ def _why_not(job: Job) -> str:
     assert callable(offer)
     if not job.layers:
         return "onnxcompress inspect says by which"
-    if job.samples is None and any_sampled(offer, job.leaders.values()):
+    if (job.fit is None or job.stand_ins) and any_sampled(offer, job.leaders.values()):
         return "they need to know what samples read: give samples=..."
     return "nothing is left to save, each takes as few bytes in the file already"
 

@@ -85,13 +85,13 @@ def _share(reached: Fidelity | Comparison) -> str:
 def _under_the_floor(both: Comparison) -> Iterator[str]:
     """Why a result no longer does the job.
 
-    Decisions say little on random inputs, which lie outside of what the model was trained on:
-    there every output counts by its SNR.
+    Decisions say little on random inputs, which lie outside of what the model was trained on, and
+    one decision says little: there every output counts by its SNR.
     """
     if not both.compared:
         return
     worst, snr = both.worst_share, both.worst_snr
-    if worst is not None and (both.real or both.pictures):
+    if worst is not None and worst[1].total > 1 and (both.real or both.pictures):
         name, share = worst
         if share.value < FLOOR_AGREEMENT:
             accepting = "Target(min_agreement=0)" if both.real else "force=True"
