@@ -694,7 +694,7 @@ def test_a_layer_that_causes_much_of_the_error_is_named(net, batches):
     _, report = oc.compress(
         net, methods=[oc.Integer(bits=2)], samples=batches, only=lambda n: n in ("first", "wide")
     )
-    assert any("alone causes" in warning and "--skip" in warning for warning in report.warnings)
+    assert any("alone causes" in warning and "skip=[" in warning for warning in report.warnings)
 
 
 def sharing(rng):
@@ -711,7 +711,7 @@ def sharing(rng):
     return oc.Model(proto), batches
 
 
-ALL_THREE = "--skip m1 --skip m2 --skip m3"
+ALL_THREE = "skip=['m1', 'm2', 'm3']"
 
 
 def test_a_weight_that_hurts_is_named_with_all_layers_that_share_it(rng):

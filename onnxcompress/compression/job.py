@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
+from onnxcompress.compression.choose_layers import Chosen
 from onnxcompress.compression.search.plan_int8 import Int8Plan
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
@@ -51,7 +51,7 @@ class Settings:
     methods: Methods
     target: Target | None = None
     metric: str = "top1"
-    only: Callable[[str], bool] | None = None
+    only: Chosen | None = None
     correct: bool = True
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -237,9 +237,9 @@ class Job:
             model, {**weights, **whole}, plan.arithmetic, plan.ranges, biases, failed, plan.region
         )
 
-    def skip_options(self, leader: str) -> str:
-        """The options that leave a weight as it is: with one layer left out, others change it."""
-        return " ".join(f"--skip {quote(name)}" for name in self.readers(leader))
+    def skip_hint(self, leader: str) -> str:
+        """The argument that leaves a weight as it is: with one layer left out, others change it."""
+        return f"skip={self.readers(leader)}"
 
     @property
     def largest_file(self) -> float:

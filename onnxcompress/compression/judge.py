@@ -63,7 +63,7 @@ def judge(job: Job, curves: Curves, compressed: Compressed) -> tuple[Model, Repo
         predicted=predicted,
         trade_off=curves.trade_off(built.chosen),
         hurting=compressed.hurting,
-        skips={name: job.skip_options(name) for name in compressed.hurting},
+        skips={name: job.skip_hint(name) for name in compressed.hurting},
         failures=tuple(failed),
         curves={} if not job.target.faithful else curves.points(),
         warnings=(*job.warnings, *_doubts(job, compressed, predicted), *noted),
@@ -99,7 +99,7 @@ def _doubts(job: Job, compressed: Compressed, predicted: float | None) -> Iterat
         which = name if len(readers) == 1 else f"the weight of {', '.join(readers)}"
         yield (
             f"{which} alone causes {share:.0%} of the output's error; "
-            f"{job.skip_options(name)} leaves it as it is"
+            f"{job.skip_hint(name)} leaves it as it is"
         )
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from onnxcompress.compression.auto import arithmetic, auto
 from onnxcompress.compression.build.best import build
 from onnxcompress.compression.build.builder import Builder
+from onnxcompress.compression.choose_layers import Only, Patterns, choose_layers
 from onnxcompress.compression.deliver import deliver
 from onnxcompress.compression.job import Job, Refine, Settings
 from onnxcompress.compression.judge import judge
@@ -52,7 +53,8 @@ def compress(
     metric: str = "top1",
     classes: Mapping[str, int | None] | None = None,
     states: Mapping[str, str] | None = None,
-    only: Callable[[str], bool] | None = None,
+    only: Only | None = None,
+    skip: Patterns = (),
     correct: bool = True,
     shapes: Mapping[str, Sequence[int]] | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -90,7 +92,9 @@ def compress(
             no other output decides anything then.  None to find out by graph and values.
         states: output name -> input that it is fed back into, from one sample to the next.  None
             to find out by names and shapes.
-        only: says by name which layers may be changed; None for all.
+        only: which layers may be changed: patterns such as ``["head/*"]``, or a function of the
+            name.  None for all.
+        skip: patterns of layers that stay as they are.
         correct: fit again in network order and match the statistics of each layer's outputs.
         shapes: input name -> shape, for inputs whose dimensions the model leaves open.
         metadata: entries for the result's metadata_props; they count in its size.  A result that
@@ -130,8 +134,8 @@ def compress(
     _check_output(output, model, original, force)
     settings = Settings(
         auto(target, compute) if methods is None else as_methods(methods, target),
-        target, metric, only, correct, shapes or {}, metadata or {}, seed,
-        jobs or cores(), engine, providers, untracked, cache, refinement, classes, states,
+        target, metric, choose_layers(original, only, skip), correct, shapes or {}, metadata or {},
+        seed, jobs or cores(), engine, providers, untracked, cache, refinement, classes, states,
         strip, simplify, compute,
     )  # fmt: skip
     begun = time.perf_counter()
@@ -166,7 +170,8 @@ def trade_off(
     metric: str = "top1",
     classes: Mapping[str, int | None] | None = None,
     states: Mapping[str, str] | None = None,
-    only: Callable[[str], bool] | None = None,
+    only: Only | None = None,
+    skip: Patterns = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
     metadata: Callable[[Target], Mapping[str, str]] = lambda target: {},
     seed: int = 0,
@@ -187,12 +192,12 @@ def trade_off(
     Raises:
         TargetError: no methods are given, and `auto` has not the same for all of these targets.
     """
+    original = as_model(model)
     settings = Settings(
         _common_auto(targets) if methods is None else as_methods(methods, targets[0]),
-        targets[0], metric, only, True, shapes or {}, {}, seed, jobs or cores(),
-        engine, providers, untracked, cache, None, classes, states,
+        targets[0], metric, choose_layers(original, only, skip), True, shapes or {}, {}, seed,
+        jobs or cores(), engine, providers, untracked, cache, None, classes, states,
     )  # fmt: skip
-    original = as_model(model)
     with settings.workers(), settings.progress(progress, len(targets)) as settings:
         given, labelled = open_samples(original, samples, evaluation)
         asked = [replace(settings, target=aim, metadata=metadata(aim)) for aim in targets]

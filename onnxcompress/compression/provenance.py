@@ -29,7 +29,7 @@ def recorded(
     """
     methods = [_name(settings.methods)] if callable(settings.methods) else settings.methods
     how = vars(settings) | {
-        "only": settings.only and _name(settings.only),
+        **(settings.only.words if settings.only else {}),
         "classes": _words(settings.classes),
         "states": _words(settings.states),
     }

@@ -43,6 +43,10 @@ class BudgetError(OnnxCompressError):
     """No choice of settings is cheap enough; the message names what can be attained."""
 
 
+class PatternError(OnnxCompressError):
+    """A pattern of names that no layer has."""
+
+
 class ConfigError(OnnxCompressError):
     """A configuration file that cannot be used."""
 
