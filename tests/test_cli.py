@@ -176,6 +176,8 @@ def test_python_writes_the_same_bytes_as_the_command_line(words, keywords, run, 
         result, _ = oc.compress(model, samples=images, output=place, progress=False, **keywords)
         assert place.read_bytes() == Path("out.onnx").read_bytes()
         assert oc.load(place).proto == result.proto
+    returned, _ = oc.compress(model, samples=images, progress=False, **keywords)
+    assert returned.proto == result.proto
 
 
 def test_a_report_names_options_here_and_arguments_in_python(run, folder):

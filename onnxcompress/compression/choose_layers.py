@@ -46,10 +46,10 @@ def choose_layers(model: Model, only: Only | None, skip: Patterns = ()) -> Chose
     Raises:
         PatternError: a pattern matches no layer.
     """
-    left = _patterns(skip)
+    left = _patterns(skip, "skip")
     if only is None and not left:
         return None
-    chosen = only if only is None or callable(only) else _patterns(only)
+    chosen = only if only is None or callable(only) else _patterns(only, "only")
     check_patterns(model, [*(chosen if isinstance(chosen, tuple) else ()), *left])
     return Chosen(chosen, left)
 
@@ -87,8 +87,11 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(map(shorten, names[:NAMED])) + more if names else "none"
 
 
-def _patterns(given: Patterns) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _patterns(given: Patterns, name: str) -> tuple[str, ...]:
+    patterns = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else (*given,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise PatternError(f"{name} must be patterns of layer names, such as ['head/*']")
+    return patterns
 
 
 def _any(name: str, patterns: Iterable[str]) -> bool:
