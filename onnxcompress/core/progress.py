@@ -53,7 +53,9 @@ SAMPLED = {
     "trying fits without data",
 }
 TIMED = 1.0  # Both models are timed for at least so many seconds, however small they are.
-FEW = 0.5  # Until this share of its work is done, what a step takes is partly a guess.
+# Until such a share of its work is done, what a step takes is partly a guess: the first where its
+# items are unlike, the second where they are steps of a training.
+FEW, FEW_ALIKE = 0.5, 0.05
 
 
 # It takes items, what is being done with them, and how many they are.
@@ -281,6 +283,7 @@ class Course:
         expected = step.foreseen
         if expected is None and self._usual:
             expected = step.share * (step.begun - self._begun - self._apart) / self._usual
-        sure = 1.0 if expected is None else min(part / FEW, 1.0)
+        few = FEW_ALIKE if step.apart else FEW
+        sure = 1.0 if expected is None else min(part / few, 1.0)
         whole = sure * told + (1 - sure) * (expected or 0.0)
         return max(whole - spent, (1 - part) * whole / 2) if whole else None

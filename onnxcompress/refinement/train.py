@@ -37,9 +37,9 @@ from onnxcompress.graph import Model, digest
 from onnxcompress.refinement.augment import parse_augmentations
 from onnxcompress.report.report import Epoch
 
-# A step of training takes about as long as so many runs of onnxruntime on its samples: 5 to 7 on a
-# machine that is idle, over 20 where torch waits for threads that other programs hold up.
-STEP = 10.0
+# A step of training takes about as long as so many runs of onnxruntime on its samples: about 6 of
+# large layers, or on one thread, and 12 of small ones, for which torch makes little of threads.
+STEP = 9.0
 
 
 def refine(
