@@ -580,7 +580,7 @@ def test_a_metric_without_a_number_for_every_sample_is_refused_before_the_work(
 NO_NUMBER = {
     "--macs 0.6": "its metric is not finite",
     "--macs 0.6 --max-drop 1": "its metric is not finite",
-    "--max-drop 1": "the file grew",  # the search keeps to the original
+    "--max-drop 1": "not worth it",  # the search keeps to the original
 }
 
 
