@@ -40,3 +40,9 @@ def _level_clock(monkeypatch):
 def _no_lines_while_it_runs(monkeypatch):
     """How far a run is, is not said: how often depends on how busy the machine is."""
     monkeypatch.setattr("onnxcompress.report.progress.EVERY", math.inf)
+
+
+@pytest.fixture
+def unrecorded(monkeypatch):
+    """Results do not say how they were made, which takes more bytes than some tiny models have."""
+    monkeypatch.setattr("onnxcompress.compression.pipeline.recorded", lambda settings, *_: settings)

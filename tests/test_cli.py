@@ -159,6 +159,10 @@ def test_the_result_records_how_it_was_made(run):
             {"methods": ["integer:bits=4"], "classes": {}, "correct": False, "seed": 3},
         ),
         (
+            "--method integer:bits=4 --only conv* --only head --skip conv2",
+            {"methods": "integer:bits=4", "only": ["conv*", "head"], "skip": "conv2"},
+        ),
+        (
             "--ratio 1.5 --strip --simplify --method integer",
             {"methods": "integer", "target": oc.Target(ratio=1.5), "strip": True, "simplify": True},
         ),
@@ -172,6 +176,28 @@ def test_python_writes_the_same_bytes_as_the_command_line(words, keywords, run, 
         result, _ = oc.compress(model, samples=images, output=place, progress=False, **keywords)
         assert place.read_bytes() == Path("out.onnx").read_bytes()
         assert oc.load(place).proto == result.proto
+    returned, _ = oc.compress(model, samples=images, progress=False, **keywords)
+    assert returned.proto == result.proto
+
+
+def test_a_report_names_options_here_and_arguments_in_python(run, folder):
+    words = "--method integer:bits=2 --only conv1 --only conv2 --quiet --force"
+    whole = f"{{data}}/net.onnx out.onnx --calib {{data}}/data.npz {words} --report page.html"
+    assert json.loads(run(f"{whole} --json")[1])["skips"]["conv1"] == "--skip conv1"
+    shown = run(whole.replace("--quiet ", ""))[1] + Path("page.html").read_text()
+    assert "--skip conv1 leaves it as it is" in shown and "skip=[" not in shown
+    net, images = folder / "net.onnx", np.load(folder / "data.npz")["x"]
+    _, report = oc.compress(net, methods="integer:bits=2", only="conv[12]", samples=images)
+    assert report.skips["conv1"] == "skip=['conv1']"
+    for text in (str(report), report._repr_html_()):
+        assert "skip=[" in text and "--skip " not in text
+
+
+def test_an_empty_list_of_layers_lets_none_be_changed(folder):
+    with pytest.raises(oc.BudgetError, match="no layer can be compressed"):
+        oc.compress(folder / "net.onnx", methods="half", only=[])
+    with pytest.raises(oc.OnnxCompressError, match="no layer matches 'cnv1'; did you mean conv1"):
+        oc.compress(folder / "net.onnx", methods="half", skip="cnv1")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +210,9 @@ def test_python_writes_the_same_bytes_as_the_command_line(words, keywords, run, 
         ("use preprocess='none', or", "use --preprocess none, or"),
         ("as preprocess=&#39;unit&#39; has it", "as --preprocess unit has it"),
         ("force=True allows that", "--force allows that"),
+        ("skip=['a/b', 'c d'] leaves it", "--skip a/b --skip 'c d' leaves it"),
+        ("skip=[\"it's\", '\"'] too", "--skip 'it'\"'\"'s' --skip '\"' too"),
+        (r"a layer called skip=['\x']", r"a layer called skip=['\x']"),
         ("basis:rank=6,first=1 only=3", "basis:rank=6,first=1 only=3"),
     ],
 )
@@ -551,7 +580,7 @@ def test_a_metric_without_a_number_for_every_sample_is_refused_before_the_work(
 NO_NUMBER = {
     "--macs 0.6": "its metric is not finite",
     "--macs 0.6 --max-drop 1": "its metric is not finite",
-    "--max-drop 1": "the file grew",  # the search keeps to the original
+    "--max-drop 1": "not worth it",  # the search keeps to the original
 }
 
 

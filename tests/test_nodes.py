@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
+import pytest
 from node_cases import cases, forms
 
 import onnxcompress as oc
@@ -43,6 +44,7 @@ def exact(method, layer):
     return method.fit(layer, Statistics.white(layer))
 
 
+@pytest.mark.usefixtures("unrecorded")
 def test_compress_leaves_every_model_of_the_standard_equal_or_says_why_not(capsys):
     found = Counter()
     for case in cases():

@@ -15,6 +15,7 @@ from onnxcompress.core.progress import (
     QUICK,
     SAMPLED,
     Course,
+    Foreseen,
     Uneven,
 )
 from onnxcompress.report import progress as shown
@@ -119,6 +120,33 @@ def test_a_step_that_there_will_not_be_is_not_waited_for():
         for _ in course.track(range(4), "fitting", 4):
             clock.now += 1
     assert 0 < blind.left < sampled.left
+
+
+@pytest.mark.parametrize("training", [3, 300])
+def test_a_training_is_foreseen_and_says_nothing_of_other_steps(training):
+    clock, told = Clock(), []
+    steps = [("fitting", 10), ("measuring sensitivity", 5), ("training", training)]
+    steps.append(("comparing outputs", 1))
+    whole = sum(seconds for _, seconds in steps)
+    course = Course(lambda c: told.append(c.left + clock.now if c.left else 0), clock=clock)
+    assert [*course.track(Foreseen(0.9 * training), "training", 0)] == []
+    for what, seconds in steps:
+        for _ in course.track(range(10), what, 10):
+            clock.now += seconds / 10
+    assert abs(told[15] - told[20]) < 3 and 0.9 < told[-15] / whole < 1.5
+    assert course.left < 5
+
+
+def test_costs_in_the_unit_of_a_step_before_tell_how_long_a_step_takes():
+    clock = Clock()
+    course = Course(lambda _: None, ABSENT, NUMBERS, clock=clock)
+    for _ in course.track(Uneven("ab", [1, 1], unit="fits"), "fitting", 2):
+        clock.now += 1
+    [*course.track("a", "measuring sensitivity", 1)]
+    before = course.left
+    step = iter(course.track(Uneven("a", [100], unit="fits"), "fitting further settings", 1))
+    next(step)
+    assert course.left > before + 90
 
 
 def test_a_line_is_written_also_while_nothing_comes_to_an_end(monkeypatch, caplog):

@@ -9,6 +9,8 @@ from onnxcompress.compression.search import candidates, screen
 from onnxcompress.execution.session import Session
 from onnxcompress.methods.codebook import Codebook
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 
 @pytest.fixture(scope="module")
 def net():

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ import click
 
 from onnxcompress.cli.endings import command_line
 from onnxcompress.core.errors import DataError
-from onnxcompress.core.messages import shorten
 from onnxcompress.core.scratch import check_place
 
 if TYPE_CHECKING:  # Imports where they are used let --help and wrong options answer at once.
@@ -142,12 +140,14 @@ def offer_methods(
     model: Model, default: list[Method], rules: Rules | None, target: Target | None
 ) -> list[Method] | Callable[[Layer], Sequence[Method]]:
     """The methods for all layers, or for each one by the rules of a configuration."""
+    from onnxcompress.compression.choose_layers import check_patterns, every_layer, some
+
     if rules is None or not (rules.layers or rules.op_types):
         return default
-    _check_patterns(model, [*rules.layers])
-    kinds = {layer.op_type for layer in _every_layer(model)[0].values()}
+    check_patterns(model, [*rules.layers])
+    kinds = {layer.op_type for layer in every_layer(model)[0].values()}
     for op_type in rules.op_types.keys() - kinds:
-        raise click.UsageError(f"no layer is a {op_type}; there are {_some(sorted(kinds))}")
+        raise click.UsageError(f"no layer is a {op_type}; there are {some(sorted(kinds))}")
     every = (*rules.layers.values(), *rules.op_types.values())
     known = {rule.specs: read_methods(rule.specs, None, target) for rule in every}
 
@@ -180,48 +180,6 @@ def read_targets(ratios: Sequence[float], macs: Sequence[float]) -> list[Target]
     with as_usage_errors():
         sizes = [Target(ratio=ratio) for ratio in sorted(ratios)]
         return sizes or [Target(macs=share) for share in sorted(macs, reverse=True)]
-
-
-def choose_layers(
-    model: Model, only: Sequence[str], skip: Sequence[str]
-) -> Callable[[str], bool] | None:
-    """Which layers the patterns leave; a pattern that matches nothing is an error."""
-    from onnxcompress.cli.config_file import matches
-
-    if not only and not skip:
-        return None
-    _check_patterns(model, [*only, *skip])
-
-    def matching(name: str, patterns: Sequence[str]) -> bool:
-        return any(matches(name, pattern) for pattern in patterns)
-
-    return lambda name: (not only or matching(name, only)) and not matching(name, skip)
-
-
-def _check_patterns(model: Model, patterns: Sequence[str]) -> None:
-    """A pattern that matches no layer is an error."""
-    from onnxcompress.cli.config_file import matches
-
-    names = [name for names in _every_layer(model) for name in names]
-    for pattern in patterns:
-        if not any(matches(name, pattern) for name in names):
-            short = {shorten(name): name for name in names}
-            near = get_close_matches(shorten(pattern), short, 3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_some(names)}"
-            raise click.UsageError(f"no layer matches {pattern!r}; {hint}")
-
-
-def _every_layer(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
-    """Layers and constants, those in local functions too, and why others are skipped."""
-    from onnxcompress.graph import find_constants, find_layers, inline_functions
-
-    model = inline_functions(model)
-    layers, skipped = find_layers(model)
-    return layers | find_constants(model, layers), skipped
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(shorten, names[:5])) + ", ..." * (len(names) > 5) if names else "none"
 
 
 @dataclass(frozen=True)
@@ -265,7 +223,9 @@ def files_of_data(options: Mapping[str, Any]) -> Iterator[Path]:
 
 def prepare(model: Model, options: Mapping[str, Any]) -> Task:
     """Choose layers and open samples."""
-    only = choose_layers(model, options["only"], options["skip"])
+    from onnxcompress.compression.choose_layers import choose_layers
+
+    only = choose_layers(model, options["only"] or None, options["skip"])
     measures = read_measures(model, options)
     samples = open_samples(model, options, "photographs or random inputs stand in")
     common = {name: options[name] for name in ("seed", "jobs", "engine", "cache")}

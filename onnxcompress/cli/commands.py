@@ -91,8 +91,9 @@ def cli() -> None:
 def compress(source: Path, output: Path, **options: Any) -> int:
     """Write a smaller or faster version of INPUT to OUTPUT.  (The word compress may be left out.)
 
-    With no target the result is as small as holds 98 % agreement with the original where the
-    model has class scores, 25 dB where it has not.
+    Without a target, the result is the smallest that decides as the original does on 98 % of the
+    samples (the same class, or whole number); where a model decides nothing, the smallest whose
+    outputs have an SNR of 25 dB.
     """
     from onnxcompress.compression import pipeline
     from onnxcompress.compression.auto import arithmetic

@@ -17,12 +17,12 @@ patterns that match, the last one counts.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from onnxcompress.compression.choose_layers import matches
 from onnxcompress.core.errors import ConfigError
 from onnxcompress.core.messages import nearest
 from onnxcompress.data.preprocess import read_yaml
@@ -53,11 +53,6 @@ class Rules(BaseModel):
         """The rule for a layer; None if there is none."""
         rules = [rule for pattern, rule in self.layers.items() if matches(name, pattern)]
         return rules[-1] if rules else self.op_types.get(op_type)
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a layer is meant; names with brackets mean themselves."""
-    return name == pattern or fnmatchcase(name, pattern)
 
 
 def read(path: Path, known: Iterable[str]) -> tuple[dict[str, Any], Rules]:

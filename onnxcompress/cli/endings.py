@@ -12,6 +12,7 @@ import click
 
 from onnxcompress.cli import outcome, provenance, supervisor
 from onnxcompress.cli.outcome import DONE, MISSED, Outcome
+from onnxcompress.cli.wording import all_in_options
 
 if TYPE_CHECKING:  # Imports where they are used let --help and wrong options answer at once.
     from onnxcompress.graph import Model
@@ -37,7 +38,8 @@ def deliver_result(
             """All that is shown, of a model that is complete but not in its place."""
             models = {str(source): source, **place_files(output, files)}
             shown = replace(
-                report, provenance=provenance.describe_run(metadata, models, command_line())
+                all_in_options(report),
+                provenance=provenance.describe_run(metadata, models, command_line()),
             )
             outcomes.append(_end_compression(stack, shown, source, output, models, options))
             supervisor.hold()

@@ -161,10 +161,10 @@ RULES = click.option("--config", "rules", metavar="FILE.yaml", type=FILE, is_eag
 FIDELITY = options(
     click.option("--min-agreement", type=Percent(least=0),
                  help="The same class, or whole number, on this share of samples; 0 for any.  "
-                 "[without a fidelity of one's own: 90%, or 10 dB where nothing is decided]"),
+                 "[without any of these three: 90%, or 10 dB where nothing is decided]"),
     click.option("--min-snr", type=float, metavar="DB", help="Least SNR of each output, in dB."),
     click.option("--max-drop", type=float, metavar="N",
-                 help="Loss of the metric by labels (--eval), in its own unit."),
+                 help="What the metric may lose at most, in its own unit; by labels (--eval)."),
 )  # fmt: skip
 
 TARGET = options(
@@ -202,7 +202,8 @@ REFINE = options(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]),
                  help="Where torch computes.  [default: auto, a GPU where there is one]"),
     click.option(
-        "--augment", metavar="flip,crop,mix", help="Images mirrored, shifted, and two in one too."
+        "--augment", metavar="flip,crop,mix", help="Train on changed images as well: mirrored, "
+        "shifted, and mixtures of two."
     ),
     click.option("--train", metavar="PATH", type=PLACE, help="Labelled samples to learn from as "
                  "well, in the forms of --eval."),
@@ -243,7 +244,7 @@ BALLAST = options(
                  "types that can be inferred."),
     click.option("--simplify/--no-simplify", default=None, help="First fold what costs time and "
                  "does nothing: scales and paddings beside layers, identities, dead nodes.  "
-                 "[default: with --latency]"),
+                 "[default: with --latency, --compute int8]"),
 )  # fmt: skip
 
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Do everything but write OUTPUT.")

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from ast import literal_eval
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from shlex import quote
+from typing import Any
 
 OPTIONS = {  # argument -> option
     "samples": "--calib",
@@ -17,6 +22,8 @@ OPTIONS = {  # argument -> option
 QUOTE = "(?:'|&#39;)"  # On a page it is spelled out.
 TARGET = re.compile(r"Target\(([a-z_]+)=(\.\.\.|[\d.]+)\)")
 SHAPES = re.compile(rf"\bshapes=\{{{QUOTE}([^{{}}]*?){QUOTE}: \(([\d, ]+)\)\}}")
+STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+SKIP = re.compile(rf"\bskip=(\[{STRING}(?:, {STRING})*\])")
 ARGUMENT = re.compile(rf"\b({'|'.join(OPTIONS)})=(?:\.\.\.|True|None|{QUOTE}(\S+?){QUOTE})")
 
 
@@ -34,4 +41,27 @@ def in_options(text: str) -> str:
         option = OPTIONS[found[1]]
         return f"{option} {found[2]}" if found[2] else option
 
+    def skip(found: re.Match[str]) -> str:
+        try:
+            names = literal_eval(found[1])
+        except (SyntaxError, ValueError):  # A stranger's text only looks like ours.
+            return found[0]
+        return " ".join(f"--skip {quote(name)}" for name in names)
+
+    text = SKIP.sub(skip, text)
     return ARGUMENT.sub(argument, SHAPES.sub(shape, TARGET.sub(target, text)))
+
+
+def all_in_options(value: Any) -> Any:
+    """The same with all messages in it in the words of the command line.
+
+    Names are quoted for a shell, which only works before the text is escaped for JSON or a page.
+    """
+    if isinstance(value, str):
+        return in_options(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+        return replace(value, **{name: all_in_options(part) for name, part in parts.items()})
+    if isinstance(value, Mapping):
+        return {name: all_in_options(part) for name, part in value.items()}
+    return tuple(map(all_in_options, value)) if isinstance(value, tuple) else value

@@ -6,11 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from onnxcompress.core.errors import CompressionError
-from onnxcompress.graph import Model, annotate, save
+from onnxcompress.graph import Model, save
 from onnxcompress.report.report import Report
-
-# Metadata under this key says why a result is worse, where it was written all the same.
-FORCED = "onnxcompress.forced"
 
 
 def deliver(
@@ -20,20 +17,17 @@ def deliver(
     force: bool = False,
     external: bool = False,
     ready: Callable[[Sequence[Path]], None] = lambda files: None,
-) -> Model:
-    """Write the result unless it is worse; the model that was written.
+) -> None:
+    """Write the result unless it is worse.
 
     Args:
-        force: write one that is worse, marked as such in its metadata.
+        force: write one that is worse as well.
         external, ready: see `onnxcompress.save`.
 
     Raises:
         CompressionError: it is worse, and nothing forces it.
         ModelError: it cannot be written.
     """
-    if report.worse:
-        if not force:
-            raise CompressionError(report)
-        result = annotate(result, {FORCED: "; ".join(report.failures)})
+    if report.worse and not force:
+        raise CompressionError(report)
     save(result, output.resolve(), external=external, ready=ready)
-    return result

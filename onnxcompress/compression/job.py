@@ -8,16 +8,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
+from onnxcompress.compression.choose_layers import Chosen
 from onnxcompress.compression.search.plan_int8 import Int8Plan
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate.layerwise import Layerwise
 from onnxcompress.compression.validate.validation import Validation
 from onnxcompress.core.arithmetic import Rounded, in_integers
-from onnxcompress.core.errors import ModelError
+from onnxcompress.core.errors import ArgumentError, ModelError
 from onnxcompress.core.layer import Array, Layer
+from onnxcompress.core.messages import nearest
 from onnxcompress.core.method import CompressedWeight, Method
 from onnxcompress.core.parallel import helped, one_thread_each
 from onnxcompress.core.progress import (
@@ -29,16 +30,20 @@ from onnxcompress.core.progress import (
     Track,
     untracked,
 )
+from onnxcompress.core.scratch import check_place
 from onnxcompress.core.statistics import DOUBT
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import random_samples
 from onnxcompress.data.samples import Samples
 from onnxcompress.data.stand_ins import StandIns
 from onnxcompress.execution.dask import engine as connect
+from onnxcompress.execution.session import available_providers
 from onnxcompress.graph import Model, compute_int8, index_ranges, layer_inputs, rewrite
 from onnxcompress.methods.integer import Integer
 from onnxcompress.report.progress import progress
 from onnxcompress.report.report import Change, Epoch
+
+OURS = "onnxcompress."  # So the keys begin that say how a result was made.
 
 Methods = Sequence[Method] | Callable[[Layer], Sequence[Method]]
 Refine = Callable[..., tuple[Model, Sequence[Epoch]]]  # It takes two models, Samples, and a Track.
@@ -51,7 +56,7 @@ class Settings:
     methods: Methods
     target: Target | None = None
     metric: str = "top1"
-    only: Callable[[str], bool] | None = None
+    only: Chosen | None = None
     correct: bool = True
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +72,24 @@ class Settings:
     strip: bool = False
     simplify: bool | None = None
     compute: str = "float"
+
+    def checked(self) -> Settings:
+        """The same with arguments in one form.
+
+        Raises:
+            ArgumentError: one cannot be what it is.
+        """
+        providers, known = self.providers, available_providers()
+        providers = [providers] if isinstance(providers, str) else list(providers)
+        for provider in providers:
+            if provider not in known:
+                near = nearest(str(provider), known)
+                raise ArgumentError(f"onnxruntime has no provider {provider!r} here{near}")
+        if not isinstance(self.jobs, int) or self.jobs < 1:
+            raise ArgumentError(f"jobs must be a whole number, at least 1, not {self.jobs!r}")
+        if self.cache is not None:
+            check_place(self.cache / "entry", (), force=False)
+        return replace(self, providers=providers)
 
     @property
     def simplifies(self) -> bool:
@@ -241,9 +264,20 @@ class Job:
             model, {**weights, **whole}, plan.arithmetic, plan.ranges, biases, failed, plan.region
         )
 
-    def skip_options(self, leader: str) -> str:
-        """The options that leave a weight as it is: with one layer left out, others change it."""
-        return " ".join(f"--skip {quote(name)}" for name in self.readers(leader))
+    def skip_hint(self, leader: str) -> str:
+        """The argument that leaves a weight as it is: with one layer left out, others change it."""
+        return f"skip={self.readers(leader)}"
+
+    def entries(self, changed: bool) -> Mapping[str, str]:
+        """Metadata of a result; without those of ours it is as it was, to the last byte.
+
+        Args:
+            changed: whether weights were.
+        """
+        every = self.settings.metadata
+        if changed or self.changes or self.int8 is not None:
+            return every
+        return {key: value for key, value in every.items() if not key.startswith(OURS)}
 
     @property
     def largest_file(self) -> float:

@@ -6,19 +6,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from onnxcompress.compression.build.best import Compressed
-from onnxcompress.compression.job import Job
+from onnxcompress.compression.job import OURS, Job
 from onnxcompress.compression.search.trade_off import Curves
 from onnxcompress.compression.validate.layerwise import Layerwise
 from onnxcompress.compression.validate.verdict import failures, warnings
 from onnxcompress.core.errors import ModelError
 from onnxcompress.core.progress import doing
 from onnxcompress.execution.runnable import verify
-from onnxcompress.graph import Model, check, emptied_inputs
+from onnxcompress.graph import Model, annotate, check, emptied_inputs
 from onnxcompress.report.report import Comparison, Refinement, Report, Row
 
 WORTHWHILE = 0.05  # A fidelity target that saves a smaller share is not worth a changed model.
 # Users are warned below so many dB of predicted SNR: there the error has half the signal's energy.
 NOISE = 3.0
+# Metadata under this key says why a result is worse, where it was written all the same.
+FORCED = f"{OURS}forced"
 TOO_MUCH_ERROR = "not compressed: too much error for the bytes it would save"
 UNDONE = (
     "weights are decoded when the model is loaded; tools that fold constants would write them "
@@ -28,7 +30,10 @@ UNDONE = (
 
 
 def judge(job: Job, curves: Curves, compressed: Compressed) -> tuple[Model, Report]:
-    """Refine the model if that was asked, compare it with the original, and report."""
+    """Refine the model if that was asked, compare it with the original, and report.
+
+    One that is worse says so in its metadata, wherever it goes.
+    """
     built, result = compressed.built, compressed.built.model
     predicted = curves.snr(built.chosen) if job.has_choice else None
     skipped = {**job.skipped, **_without_candidates(job, curves), **built.failed}
@@ -63,11 +68,13 @@ def judge(job: Job, curves: Curves, compressed: Compressed) -> tuple[Model, Repo
         predicted=predicted,
         trade_off=curves.trade_off(built.chosen),
         hurting=compressed.hurting,
-        skips={name: job.skip_options(name) for name in compressed.hurting},
+        skips={name: job.skip_hint(name) for name in compressed.hurting},
         failures=tuple(failed),
         curves={} if not job.target.faithful else curves.points(),
         warnings=(*job.warnings, *_doubts(job, compressed, predicted), *noted),
     )
+    if report.worse:
+        result = annotate(result, {FORCED: "; ".join(report.failures)})
     return result, report
 
 
@@ -99,7 +106,7 @@ def _doubts(job: Job, compressed: Compressed, predicted: float | None) -> Iterat
         which = name if len(readers) == 1 else f"the weight of {', '.join(readers)}"
         yield (
             f"{which} alone causes {share:.0%} of the output's error; "
-            f"{job.skip_options(name)} leaves it as it is"
+            f"{job.skip_hint(name)} leaves it as it is"
         )
 
 

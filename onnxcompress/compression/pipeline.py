@@ -22,6 +22,7 @@ from typing import Any
 from onnxcompress.compression.auto import arithmetic, auto
 from onnxcompress.compression.build.best import build
 from onnxcompress.compression.build.builder import Builder
+from onnxcompress.compression.choose_layers import Only, Patterns, choose_layers
 from onnxcompress.compression.deliver import deliver
 from onnxcompress.compression.job import Job, Refine, Settings
 from onnxcompress.compression.judge import judge
@@ -32,7 +33,7 @@ from onnxcompress.compression.search.bisect import search
 from onnxcompress.compression.search.candidates import Measured, measure
 from onnxcompress.compression.search.trade_off import Curves, price, units_of
 from onnxcompress.compression.target import Target
-from onnxcompress.core.errors import BudgetError, TargetError
+from onnxcompress.core.errors import ArgumentError, BudgetError, TargetError
 from onnxcompress.core.method import Method
 from onnxcompress.core.parallel import cores
 from onnxcompress.core.progress import Track, untracked
@@ -52,16 +53,17 @@ def compress(
     metric: str = "top1",
     classes: Mapping[str, int | None] | None = None,
     states: Mapping[str, str] | None = None,
-    only: Callable[[str], bool] | None = None,
+    only: Only | None = None,
+    skip: Patterns = (),
     correct: bool = True,
     shapes: Mapping[str, Sequence[int]] | None = None,
     metadata: Mapping[str, str] | None = None,
     seed: int = 0,
     jobs: int | None = None,
     engine: str = "local",
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: str | Sequence[str] = ("CPUExecutionProvider",),
     progress: bool | Track[Any] = True,
-    cache: Path | None = None,
+    cache: str | PathLike[str] | None = None,
     refinement: Refine | None = None,
     strip: bool = False,
     simplify: bool | None = None,
@@ -90,11 +92,13 @@ def compress(
             no other output decides anything then.  None to find out by graph and values.
         states: output name -> input that it is fed back into, from one sample to the next.  None
             to find out by names and shapes.
-        only: says by name which layers may be changed; None for all.
+        only: which layers may be changed: patterns such as ``["head/*"]``, or a function of the
+            name.  None for all.
+        skip: patterns of layers that stay as they are.
         correct: fit again in network order and match the statistics of each layer's outputs.
         shapes: input name -> shape, for inputs whose dimensions the model leaves open.
-        metadata: entries for the result's metadata_props; they count in its size.  A result that
-            is written has those of the command line besides, which say how it was made.
+        metadata: entries for the result's metadata_props; they count in its size.  The result has
+            those of the command line besides, which say how it was made.
         seed: of the random inputs that stand in where there are no samples.
         jobs: threads, and processes that fit layers; None for all cores.
         engine: what calibrates and fits layers: local, or ``dask://HOST:PORT`` of a cluster.
@@ -130,23 +134,29 @@ def compress(
     _check_output(output, model, original, force)
     settings = Settings(
         auto(target, compute) if methods is None else as_methods(methods, target),
-        target, metric, only, correct, shapes or {}, metadata or {}, seed,
-        jobs or cores(), engine, providers, untracked, cache, refinement, classes, states,
-        strip, simplify, compute,
-    )  # fmt: skip
+        target, metric, choose_layers(original, only, skip), correct, shapes or {}, metadata or {},
+        seed, jobs or cores(), engine, providers, untracked, _folder(cache), refinement, classes,
+        states, strip, simplify, compute,
+    ).checked()  # fmt: skip
     begun = time.perf_counter()
     with settings.workers(), settings.progress(progress) as settings:
         given, labelled = open_samples(original, samples, evaluation)
-        if output is not None:
-            settings = recorded(settings, source_digest(model, original), given, labelled)
+        settings = recorded(settings, partial(source_digest, model, original), given, labelled)
         job = prepare(original, given, labelled, settings)
         measured = measure(job)
         curves = price(job, measured, units_of(job, measured.candidates))
         builder = Builder(job, measured.observed)
-        compressed = build(builder, curves, search(builder, curves))
-        result, report = judge(job, curves, compressed)
+        result, report = judge(job, curves, build(builder, curves, search(builder, curves)))
     report = replace(report, seconds=time.perf_counter() - begun)
-    return (result if output is None else deliver(result, report, Path(output), force)), report
+    if output is not None:
+        deliver(result, report, Path(output), force)
+    return result, report
+
+
+def _folder(cache: Any) -> Path | None:
+    if not isinstance(cache, str | PathLike | None):
+        raise ArgumentError(f"cache must be a folder, not {type(cache).__name__}")
+    return None if cache is None else Path(cache)
 
 
 def _check_output(output: Any, model: Any, read: Model, force: bool) -> None:
@@ -166,15 +176,16 @@ def trade_off(
     metric: str = "top1",
     classes: Mapping[str, int | None] | None = None,
     states: Mapping[str, str] | None = None,
-    only: Callable[[str], bool] | None = None,
+    only: Only | None = None,
+    skip: Patterns = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
     metadata: Callable[[Target], Mapping[str, str]] = lambda target: {},
     seed: int = 0,
     jobs: int | None = None,
     engine: str = "local",
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: str | Sequence[str] = ("CPUExecutionProvider",),
     progress: bool | Track[Any] = True,
-    cache: Path | None = None,
+    cache: str | PathLike[str] | None = None,
 ) -> Iterator[Point]:
     """What `compress` would give for each of these size targets, from one fit of all candidates.
 
@@ -182,20 +193,23 @@ def trade_off(
     other arguments are those of `compress`.
 
     Args:
-        metadata: for each target the entries that count in the file's size.
+        metadata: for each target entries of the file's metadata that count in its size, besides
+            those that say how it was made.
 
     Raises:
         TargetError: no methods are given, and `auto` has not the same for all of these targets.
     """
+    original = as_model(model)
     settings = Settings(
         _common_auto(targets) if methods is None else as_methods(methods, targets[0]),
-        targets[0], metric, only, True, shapes or {}, {}, seed, jobs or cores(),
-        engine, providers, untracked, cache, None, classes, states,
-    )  # fmt: skip
-    original = as_model(model)
+        targets[0], metric, choose_layers(original, only, skip), True, shapes or {}, {}, seed,
+        jobs or cores(), engine, providers, untracked, _folder(cache), None, classes, states,
+    ).checked()  # fmt: skip
     with settings.workers(), settings.progress(progress, len(targets)) as settings:
         given, labelled = open_samples(original, samples, evaluation)
-        asked = [replace(settings, target=aim, metadata=metadata(aim)) for aim in targets]
+        source = remember(partial(source_digest, model, original))
+        aims = [replace(settings, target=aim, metadata=metadata(aim)) for aim in targets]
+        asked = [recorded(aim, source, given, labelled) for aim in aims]
         first = prepare(original, given, labelled, asked[0])
         measured = measure(first, targets)
         priced = remember(partial(price, first, measured))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -24,13 +25,14 @@ from onnxcompress.core.errors import BudgetError, DataError, TargetError
 from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Method
 from onnxcompress.core.parallel import elsewhere
-from onnxcompress.core.progress import INT8, SAMPLED, doing
+from onnxcompress.core.progress import INT8, SAMPLED, Foreseen, doing
 from onnxcompress.data.convert import as_samples
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.quality import check_samples
 from onnxcompress.data.samples import Samples
 from onnxcompress.data.stand_ins import StandIns
 from onnxcompress.execution.runnable import runnable, unknown_operators
+from onnxcompress.execution.session import Session
 from onnxcompress.graph import (
     Model,
     find_constants,
@@ -45,6 +47,7 @@ from onnxcompress.report.words import MOST_AGREE
 # The outputs have so many dB where there are no decisions: the error is 6 % of the signal.
 DEFAULT_SNR = 25.0
 STAND_IN_RANGES = "ACTIVATION RANGES FROM STAND-INS: give samples=..."
+TIMED = 5  # The least time of so many runs says what one takes; the first ones take longer.
 PLANNED = 64  # At most so many samples decide which layers compute in int8, which bounds the time.
 
 Offer = Callable[[Layer], list[Method]]
@@ -95,6 +98,7 @@ def prepare(
     job = _job(model, samples, evaluation, settings, unknown)
     target = _target(job, unknown, evaluation is not None)
     job = replace(job, target=target, warnings=tuple(_warnings(job, unknown)))
+    _foresee_training(job)
     if job.fit is None:
         for step in SAMPLED:  # So it is not waited for.
             list(settings.track((), step, 0))
@@ -102,6 +106,25 @@ def prepare(
         return job
     with doing(settings.track, INT8, [1.0] * PIECES) as piece:
         return _planned(job, piece)
+
+
+def _foresee_training(job: Job) -> None:
+    """Tell how long a refinement will take if it knows its work: no other step says that."""
+    refinement, fit = job.settings.refinement, job.fit
+    work = getattr(getattr(refinement, "func", None), "work", None)
+    if refinement is None or work is None or fit is None:
+        return
+    runs = work(job.samples, **getattr(refinement, "keywords", {}))
+    if runs is None:
+        return
+    batch, times = next(fit.batches()), list[float]()
+    session = Session(job.runnable, threads=job.settings.jobs)
+    for _ in range(TIMED):
+        begun = time.perf_counter()
+        session.run(batch)
+        times.append(time.perf_counter() - begun)
+    spent = min(times) / len(next(iter(batch.values())))
+    list(job.settings.track(Foreseen(runs * spent), "training", 0))
 
 
 def _job(

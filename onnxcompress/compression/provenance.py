@@ -10,30 +10,35 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from onnxcompress.compression.job import Settings
+from onnxcompress.compression.job import OURS, Settings
 from onnxcompress.compression.target import Target
 from onnxcompress.data.samples import Samples
 from onnxcompress.graph import Model, digest, sha256
 
 # The metadata of a result has these keys.
-VERSION, CONFIG, SOURCE = (f"onnxcompress.{key}" for key in ("version", "config", "source_sha256"))
+VERSION, CONFIG, SOURCE = (f"{OURS}{key}" for key in ("version", "config", "source_sha256"))
 
 
 def recorded(
-    settings: Settings, source: str, samples: Samples | None, evaluation: Samples | None
+    settings: Settings,
+    source: Callable[[], str],
+    samples: Samples | None,
+    evaluation: Samples | None,
 ) -> Settings:
     """The settings with what is recorded of them; metadata of the caller's own win.
 
     Args:
-        source: SHA-256 of the model that was given.
+        source: gives the SHA-256 of the model that was given, which takes a while.
     """
+    if settings.metadata.keys() >= {VERSION, CONFIG, SOURCE}:
+        return settings
     methods = [_name(settings.methods)] if callable(settings.methods) else settings.methods
     how = vars(settings) | {
-        "only": settings.only and _name(settings.only),
+        **(settings.only.words if settings.only else {}),
         "classes": _words(settings.classes),
         "states": _words(settings.states),
     }
-    made = record(source, methods, settings.target, samples, evaluation, settings.refinement, how)
+    made = record(source(), methods, settings.target, samples, evaluation, settings.refinement, how)
     return replace(settings, metadata=made | dict(settings.metadata))
 
 

@@ -43,6 +43,14 @@ class BudgetError(OnnxCompressError):
     """No choice of settings is cheap enough; the message names what can be attained."""
 
 
+class ArgumentError(OnnxCompressError):
+    """An argument of a call from Python that cannot be what it is."""
+
+
+class PatternError(OnnxCompressError):
+    """A pattern of names that no layer has."""
+
+
 class ConfigError(OnnxCompressError):
     """A configuration file that cannot be used."""
 

@@ -53,7 +53,9 @@ SAMPLED = {
     "trying fits without data",
 }
 TIMED = 1.0  # Both models are timed for at least so many seconds, however small they are.
-FEW = 0.5  # Until this share of its work is done, what a step takes is partly a guess.
+# Until such a share of its work is done, what a step takes is partly a guess: the first where its
+# items are unlike, the second where they are steps of a training.
+FEW, FEW_ALIKE = 0.5, 0.05
 
 
 # It takes items, what is being done with them, and how many they are.
@@ -74,10 +76,13 @@ class Uneven(Generic[T]):
     Args:
         costs: of each item what it takes, in any unit.
         workers: so many items are worked on at a time.
+        unit: of the costs, where it is that of another step too.
     """
 
-    def __init__(self, items: Iterable[T], costs: Iterable[float], workers: int = 1) -> None:
-        self._items, self.ends = items, [0.0]
+    def __init__(
+        self, items: Iterable[T], costs: Iterable[float], workers: int = 1, unit: str = ""
+    ) -> None:
+        self._items, self.ends, self.unit = items, [0.0], unit
         free = [0.0] * workers
         for cost in costs:
             end = free[0] + cost
@@ -86,6 +91,16 @@ class Uneven(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._items)
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """No items of a step, but how many seconds it will take when it comes."""
+
+    seconds: float
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
 
 
 @contextmanager
@@ -109,7 +124,9 @@ class Step:
     """A step that is being done.
 
     Attributes:
-        share: the time that it usually takes; 0 where it is part of another.
+        share: the time that it usually takes; 0 where it is part of another, or was foreseen.
+        foreseen: seconds that it was to take; None where nothing but its share is known.
+        unit: of its costs, see `Uneven`; whole: all of them.
         begun: when it began.
         parts: how much of its work is over, 0 to 1, before each item and in the end.
         seen: when the last item was done.
@@ -118,10 +135,18 @@ class Step:
     what: str
     total: int
     share: float
+    foreseen: float | None
     begun: float
     parts: Sequence[float]
     seen: float
+    unit: str = ""
+    whole: float = 0.0
     done: int = 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether how long it takes says nothing of other steps."""
+        return self.foreseen is not None and not self.share
 
     @property
     def part(self) -> float:
@@ -133,7 +158,7 @@ class Course:
     """Where a run is: `track` is what wraps its steps.
 
     What is left is the rest of this step, if its items go on as they did, and the steps to come,
-    if they take as much longer than usual as those so far.
+    if they take what was foreseen, else as much longer than usual as those so far.
 
     Args:
         show: called with this course whenever something has changed, from one thread at a time.
@@ -159,20 +184,27 @@ class Course:
         every = [*measured.items(), *built * results]
         self._ahead = [(what, share) for what, share in every if what not in without]
         self._usual = 0.0  # Of steps that are done.
+        self._foreseen = dict[str, float]()  # Seconds of steps that are to come.
+        self._apart = 0.0  # Seconds of steps that were foreseen: they say nothing of others.
+        self._rates = dict[str, float]()  # Seconds that a unit of costs took the last time.
         self._steps = list[Step]()
 
     def track(self, items: Iterable[T], what: str, total: int) -> Iterable[T]:
         """The items; it is shown how many of them are done.
 
-        Of a step without items nothing is shown, and it is not to come any more.
+        Of a step without items nothing is shown, and it is not to come any more unless its time is
+        `Foreseen`.
         """
+        if isinstance(items, Foreseen):
+            self._foreseen[what] = items.seconds
+            return
         if total <= 0:
             self._ahead = [step for step in self._ahead if step[0] != what]
             yield from items
             return
-        step = self._enter(
-            what, total, items.ends if isinstance(items, Uneven) else range(total + 1)
-        )
+        uneven = isinstance(items, Uneven)
+        ends, unit = (items.ends, items.unit) if uneven else (range(total + 1), "")
+        step = self._enter(what, total, ends, unit)
         try:
             for item in items:
                 self.show()
@@ -183,29 +215,39 @@ class Course:
             with self._lock:
                 self._steps.remove(step)
                 if not self._steps:
-                    self._usual += step.share
+                    self._leave(step, self._clock() - step.begun)
 
     def show(self) -> None:
         """Show where it is."""
         with self._lock:
             self._show(self)
 
-    def _enter(self, what: str, total: int, ends: Sequence[float]) -> Step:
+    def _enter(self, what: str, total: int, ends: Sequence[float], unit: str) -> Step:
         now, parts = self._clock(), [end / (ends[-1] or 1.0) for end in ends]
         with self._lock:
-            step = Step(what, total, self._begin(what), now, parts, now)
+            share, foreseen = self._begin(what)
+            if unit in self._rates:
+                foreseen = self._rates[unit] * ends[-1]
+            step = Step(what, total, share, foreseen, now, parts, now, unit, ends[-1])
             self._steps.append(step)
         return step
 
-    def _begin(self, what: str) -> float:
-        """What a step usually takes; those that were to come before it are left out."""
+    def _leave(self, step: Step, seconds: float) -> None:
+        self._usual += step.share
+        if step.apart:
+            self._apart += seconds
+        if step.unit and step.whole and step.done == step.total:
+            self._rates[step.unit] = seconds / step.whole
+
+    def _begin(self, what: str) -> tuple[float, float | None]:
+        """What a step usually takes, and foreseen seconds; those before it will not come."""
         names, kind = [name for name, _ in self._ahead], what.partition(" (")[0]
         if self._steps or kind not in names:
-            return 0.0
+            return 0.0, None
         at = names.index(kind)
-        share = self._ahead[at][1]
+        share, foreseen = self._ahead[at][1], self._foreseen.get(kind)
         del self._ahead[: at + 1]
-        return share
+        return (share, None) if foreseen is None else (0.0, foreseen)
 
     @property
     def now(self) -> Step | None:
@@ -220,13 +262,16 @@ class Course:
     @property
     def left(self) -> float | None:
         """Seconds that are left; None as long as nothing tells."""
-        rest, usual = self._rest_of_step(), self._usual
+        rest, usual, spent = self._rest_of_step(), self._usual, self.elapsed - self._apart
         if rest is None:
             return None
         if self._steps:
-            usual += self._steps[0].share
-        per_share = (self.elapsed + rest) / usual if usual else 0.0
-        return rest + per_share * sum(share for _, share in self._ahead) + TIMED
+            step = self._steps[0]
+            usual += step.share
+            spent += step.begun - self._clock() if step.apart else rest
+        per_share = spent / usual if usual else 0.0
+        ahead = sum(self._foreseen.get(what, per_share * share) for what, share in self._ahead)
+        return rest + ahead + TIMED
 
     def _rest_of_step(self) -> float | None:
         """Seconds that the outermost step still takes."""
@@ -235,10 +280,10 @@ class Course:
         step = self._steps[0]
         spent, part = self._clock() - step.begun, step.part
         told = (step.seen - step.begun) / part if part else 0.0
-        if not self._usual:
-            whole = told
-        else:
-            usual = step.share * (step.begun - self._begun) / self._usual
-            sure = min(part / FEW, 1.0)
-            whole = sure * told + (1 - sure) * usual
+        expected = step.foreseen
+        if expected is None and self._usual:
+            expected = step.share * (step.begun - self._begun - self._apart) / self._usual
+        few = FEW_ALIKE if step.apart else FEW
+        sure = 1.0 if expected is None else min(part / few, 1.0)
+        whole = sure * told + (1 - sure) * (expected or 0.0)
         return max(whole - spent, (1 - part) * whole / 2) if whole else None

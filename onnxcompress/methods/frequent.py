@@ -1,8 +1,8 @@
 """Frequent: a table of which the rows that samples look up have more bits.  Smaller files.
 
-What a network reads of an embedding are few of its rows, again and again: words have Zipf's law.
-Every row has numbers of few levels, as in `Integer`, and the frequent ones have second numbers for
-what the first leave of them::
+A network reads a few rows of an embedding again and again, and most of them hardly ever: words
+follow Zipf's law.  Every row is rounded to numbers of few levels, as in `Integer`.  Frequent rows
+have a second set of numbers, for the error of the first::
 
     T[v] = A[v] + B[place[v]]            place[v] = 0 and B[0] = 0 for all other rows
 
@@ -42,7 +42,7 @@ MOST = 8  # At most one part in so many of the rows is frequent.
 
 @dataclass(frozen=True)
 class Frequent(Method):
-    """Give rows of a table that samples look up second numbers: a smaller file, the same speed.
+    """Give more bits to rows of a table that samples look up: a smaller file, the same speed.
 
     Attributes:
         levels: of the numbers of all rows.

@@ -187,7 +187,7 @@ def prepare_lessons(
         raise RefineError("the model has no floating-point outputs to train on")
     names = choose_hints(model, teacher, training, hints, inf if augmentations else HINT_BYTES)
     shown = expose(teacher, [*session.outputs, *names])
-    size = int(np.clip(len(training) // STEPS, 1, min(BATCH, training.batch)))
+    size = batch_size(training)
     session = Session(shown)
     taught = teach(session, training, size, jobs, kept=not augmentations)
     places = [*compared, *range(len(first), len(first) + len(names))]
@@ -202,6 +202,11 @@ def prepare_lessons(
         answer=_answering(shown, places, device, jobs),
         device=device,
     )
+
+
+def batch_size(training: Samples) -> int:
+    """How many samples a step of training has."""
+    return int(np.clip(len(training) // STEPS, 1, min(BATCH, training.batch)))
 
 
 def _answering(

@@ -37,6 +37,10 @@ from onnxcompress.graph import Model, digest
 from onnxcompress.refinement.augment import parse_augmentations
 from onnxcompress.report.report import Epoch
 
+# A step of training takes about as long as so many runs of onnxruntime on its samples: about 6 of
+# large layers, or on one thread, and 12 of small ones, for which torch makes little of threads.
+STEP = 9.0
+
 
 def refine(
     model: Model,
@@ -87,6 +91,35 @@ def refine(
         lessons = prepare_lessons(model, teacher, samples, augmentations, hints, device, jobs)
         trainer = prepare_trainer(model, lessons, labelled, seed, jobs)
         return train(trainer, epochs, rate, Checkpoints(Cache(cache), key, device), track)
+
+
+def _work(
+    samples: Samples,
+    *,
+    epochs: int,
+    labelled: Samples | None = None,
+    device: str = "auto",
+    rate: float | None = None,
+    **_: Any,
+) -> float | None:
+    """How many runs of the original, a sample each, a refinement takes as long as.
+
+    None on a GPU, where runs on a CPU tell nothing.
+    """
+    from onnxcompress.refinement.device import pick_device
+    from onnxcompress.refinement.schedule import RATES, plan_trial
+    from onnxcompress.refinement.teacher import batch_size
+
+    if pick_device(device) != "cpu":
+        return None
+    training = samples.split()[0]
+    size = batch_size(training)
+    steps = epochs * max(len(training) // size, 1)
+    tried = 0 if rate is not None else len(RATES) * plan_trial(1.0, steps).steps
+    return STEP * (1 if labelled is None else 2) * size * (tried + steps)
+
+
+refine.work = _work  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def check(model: Model, device: str = "auto", augment: str = "") -> None:

@@ -137,14 +137,15 @@ def train(
     """
     trial = plan_trial(1.0, epochs * trainer.steps).steps
     rates = RATES if rate is None and epochs else ()
-    costs = [*[trial] * len(rates), *[trainer.steps] * epochs, 0]
+    tried = trial * len(rates)
+    costs = [*[1] * (tried + trainer.steps * epochs), 0]
     with doing(track, "training", costs) as piece:
         state = checkpoints.load()
         if state is None:
             state = _first_checkpoint(trainer, epochs, rate, track, piece)
             checkpoints.keep(state)
         else:
-            for _ in range(len(rates) + len(state.epochs) - 1):
+            for _ in range(tried + trainer.steps * (len(state.epochs) - 1)):
                 piece()
         return _train_on(trainer, epochs, state, checkpoints, track, piece)
 
@@ -157,7 +158,7 @@ def _train_on(
     track: Track[Any],
     piece: Callable[[], object],
 ) -> tuple[Model, list[Epoch]]:
-    """Train from a checkpoint on; ``piece`` is called after every epoch."""
+    """Train from a checkpoint on; ``piece`` is called after every step."""
     student = trainer.student
     free = {name: value.clone().requires_grad_() for name, value in state.free.items()}
     optimizers = make_optimizers(student.parameters, free)
@@ -169,7 +170,10 @@ def _train_on(
         if not student.parameters.latents and is_settled(rows, epochs):
             break
         began = time.perf_counter()
-        losses = list(train_epoch(trainer, free, optimizers, schedule, epoch))
+        losses = list[float]()
+        for loss in train_epoch(trainer, free, optimizers, schedule, epoch):
+            losses.append(loss)
+            piece()
         if not np.isfinite(losses).all():
             break  # It diverged, and later epochs would too.
         held_out = judge(trainer, student.stored(free))
@@ -177,7 +181,6 @@ def _train_on(
             best = _copy(free)
         rows.append(Epoch(epoch, float(np.mean(losses)), held_out, time.perf_counter() - began))
         checkpoints.keep(_checkpoint(state.rate, rows, best, free, optimizers))
-        piece()
     return student.stored(best) if best else student.model, rows
 
 
@@ -188,7 +191,7 @@ def _first_checkpoint(
     track: Track[Any],
     piece: Callable[[], object],
 ) -> Checkpoint:
-    """How good the model is as it came, and the rate to train it with; a piece for every rate."""
+    """How good the model is as it came, and the rate to train it with; a piece for every step."""
     began = time.perf_counter()
     held_out = judge(trainer, trainer.student.model)
     if rate is None:
@@ -226,26 +229,28 @@ def choose_rate(
 
     Args:
         steps: of the whole training.
-        piece: called for each of ``RATES``.
+        piece: called for each step of a trial, also of those that are not needed.
     """
     losses: dict[float, float] = {}
     for rate in track(RATES, "trying rates", len(RATES)):
-        losses[rate] = _trial_loss(trainer, plan_trial(rate, steps))
-        piece()
+        losses[rate] = _trial_loss(trainer, plan_trial(rate, steps), piece)
         if losses[rate] > ENOUGH * min(losses.values()):
             break
-    for _ in RATES[len(losses) :]:
+    for _ in range(len(RATES[len(losses) :]) * plan_trial(1.0, steps).steps):
         piece()
     return min(losses, key=lambda rate: losses[rate])
 
 
-def _trial_loss(trainer: Trainer, schedule: Schedule) -> float:
+def _trial_loss(trainer: Trainer, schedule: Schedule, piece: Callable[[], object]) -> float:
     """The mean loss of the last third of a trial; infinite where it diverged."""
     parameters = trainer.student.parameters
     free = parameters.begin()
     optimizers = make_optimizers(parameters, free)
     epochs = (train_epoch(trainer, free, optimizers, schedule, epoch) for epoch in count(1))
-    losses = list(islice(chain.from_iterable(epochs), schedule.steps))
+    losses = list[float]()
+    for loss in islice(chain.from_iterable(epochs), schedule.steps):
+        losses.append(loss)
+        piece()
     loss = float(np.mean(losses[-schedule.steps // 3 :]))
     return loss if isfinite(loss) else inf
 

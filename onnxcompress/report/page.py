@@ -118,7 +118,7 @@ def _shown(report: Report, title: str, place: str, metric: str, count: int) -> d
         "bars": plots.layers(rows),
         "reasons": words.reasons(report),
         "named": NAMED,
-        "skips": " ".join(report.skips.values()),
+        "skips": words.skips(report),
         "training": words.training(both, refined) if both and refined else "",
         "losses": plots.training(refined).svg() if refined else "",
         "command": [quote(w) for w in ("onnxcompress", *report.provenance.get("command", ()))],

@@ -289,7 +289,8 @@ class Report:
         trade_off: what the candidates allowed; None without data.
         points: of a sweep.
         hurting: layer -> the share of the outputs' error that it alone causes, where that is much.
-        skips: such a layer -> options that leave it, and all that share its weight, as they are.
+        skips: such a layer -> the argument, or on the command line the options, that leave it,
+            and all that share its weight, as they are.
         failures: why the result is worse or misses its target; empty if all is well.
         warnings: what the user should know all the same.
         curves: layer -> pairs (share of its cost left, relative error), cheapest first; of a

@@ -294,6 +294,11 @@ def reasons(report: Report) -> dict[tuple[str, str], list[str]]:
     return dict(result)
 
 
+def skips(report: Report) -> str:
+    """What leaves all layers that hurt as they are: options, or one argument with all names."""
+    return " ".join(report.skips.values()).replace("] skip=[", ", ")
+
+
 def computes(report: Report) -> str:
     """How many layers compute in int8; "" where none does."""
     some = [row for row in report.rows if row.arithmetic != "float"]

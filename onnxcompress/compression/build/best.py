@@ -50,7 +50,7 @@ def build(builder: Builder, curves: Curves, plan: Plan) -> Compressed:
         if other is not None:
             reason = (
                 f"it caused {free[worst]:.0%} of the output's error; "
-                f"{builder.job.skip_options(worst)} leaves it out from the start"
+                f"{builder.job.skip_hint(worst)} leaves it out from the start"
             )
             left_out = dict.fromkeys(builder.job.readers(worst), reason)
             return Compressed(other, find_hurting(builder, curves, other), left_out)

@@ -85,7 +85,8 @@ class Builder:
     def with_weights(self, built: Built, fitted: Mapping[str, Fitted]) -> Built:
         """The same with other weights in its settings."""
         failed = dict(built.failed)
-        result = annotate(self._changed(self.job.model, fitted, failed), self.job.settings.metadata)
+        made = self._changed(self.job.model, fitted, failed)
+        result = annotate(made, self.job.entries(changed=bool(fitted)))
         kept = {name: f for name, f in fitted.items() if name not in failed}
         return replace(built, model=result, fitted=kept, failed=failed)
 

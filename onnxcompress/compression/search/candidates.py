@@ -33,8 +33,9 @@ MOST = 1e3  # A setting counts as at most so many times worse there.
 USUAL = 8  # A method has about so many settings of a layer.
 # More weights to fit, once for every setting, take over 2 s, which processes halve.
 HEAVY = 400_000
-# Passing an error on to so many inputs takes as long as all else that is done for a weight.
-FEEDBACK = 40
+# What a fit does for a weight, in what it takes to pass its error on to FEEDBACK inputs: rounding
+# takes little; looking for a table to round to takes long, and errors are passed on twice.
+FEEDBACK, ROUNDED, SEARCHED = 40, 0.1, 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +149,7 @@ def sweep(
     tasks: Iterable[Any] = work
     if run is apart:
         tasks = ((layer.read(), seen, own) for layer, seen, own in work)
-    fits = Uneven(run(all_candidates, tasks, jobs, len(work)), map(_cost, work), jobs)
+    fits = Uneven(run(all_candidates, tasks, jobs, len(work)), map(_cost, work), jobs, "fits")
     candidates = track(fits, what, len(work))
     fitted = dict(zip(order, candidates, strict=True))
     return {name: fitted[name] for name in layers}
@@ -161,13 +162,16 @@ def _way(weights: int, methods: object) -> Any:
 
 
 def _cost(work: tuple[Layer, Statistics, Sequence[Method]]) -> float:
-    """About what the fits of one layer take, in weights."""
+    """About what the fits of one layer take, of all methods and layers in one unit."""
     layer, statistics, methods = work
-    feedback = layer.fan_in / FEEDBACK if statistics.count else 0.0
-    settings = USUAL * len(methods)
-    if not isinstance(layer.weight, Unread):  # Else some would have to read it.
-        settings = sum(len(method.settings(layer)) for method in methods)
-    return layer.weight.size * settings * (1 + feedback)
+    feedback, effort = layer.fan_in / FEEDBACK if statistics.count else 0.0, 0.0
+    for method in methods:
+        # Of a weight that is not read, some methods would have to read it.
+        read = not isinstance(layer.weight, Unread)
+        settings = len(method.settings(layer)) if read else USUAL
+        each = ROUNDED + feedback if is_first(method) else SEARCHED + 2 * feedback
+        effort += settings * each
+    return layer.weight.size * effort
 
 
 def _fits(work: Iterable[tuple[Layer, Statistics, Sequence[Method]]]) -> int:

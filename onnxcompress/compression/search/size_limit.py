@@ -188,7 +188,8 @@ def _file_bytes(job: Job, chosen: Mapping[str, Candidate]) -> int:
         for index, name in enumerate(every)
         if job.fit is not None and job.layers[name].correctable
     }
-    return annotate(job.rewritten(job.model, every, biases, {}), job.settings.metadata).nbytes
+    made = job.rewritten(job.model, every, biases, {})
+    return annotate(made, job.entries(changed=bool(every))).nbytes
 
 
 def _blanks(job: Job, chosen: Mapping[str, Candidate]) -> dict[str, CompressedWeight]:

@@ -52,7 +52,7 @@ if (figure) {
   const told = document.createElement("p");
   told.className = "told";
   told.setAttribute("aria-live", "polite");
-  told.textContent = "Point at a column, or move with the arrow keys.";
+  told.textContent = "Point at a column, tap it, or move with the arrow keys.";
   svg.after(told);
 
   const tell = (place) => {
