@@ -19,7 +19,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -42,6 +42,7 @@ from onnxcompress.methods.lookup.weight import CodedWeight
 
 ROWS = 256  # A table has so many rows: a byte picks one.
 VECTORS = (12, 8, 6, 5, 4, 3, 2)  # Vectors of so many weights are tried where the size is open.
+FITTED = (12, 6, 3, 2)  # Errors of the others are read between those of these.
 WIDEST_VECTOR = 24  # A byte may stand for at most so many weights.
 OWN = 2**19  # From so many weights on, a table of the layer's own costs next to nothing.
 # First scales are spread by these factors; heavier tails want larger ones.
@@ -152,14 +153,35 @@ class Codebook(Method):
 
         Where whole numbers in no more bytes err less, these.
         """
-        shape = (layer.weight.shape,)
-        for setting in self.settings(layer):
-            fitted, nbytes = setting._encoded(layer, statistics, trial=True), setting.nbytes(layer)
+        settings, shape = self.settings(layer), (layer.weight.shape,)
+        fitted = {
+            setting: setting._encoded(layer, statistics, trial=True)
+            for setting in settings
+            if setting._is_fitted(settings)
+        }
+        wider = max(map(_wider, fitted.values()), default=0)
+        for setting in settings:
+            known = fitted.get(setting)
+            error = known.error if known else setting._between(fitted)
+            nbytes, more = setting.nbytes(layer), _wider(known) if known else wider
             plain = largest_within(nbytes, layer)
-            if plain is not None and plain.plain_error(layer, statistics) < fitted.error:
+            if plain is not None and plain.plain_error(layer, statistics) < error:
                 yield from plain.candidates(layer, statistics)
             else:
-                yield Candidate(setting, nbytes + _wider(fitted), shape, fitted.error)
+                yield Candidate(setting, nbytes + more, shape, error)
+
+    def _is_fitted(self, settings: Sequence[Codebook]) -> bool:
+        """Whether the setting is to be fitted: one of few, the first or last, or one of `FITTED`."""
+        alike = [s.vector for s in settings if s.table == self.table]
+        return self.vector in (None, alike[0], alike[-1], *FITTED)
+
+    def _between(self, fitted: Mapping[Codebook, Coded]) -> float:
+        """The error read between those of others: its logarithm is nearly linear in the bits."""
+        errors = {8 / (s.vector or 1): c.error for s, c in fitted.items() if s.table == self.table}
+        bits, logs = zip(
+            *sorted((b, np.log(max(e, 1e-30))) for b, e in errors.items()), strict=True
+        )
+        return float(np.exp(np.interp(8 / (self.vector or 1), bits, logs)))
 
 
 def _unit(fitted: Coded) -> float:
