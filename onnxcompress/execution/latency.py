@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 
-from onnxcompress.execution.session import Sample, Session
+from onnxcompress.execution.session import Sample, session_of
 from onnxcompress.graph import Model
 
 
@@ -41,7 +41,7 @@ def latency(
     original: Model, compressed: Model, sample: Sample, providers: Sequence[str], seconds: float = 3
 ) -> Latency:
     """Run both models on one sample in turn, A B B A, until the time is up (at least 7 pairs)."""
-    sessions = [Session(model, providers) for model in (original, compressed)]
+    sessions = [session_of(model, providers) for model in (original, compressed)]
     for session in sessions:
         session.run(sample)
     times: list[tuple[float, float]] = []

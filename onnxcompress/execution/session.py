@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from threading import BoundedSemaphore, Timer
 from typing import Any
@@ -45,6 +46,8 @@ def available_providers() -> list[str]:
     return ort.get_available_providers()
 
 
+# A model that takes so many seconds to load, for its many nodes, is kept loaded if it is small.
+SLOW, SMALL_BYTES = 0.5, 16 << 20
 LENT_BYTES = 1 << 22  # After a run on inputs of more bytes, its memory goes back to the system.
 # All threads together run so many parts of large models at once: each has weights in memory.
 PARTS_AT_ONCE = BoundedSemaphore(2)
@@ -123,6 +126,22 @@ class Session:
         part = segment(self._model, step.nodes, inputs, step.outputs)
         outputs = _run(_loaded(part, *self._how), inputs, seconds)
         return dict(zip(step.outputs, outputs, strict=True))
+
+
+def session_of(model: Model, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Session:
+    """A model as `Session` loads it by default, kept where loading takes longer than running.
+
+    That is so of models with very many nodes.  Others are loaded anew each time: a session holds
+    the weights once more, and the memory of its largest run.
+    """
+    kind = "session", tuple(providers)
+    if kind not in model.seen:
+        begun = time.thread_time()
+        session = Session(model, providers)
+        if time.thread_time() - begun < SLOW or model.weight_bytes > SMALL_BYTES:
+            return session
+        model.seen[kind] = session
+    return model.seen[kind]
 
 
 def _loaded(

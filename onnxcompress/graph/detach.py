@@ -13,6 +13,7 @@ from onnx import TensorProto
 from onnxcompress.core.layer import Array
 from onnxcompress.graph.functions import in_full
 from onnxcompress.graph.model import Model
+from onnxcompress.graph.nodes import bodies, walk
 from onnxcompress.graph.protobuf_wire import assign
 
 DETACHED_BYTES = 4096  # Weights of at least so many bytes go to onnxruntime without a copy.
@@ -29,7 +30,9 @@ def detached(model: Model) -> tuple[bytes, dict[str, Array]]:
     Constants that nothing reads are left out: onnxruntime takes long to drop many of them.
     """
     result = shell(model)
-    read = {value.name for value in model.graph.input} | {*model.consumers}
+    read = {value.name for value in (*model.graph.input, *model.graph.output)}
+    read.update(name for node in walk(model.graph) for name in node.input)
+    read.update(value.name for body in bodies(model.graph) for value in body.output)
     weights: dict[str, Array] = {}
     for tensor in model.graph.initializer:
         if tensor.name not in read:

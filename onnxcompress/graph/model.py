@@ -139,7 +139,9 @@ class Model:
     @kept
     def weight_bytes(self) -> int:
         """Bytes of all initializers and Constant nodes."""
-        return sum(tensor_bytes(t) for t in self.constants.values())
+        graphs = self.graph, *bodies(self.graph)
+        stored = sum(tensor_bytes(t) for graph in graphs for t in graph.initializer)
+        return stored + sum(tensor_bytes(t) for n in walk(self.graph) for t in values_of(n))
 
     @kept
     def initializers(self) -> dict[str, TensorProto]:
@@ -149,7 +151,7 @@ class Model:
     @kept
     def scopes(self) -> list[Scope]:
         """The main graph and all bodies, each after the one that it lies in."""
-        return scopes_of(self.graph, self.names)
+        return scopes_of(self.graph, lambda: self.names)
 
     @kept
     def nodes(self) -> dict[str, tuple[Scope, NodeProto]]:
