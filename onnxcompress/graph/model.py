@@ -70,6 +70,7 @@ class Model:
         extensions: libraries of operators that onnxruntime is to know.
         file: the name of a large file in which raw data were left, as if they were external data.
         held: initializers of the main graph whose values are not in the proto, by name.
+        costs: the bytes that running it took, as far as is known, of all its copies together.
         seen: what was derived from the proto.
     """
 
@@ -78,6 +79,7 @@ class Model:
     extensions: tuple[str, ...] = ()
     file: str = ""
     held: dict[str, Array] = field(default_factory=dict)
+    costs: dict[str, int] = field(default_factory=dict, repr=False)
     seen: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def copy(self) -> Model:
