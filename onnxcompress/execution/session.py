@@ -204,6 +204,7 @@ def _options(model: Model, threads: int, optimize: bool) -> ort.SessionOptions:
         options.register_custom_ops_library(library)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_mem_pattern = False  # It takes long to find where very many tensors live.
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(model.folder.absolute())
     )
