@@ -12,7 +12,6 @@ import numpy as np
 from onnxcompress.execution.session import Sample, session_of
 from onnxcompress.graph import Model
 
-
 LONG = 30.0  # Seconds that runs which take long may take all together.
 
 
