@@ -371,7 +371,8 @@ def check_alike(a: Model, b: Model, shapes: Mapping[str, tuple[int, ...]]) -> No
             raise click.UsageError(f"the models have different {what}: {both}")
     ours = {spec.name: spec for spec in input_specs(a)}
     for spec in input_specs(b):
-        if spec.dtype != ours[spec.name].dtype or not spec.fits(shapes[spec.name]):
+        fits = spec.name not in shapes or spec.fits(shapes[spec.name])
+        if spec.dtype != ours[spec.name].dtype or not fits:
             raise click.UsageError(
                 f"the models have different inputs: {ours[spec.name]} and {spec}"
             )

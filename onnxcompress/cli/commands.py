@@ -276,7 +276,8 @@ def _compare(
         models[0], COMPARED_AT_RANDOM, dict(options["shapes"]), options["seed"]
     )
     one = next(used.batches(1))
-    arguments.check_alike(models[0], models[1], {name: x.shape for name, x in one.items()})
+    shapes = {name: x.shape for name, x in one.items() if hasattr(x, "shape")}  # No sequence has.
+    arguments.check_alike(models[0], models[1], shapes)
     seen = [input_shapes(runnable(model), one) for model in models]
     before, after = (sum(macs.values()) for _, macs in seen)
     with progress(not options["quiet"], MEASURED) as track:

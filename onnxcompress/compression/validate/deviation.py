@@ -55,7 +55,7 @@ def _distance(a: Any, b: Any) -> float:
     if not np.array_equal(a[~known], b[~known], equal_nan=True):
         return np.inf
     scale = np.abs(a[known]).max(initial=0)
-    error = np.abs(a - b)[known].max(initial=0)
+    error = np.abs(a[known] - b[known]).max(initial=0)
     if not np.isfinite(error):
         return np.inf
     return float(error / scale) if scale else (np.inf if error else 0.0)

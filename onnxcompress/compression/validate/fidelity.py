@@ -136,6 +136,8 @@ class Fidelity:
         if not known.all():
             self.finite &= np.array_equal(a[~known], b[~known], equal_nan=True)
             a, b = a[known], b[known]
+            if not a.size:  # This tells nothing of how close they are.
+                return
         self.signal[name] = self.signal.get(name, 0) + float(np.sum(np.square(a)))
         self.noise[name] = self.noise.get(name, 0) + float(np.sum(np.square(a - b)))
 

@@ -156,7 +156,7 @@ class Validation:
     def compare(self, model: Model, macs: tuple[int | None, int | None]) -> Comparison:
         """Everything that the report says about the two models; macs before and after."""
         fidelity, samples = self.fidelity(model), len(self.samples)
-        if not fidelity.compared:  # Its layers are compared, one by one.
+        if not fidelity.compared and fidelity.finite:  # Its layers are compared, one by one.
             samples = 0
             with suppress(ModelError):
                 fidelity = Layerwise(self.original).fidelity(model)
