@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 import onnxcompress as oc
 from onnxcompress.cli.commands import main
@@ -272,6 +273,27 @@ def test_samples_that_are_read_are_not_replaced(run, folder):
         assert code == 2 and "would replace a model or its samples" in err
     assert run("compare {data}/net.onnx {data}/net.onnx --calib data.npz --report data.npz")[0] == 2
     assert Path("data.npz").read_bytes() == before and os.listdir() == ["data.npz"]
+
+
+def test_neither_a_configuration_nor_a_file_in_a_folder_of_samples_is_replaced(run):
+    Path("rules.yaml").write_text("method: half")
+    Path("images/cats").mkdir(parents=True)
+    image = Image.new("RGB", (12, 12))
+    for name in ("a.png", "cats/b.png"):
+        image.save(Path("images", name))
+    Path("link.png").symlink_to("images/cats/b.png")
+    before = {path: path.read_bytes() for path in map(Path, ("rules.yaml", "images/a.png"))}
+    for read in ("--config rules.yaml", "--config rules.yaml --calib images", "--eval images"):
+        kept = ["rules.yaml"] * ("--config" in read)
+        kept += ["images/a.png", "images/cats/b.png", "link.png"] * ("images" in read)
+        for target in kept:
+            code, _, err = run(f"{{data}}/net.onnx {target} --method half {read}")
+            assert code == 2 and f"{target} is an input; --force" in err
+            code, _, err = run(f"{{data}}/net.onnx o.onnx --method half {read} --report {target}")
+            assert code == 2 and "would replace a model or its samples" in err
+    compared = "compare {data}/net.onnx {data}/net.onnx --calib images --report images/a.png"
+    assert "would replace" in run(compared)[2]
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_weights_go_beside_the_model_and_are_no_output(run):

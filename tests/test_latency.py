@@ -33,7 +33,7 @@ def measured(monkeypatch):
 
     def measure(cost, **options):
         machine = Machine(cost)
-        monkeypatch.setattr(module, "Session", machine.session)
+        monkeypatch.setattr(module, "session_of", machine.session)
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: machine.now))
         return latency("A", "B", {}, ["CPUExecutionProvider"], **options), machine.runs
 

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
 from onnxcompress.cli.arguments import open_samples
+from onnxcompress.cli.commands import main
 from onnxcompress.compression.measure.at_once import (
     ACTIVATION_BYTES,
     batch_size,
@@ -297,3 +298,48 @@ def test_peak_and_rest_of_the_memory_are_those_of_the_weights(tmp_path, rng):
     assert memory.resting is not None and memory.peak is not None
     assert 0.9 * weight.nbytes < memory.resting <= memory.peak < 5 * weight.nbytes
     assert load_memory(tmp_path / "none.onnx") == (None, None)
+
+
+def product(weight, nodes=(), outputs=("y",), **more):
+    """A product of x, and what other nodes make of it."""
+    return model_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "product"), *nodes],
+        [("x", FLOAT, ["n", 8])],
+        [(name, FLOAT, None) for name in outputs],
+        w=weight,
+        **more,
+    )
+
+
+def test_tiny_outputs_are_compared_as_others_are(rng):
+    weight = (1e-18 * rng.normal(size=(8, 8))).astype(np.float32)
+    model = product(weight)
+    other = with_weight(model, "w", lambda w: 1.001 * w)
+    samples = from_batches([{"x": rng.normal(size=(4, 8)).astype(np.float32)}])
+    [snr] = Validation(model, samples).fidelity(other).snr.values()
+    assert snr == pytest.approx(60, abs=0.1)
+
+
+def test_outputs_that_are_infinite_everywhere_say_nothing(rng):
+    divide = helper.make_node("Div", ["y", "zero"], ["z"], "divide")
+    weight = rng.normal(size=(8, 8)).astype(np.float32)
+    model = product(weight, [divide], ["z"], zero=np.float32(0))
+    samples = from_batches([{"x": rng.normal(size=(4, 8)).astype(np.float32)}])
+    same = Validation(model, samples).fidelity(model)
+    assert same.finite and not same.compared
+    opposite = Validation(model, samples).compare(with_weight(model, "w", np.negative), (1, 1))
+    assert not opposite.finite
+
+
+def test_a_model_with_a_sequence_as_input_is_compared(rng, tmp_path, capsys):
+    nodes = [
+        helper.make_node("ConcatFromSequence", ["s"], ["c"], "join", axis=0),
+        helper.make_node("MatMul", ["c", "w"], ["y"], "product"),
+    ]
+    model = model_of(nodes, [], [("y", FLOAT, ["n", 8])], w=np.eye(8, dtype=np.float32))
+    given = helper.make_tensor_sequence_value_info("s", FLOAT, ["n", 8])
+    model.graph.input.append(given)
+    oc.save(model, tmp_path / "m.onnx")
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *2 * [str(tmp_path / "m.onnx")]])
+    assert ended.value.code == 0, capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxcompress.cli.endings import command_line
+from onnxcompress.cli.places import CONFIG, check_cache, check_page, files_of_data
 from onnxcompress.core.errors import DataError
 from onnxcompress.core.scratch import check_place
 
@@ -51,23 +52,6 @@ def check_gate(target: Target | None, options: Mapping[str, Any]) -> None:
         return
     command = shlex.join(["onnxcompress", *command_line(), *more])
     raise click.UsageError(f"{names}: {command}")
-
-
-def check_cache(folder: Path | None) -> None:
-    if folder is not None:
-        check_place(folder / "entry", (), force=False)
-
-
-def check_page(page: Path | None, models: Collection[Path]) -> None:
-    """Find out before the work whether a report page could be made and written."""
-    if page is not None:
-        from onnxcompress.report.page import check
-
-        check()
-        check_place(page, (), force=False)
-        same = page.exists() and any(page.samefile(path) for path in models if path.exists())
-        if same or page.resolve() in {path.resolve() for path in models}:
-            raise click.UsageError(f"--report {page} would replace a model or its samples")
 
 
 def read_methods(
@@ -109,6 +93,7 @@ def read_config(ctx: click.Context, path: Path) -> Rules:
         if isinstance(param, click.Option) and opt not in ("--config", "--help", "-h")
     }
     values, rules = config_file.read(path, known)
+    ctx.meta[CONFIG] = path
     ctx.default_map = {}
     for key, value in values.items():
         several = getattr(known[key], "multiple", False)
@@ -204,21 +189,14 @@ def load_model(
     from onnxcompress.graph import load
 
     model = load(source, options["extensions"])
-    inputs = {source, *model.data_files, *files_of_data(options)}
+    targets = [path for path in (output, options["page"]) if path is not None]
+    inputs = {source, *model.data_files, *files_of_data(options, targets)}
     if output is not None:
         check_place(output, inputs, force)
         inputs.add(output)
     check_page(options["page"], inputs)
     check_cache(options["cache"])
     return model
-
-
-def files_of_data(options: Mapping[str, Any]) -> Iterator[Path]:
-    """The files of samples and how they are read, which a result is not to replace by a slip."""
-    for name in ("calib", "evaluation", "train", "preprocess"):
-        path = Path(options.get(name) or "")
-        if path.is_file():
-            yield path
 
 
 def prepare(model: Model, options: Mapping[str, Any]) -> Task:
@@ -353,7 +331,8 @@ def check_alike(a: Model, b: Model, shapes: Mapping[str, tuple[int, ...]]) -> No
             raise click.UsageError(f"the models have different {what}: {both}")
     ours = {spec.name: spec for spec in input_specs(a)}
     for spec in input_specs(b):
-        if spec.dtype != ours[spec.name].dtype or not spec.fits(shapes[spec.name]):
+        fits = spec.name not in shapes or spec.fits(shapes[spec.name])
+        if spec.dtype != ours[spec.name].dtype or not fits:
             raise click.UsageError(
                 f"the models have different inputs: {ours[spec.name]} and {spec}"
             )

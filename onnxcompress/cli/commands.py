@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from onnxcompress.cli import arguments, endings, outcome, provenance, streams, supervisor
+from onnxcompress.cli import arguments, endings, outcome, places, provenance, streams, supervisor
 from onnxcompress.cli.options import (
     BALLAST,
     CACHE,
@@ -265,8 +265,9 @@ def _compare(
 
     models = [load(path, options["extensions"]) for path in (first, second)]
     files = {path for model in models for path in model.data_files}
-    read = {first, second, *files, *arguments.files_of_data(options)}
-    arguments.check_page(options["page"], read)
+    targets = [options["page"]] if options["page"] else []
+    read = {first, second, *files, *places.files_of_data(options, targets)}
+    places.check_page(options["page"], read)
     samples = arguments.open_samples(
         models[0], options, "the outputs are compared on random inputs"
     )
@@ -276,7 +277,8 @@ def _compare(
         models[0], COMPARED_AT_RANDOM, dict(options["shapes"]), options["seed"]
     )
     one = next(used.batches(1))
-    arguments.check_alike(models[0], models[1], {name: x.shape for name, x in one.items()})
+    shapes = {name: x.shape for name, x in one.items() if hasattr(x, "shape")}  # No sequence has.
+    arguments.check_alike(models[0], models[1], shapes)
     seen = [input_shapes(runnable(model), one) for model in models]
     before, after = (sum(macs.values()) for _, macs in seen)
     with progress(not options["quiet"], MEASURED) as track:

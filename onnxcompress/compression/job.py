@@ -214,7 +214,7 @@ class Job:
         """The layers whose inputs can be read out."""
         return {name: self.layers[name] for name in layer_inputs(self.runnable, self.layers)}
 
-    @property
+    @cached_property
     def leaders(self) -> dict[str, Layer]:
         """One layer for every weight: the first to read it."""
         return {name: layer for name, layer in self.layers.items() if layer.shared == name}
@@ -231,7 +231,14 @@ class Job:
 
     def readers(self, leader: str) -> list[str]:
         """The layers that read the weight of this one."""
-        return [name for name, layer in self.layers.items() if layer.shared == leader]
+        return self._readers.get(leader, [])
+
+    @cached_property
+    def _readers(self) -> dict[str, list[str]]:
+        readers: dict[str, list[str]] = {}
+        for name, layer in self.layers.items():
+            readers.setdefault(layer.shared, []).append(name)
+        return readers
 
     def macs_of(self, leader: str, factors: Sequence[tuple[int, ...]]) -> int:
         """Multiplications of a setting, over all layers that share the weight."""

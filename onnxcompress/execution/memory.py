@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 from onnxcompress.graph import Model, save
 
-LEAST = 3 << 20  # A file of fewer bytes takes less memory than the runtime itself.
+LEAST = 3 << 20  # Weights of fewer bytes take less memory than the runtime itself.
 MOST = 1 << 30  # A file of more bytes is not worth loading once more for this.
-SECONDS = 30.0  # Loading may take so many seconds; after that nothing is known of either model.
+# Loading may take so many seconds, and one more for so many bytes; after that nothing is known of
+# either model.
+SECONDS, RATE = 5.0, 40 << 20
 LOADING = """
 import sys
 import onnxruntime
@@ -48,7 +50,8 @@ def load_memory(path: Path, libraries: tuple[str, ...] = ()) -> Memory:
     """
     words = [sys.executable, "-c", LOADING, str(path), *libraries]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=SECONDS)
+        seconds = SECONDS + path.stat().st_size / RATE
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=seconds)
     except (OSError, subprocess.SubprocessError):
         return Memory()
     peak, resting = (max(int(word), 0) for word in done.stdout.split())
@@ -58,11 +61,11 @@ def load_memory(path: Path, libraries: tuple[str, ...] = ()) -> Memory:
 def memory_of(*models: Model) -> list[Memory]:
     """The same of models as their files would be, one after the other.
 
-    It is not known either where a file is so small that it says nothing, or where one is so large
-    that it is not loaded as a whole.
+    It is not known either where weights are so small that it says nothing, or where a file is so
+    large that it is not loaded as a whole.
     """
-    sizes = [model.nbytes for model in models]
-    if max(sizes) < LEAST or max(sizes) > MOST:
+    weights, sizes = ([getattr(m, kind) for m in models] for kind in ("weight_bytes", "nbytes"))
+    if max(weights) < LEAST or max(sizes) > MOST:
         return [Memory() for _ in models]
     measured = []
     for model in models:

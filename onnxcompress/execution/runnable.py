@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxcompress.execution.session import Session
+from onnxcompress.execution.session import session_of
 from onnxcompress.graph import Model, ModelError, as_float32, check, custom_operators, needs_float32
 
 
@@ -11,7 +11,7 @@ def unknown_operators(model: Model) -> list[str]:
     unknown = custom_operators(model)
     try:
         if unknown:
-            Session(model)
+            session_of(model)
     except ModelError:
         return unknown
     return []
@@ -29,4 +29,4 @@ def verify(model: Model) -> None:
         ModelError: one of them does not.
     """
     check(model, "the result")
-    Session(model)
+    session_of(model)

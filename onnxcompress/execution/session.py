@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from threading import BoundedSemaphore, Timer
 from typing import Any
@@ -14,6 +15,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as OrtNot
 from onnxcompress.core.errors import SlowError
 from onnxcompress.core.messages import one_line
 from onnxcompress.core.sample import Sample
+from onnxcompress.execution.room import ROOM, peak_bytes, room_for
 from onnxcompress.graph import (
     Model,
     ModelError,
@@ -45,6 +47,8 @@ def available_providers() -> list[str]:
     return ort.get_available_providers()
 
 
+# A model that takes so many seconds to load, for its many nodes, is kept loaded if it is small.
+SLOW, SMALL_BYTES = 0.5, 16 << 20
 LENT_BYTES = 1 << 22  # After a run on inputs of more bytes, its memory goes back to the system.
 # All threads together run so many parts of large models at once: each has weights in memory.
 PARTS_AT_ONCE = BoundedSemaphore(2)
@@ -77,6 +81,7 @@ class Session:
             self._floats = {n: dtype == np.float32 for n, dtype, _ in declared_inputs(model)}
             self.outputs = [name for name, _, _ in declared_outputs(model)]
         else:
+            self._arena = self._how[-1] and _pooled(model)
             self._whole = _loaded(model, *self._how)
             inputs = self._whole.get_inputs()
             self._floats = {value.name: value.type == "tensor(float)" for value in inputs}
@@ -96,10 +101,16 @@ class Session:
             for name, value in sample.items()
             if name in self._floats
         }
-        if not self._steps:
-            large = sum(x.nbytes for x in feeds.values() if isinstance(x, np.ndarray)) > LENT_BYTES
-            return _run(self._whole, feeds, seconds, large)
-        return self._stepped(feeds, seconds)
+        if self._steps:
+            return self._stepped(feeds, seconds)
+        costs, before = self._model.costs, peak_bytes()
+        taken = costs.get("run", 0)
+        given = sum(x.nbytes for x in feeds.values() if isinstance(x, np.ndarray))
+        with room_for(taken):
+            outputs = _run(self._whole, feeds, seconds, self._arena and given > LENT_BYTES)
+        if seconds is not None:  # It is one of the first runs, with nothing beside it.
+            costs["run"] = max(taken, peak_bytes() - before)
+        return outputs
 
     def _stepped(self, feeds: Mapping[str, Any], seconds: float | None) -> Sequence[Any]:
         values = {n: self._model.read(n) for n in self.outputs if n in self._model.initializers}
@@ -123,6 +134,27 @@ class Session:
         part = segment(self._model, step.nodes, inputs, step.outputs)
         outputs = _run(_loaded(part, *self._how), inputs, seconds)
         return dict(zip(step.outputs, outputs, strict=True))
+
+
+def session_of(model: Model, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Session:
+    """A model as `Session` loads it by default, kept where loading takes longer than running.
+
+    That is so of models with very many nodes.  Others are loaded anew each time: a session holds
+    the weights once more, and the memory of its largest run.
+    """
+    kind = "session", tuple(providers)
+    if kind not in model.seen:
+        begun = time.thread_time()
+        session = Session(model, providers)
+        if time.thread_time() - begun < SLOW or model.weight_bytes > SMALL_BYTES:
+            return session
+        model.seen[kind] = session
+    return model.seen[kind]
+
+
+def _pooled(model: Model) -> bool:
+    """Whether memory is kept from one run to the next: what a pool begins with stays in it."""
+    return model.costs.get("run", 0) < ROOM
 
 
 def _loaded(
@@ -172,6 +204,7 @@ def _options(model: Model, threads: int, optimize: bool) -> ort.SessionOptions:
         options.register_custom_ops_library(library)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_mem_pattern = False  # It takes long to find where very many tensors live.
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(model.folder.absolute())
     )
@@ -187,7 +220,7 @@ def _load(
         graph, sizes = serialized(model), {}
     values = [ort.OrtValue.ortvalue_from_numpy(value) for value in sizes.values()]
     options.add_external_initializers(list(sizes), values)
-    options.enable_cpu_mem_arena = fold
+    options.enable_cpu_mem_arena = fold and _pooled(model)
     left_out = [] if fold else ["ConstantFolding"]
     return ort.InferenceSession(
         graph, options, providers=list(providers), disabled_optimizers=left_out

@@ -11,8 +11,10 @@ import onnx
 from onnx import TensorProto
 
 from onnxcompress.core.layer import Array
+from onnxcompress.graph.edit import keep_only
 from onnxcompress.graph.functions import in_full
 from onnxcompress.graph.model import Model
+from onnxcompress.graph.nodes import bodies, walk
 from onnxcompress.graph.protobuf_wire import assign
 
 DETACHED_BYTES = 4096  # Weights of at least so many bytes go to onnxruntime without a copy.
@@ -26,10 +28,17 @@ def sha256(path: str | os.PathLike[str]) -> str:
 def detached(model: Model) -> tuple[bytes, dict[str, Array]]:
     """The serialized model without its large weights, and these, as views of the model's memory.
 
-    Constants that nothing reads are left out: onnxruntime takes long to drop many of them.
+    Constants that nothing reads are left out: onnxruntime takes long to drop many of them.  Whole
+    numbers in a row stay, since shapes, which it infers while it loads, depend on them.
     """
     result = shell(model)
-    read = {value.name for value in model.graph.input} | {*model.consumers}
+    read = {value.name for value in (*model.graph.input, *model.graph.output)}
+    read.update(name for node in walk(model.graph) for name in node.input)
+    read.update(value.name for body in bodies(model.graph) for value in body.output)
+    keep_only(
+        result.graph.node,
+        lambda node: node.op_type != "Constant" or not read.isdisjoint(node.output),
+    )
     weights: dict[str, Array] = {}
     for tensor in model.graph.initializer:
         if tensor.name not in read:
@@ -40,7 +49,8 @@ def detached(model: Model) -> tuple[bytes, dict[str, Array]]:
             result.graph.initializer.append(_stub(tensor))
             continue
         packed = len(tensor.raw_data) < prod(tensor.dims) * dtype.itemsize
-        if len(tensor.raw_data) < DETACHED_BYTES or packed:
+        shape = tensor.data_type == TensorProto.INT64 and len(tensor.dims) < 2
+        if len(tensor.raw_data) < DETACHED_BYTES or packed or shape:
             result.graph.initializer.append(tensor)
             continue
         weights[tensor.name] = np.frombuffer(tensor.raw_data, dtype).reshape(tensor.dims)

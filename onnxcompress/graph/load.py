@@ -58,11 +58,12 @@ def load(path: str | os.PathLike[str], extensions: Sequence[str] = ()) -> Model:
     try:
         if not proto.graph.node and not proto.graph.input:
             raise ModelError("it has no graph")
-        _check_parts(model, path.resolve().parent)
+        external = _check_parts(model, path.resolve().parent)
         _check_functions(model)
     except ModelError as error:
         raise ModelError(f"{path} is not a valid ONNX model: {error}") from None
-    _read_inner(model)
+    if external > sum(map(is_external, model.graph.initializer)):
+        _read_inner(model)
     check(model, path)
     return model
 
@@ -132,13 +133,16 @@ def _tensors(message: Any) -> Iterator[TensorProto]:
     return (part for part in _parts(message) if isinstance(part, TensorProto))
 
 
-def _check_parts(model: Model, home: Path) -> None:
+def _check_parts(model: Model, home: Path) -> int:
     """Refuse names that are no text, and tensors whose type, shape and bytes do not fit together.
 
     External data has to lie in regular files of the model's folder or, where the model's file is a
     link, of the folder ``home`` of what it leads to; links resolved.  So it is in onnxruntime.
+
+    Returns:
+        The number of tensors with external data.
     """
-    sizes = _DataFiles(model, home)
+    sizes, external = _DataFiles(model, home), 0
     for tensor in _parts(model.proto):
         if isinstance(tensor, bytes):  # protobuf gives bytes for what is no UTF-8.
             raise ModelError(f"a name in it is no text: {tensor[:LONGEST_NAME]!r}")
@@ -153,12 +157,14 @@ def _check_parts(model: Model, home: Path) -> None:
                 f"the tensor {shorten(tensor.name)!r} is too large: {list(tensor.dims)}"
             )
         if is_external(tensor):
+            external += 1
             _check_external(sizes, tensor)
         elif tensor.HasField("raw_data") and len(tensor.raw_data) != tensor_bytes(tensor):
             raise ModelError(
                 f"the tensor {shorten(tensor.name)!r} has {len(tensor.raw_data):,} bytes "
                 f"instead of {tensor_bytes(tensor):,}"
             )
+    return external
 
 
 class _DataFiles:

@@ -70,6 +70,7 @@ class Model:
         extensions: libraries of operators that onnxruntime is to know.
         file: the name of a large file in which raw data were left, as if they were external data.
         held: initializers of the main graph whose values are not in the proto, by name.
+        costs: the bytes that running it took, as far as is known, of all its copies together.
         seen: what was derived from the proto.
     """
 
@@ -78,6 +79,7 @@ class Model:
     extensions: tuple[str, ...] = ()
     file: str = ""
     held: dict[str, Array] = field(default_factory=dict)
+    costs: dict[str, int] = field(default_factory=dict, repr=False)
     seen: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def copy(self) -> Model:
@@ -139,7 +141,9 @@ class Model:
     @kept
     def weight_bytes(self) -> int:
         """Bytes of all initializers and Constant nodes."""
-        return sum(tensor_bytes(t) for t in self.constants.values())
+        graphs = self.graph, *bodies(self.graph)
+        stored = sum(tensor_bytes(t) for graph in graphs for t in graph.initializer)
+        return stored + sum(tensor_bytes(t) for n in walk(self.graph) for t in values_of(n))
 
     @kept
     def initializers(self) -> dict[str, TensorProto]:
@@ -149,7 +153,7 @@ class Model:
     @kept
     def scopes(self) -> list[Scope]:
         """The main graph and all bodies, each after the one that it lies in."""
-        return scopes_of(self.graph, self.names)
+        return scopes_of(self.graph, lambda: self.names)
 
     @kept
     def nodes(self) -> dict[str, tuple[Scope, NodeProto]]:

@@ -39,24 +39,28 @@ def walk(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[NodeProto]:
     """Every node, those in bodies included."""
     for node in graph.node:
         yield node
-        for _, body in own_bodies(node):
-            yield from walk(body)
+        if node.attribute:  # Most nodes have none, and there may be very many.
+            for _, body in own_bodies(node):
+                yield from walk(body)
 
 
 def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """The graphs in the nodes of a graph, at any depth."""
-    for node in walk(graph):
-        yield from (body for _, body in own_bodies(node))
+    for node in graph.node:
+        for _, body in own_bodies(node) if node.attribute else ():
+            yield body
+            yield from bodies(body)
 
 
 def reads(node: NodeProto) -> set[str]:
     """Names of the tensors that a node reads, its bodies included."""
     names = set(node.input)
-    for _, body in own_bodies(node):
+    for _, body in own_bodies(node) if node.attribute else ():
         for inner in body.node:
             names |= reads(inner)
         names |= {output.name for output in body.output}
-    return names - {""}
+    names.discard("")
+    return names
 
 
 def values_of(node: NodeProto) -> list[TensorProto]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import onnx
 from onnx import NodeProto
@@ -50,18 +50,18 @@ class Scope:
         return [self.key(name) for name in node.input if name]
 
 
-def scopes_of(graph: onnx.GraphProto, names: Collection[str]) -> list[Scope]:
+def scopes_of(graph: onnx.GraphProto, names: Callable[[], Collection[str]]) -> list[Scope]:
     """The main graph and all bodies, each after the one that it lies in.
 
     Args:
-        names: every name that the model uses.
+        names: gives every name that the model uses, where there are bodies.
     """
-    taken, in_order = {node.name for node in graph.node}, sorted(names)
+    taken, in_order = {node.name for node in graph.node}, cache(lambda: sorted(names()))
     scopes = [Scope("", graph, _node_keys("", graph, taken))]
     for scope in scopes:
         for key, node in zip(scope.node_keys, scope.graph.node, strict=True):
-            for name, body in own_bodies(node):
-                path = _path(f"{key}/{name}/", in_order)
+            for name, body in own_bodies(node) if node.attribute else ():
+                path = _path(f"{key}/{name}/", in_order())
                 scopes.append(Scope(path, body, _node_keys(path, body, taken), scope))
     return scopes
 

@@ -13,7 +13,7 @@ from onnxcompress.core.errors import ModelError
 from onnxcompress.core.sample import Sample
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.runnable import runnable
-from onnxcompress.execution.session import Session
+from onnxcompress.execution.session import Session, session_of
 from onnxcompress.graph import Model
 
 
@@ -22,7 +22,7 @@ def fit_batches(model: Model, samples: Samples) -> Samples:
     if samples.exact or len(samples) < 2 or model.large:
         return samples
     try:
-        session = Session(runnable(model))
+        session = session_of(runnable(model))
     except ModelError:  # Whoever runs the model says why.
         return samples
     two, one = (next(samples.batches(size)) for size in (2, 1))

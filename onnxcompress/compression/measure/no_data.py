@@ -13,7 +13,7 @@ from onnxcompress.core.sample import Sample
 from onnxcompress.data.signals import signals
 from onnxcompress.data.stand_ins import StandIns, stand_ins
 from onnxcompress.execution.runnable import runnable
-from onnxcompress.execution.session import Session
+from onnxcompress.execution.session import Session, session_of
 from onnxcompress.graph import Model
 
 
@@ -27,7 +27,7 @@ def find_stand_ins(model: Model, seed: int, shapes: Mapping[str, Sequence[int]])
 
     def run(batch: Sample) -> Sequence[Any]:
         if not sessions:  # Most models read no pictures.
-            sessions.append(Session(runnable(model)))
+            sessions.append(session_of(runnable(model)))
         return sessions[0].run(batch)
 
     def answer(batch: Sample) -> Array | None:

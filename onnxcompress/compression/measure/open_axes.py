@@ -10,7 +10,7 @@ from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import OPEN_SIZES, default_shapes, random_samples
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.runnable import runnable
-from onnxcompress.execution.session import Session
+from onnxcompress.execution.session import session_of
 from onnxcompress.graph import Model, index_ranges
 
 
@@ -24,7 +24,7 @@ def shapes_that_run(
     """
     inputs = input_specs(model)
     default, *others = (default_shapes(inputs, shapes, sizes) for sizes in OPEN_SIZES)
-    session, ranges, first = Session(runnable(model)), index_ranges(model), None
+    session, ranges, first = session_of(runnable(model)), index_ranges(model), None
     for tried in (default, *(other for other in others if other != default)):
         sample = next(iter(random_samples(inputs, 1, seed, tried, ranges)))
         try:

@@ -14,7 +14,7 @@ from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Candidate, CompressedWeight, Plain
 from onnxcompress.core.parallel import each
 from onnxcompress.core.statistics import Statistics
-from onnxcompress.execution.session import Session
+from onnxcompress.execution.session import Session, session_of
 from onnxcompress.graph import rewrite
 
 WEIGH_WORK = 3 * 10**11  # To measure sensitivities takes about so many multiplications.
@@ -43,7 +43,7 @@ def weigh(
     largest = largest_input(job.shapes.values())
     size = batch_size(largest, WEIGH_BATCH)
     batches = list(job.fit.spread(min(count, len(job.fit))).batches(size))
-    reference = list(map(Session(job.runnable).run, batches))
+    reference = list(map(session_of(job.runnable).run, batches))
 
     def sensitivity(name: str) -> float:
         layer = job.layers[name].read()

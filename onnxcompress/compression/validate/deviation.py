@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.runnable import runnable
-from onnxcompress.execution.session import Session
+from onnxcompress.execution.session import session_of
 from onnxcompress.graph import Model, has_bfloat16
 
 ROUNDING = 1e-5  # Models that differ by this share of the largest output compute the same.
@@ -38,7 +38,7 @@ def distance(first: Sequence[Any], second: Sequence[Any]) -> float:
 
 def outputs_of(model: Model, samples: Samples) -> list[Any]:
     """All outputs for all samples, one after the other."""
-    session = Session(runnable(model))
+    session = session_of(runnable(model))
     return [y for batch in samples.batches(samples.even) for y in session.run(batch)]
 
 
@@ -55,7 +55,7 @@ def _distance(a: Any, b: Any) -> float:
     if not np.array_equal(a[~known], b[~known], equal_nan=True):
         return np.inf
     scale = np.abs(a[known]).max(initial=0)
-    error = np.abs(a - b)[known].max(initial=0)
+    error = np.abs(a[known] - b[known]).max(initial=0)
     if not np.isfinite(error):
         return np.inf
     return float(error / scale) if scale else (np.inf if error else 0.0)

@@ -32,6 +32,7 @@ from onnxcompress.report.report import Share
 
 # A smaller probability counts as this one: nobody could rely on its decimals.
 LEAST = 1e-12
+NOTHING = 1e-200  # A sum of squares in float64 below this counts as this, and is likely 0.
 LEAST_FLOAT16 = 2.0**-24  # In float16 this is the least one, since it holds no smaller number.
 
 
@@ -135,6 +136,8 @@ class Fidelity:
         if not known.all():
             self.finite &= np.array_equal(a[~known], b[~known], equal_nan=True)
             a, b = a[known], b[known]
+            if not a.size:  # This tells nothing of how close they are.
+                return
         self.signal[name] = self.signal.get(name, 0) + float(np.sum(np.square(a)))
         self.noise[name] = self.noise.get(name, 0) + float(np.sum(np.square(a - b)))
 
@@ -216,8 +219,8 @@ class Fidelity:
         """
         if not self.finite:
             return np.inf
-        errors = [self.noise[name] / max(self.signal[name], 1e-30) for name in self.signal]
-        errors += [off / max(whole, 1e-30) for whole, off in self.scores.values()]
+        errors = [self.noise[name] / max(self.signal[name], NOTHING) for name in self.signal]
+        errors += [off / max(whole, NOTHING) for whole, off in self.scores.values()]
         errors += [
             1 - self.agreed[name] / total
             for name, total in self.decided.items()
@@ -267,7 +270,7 @@ def decibel(signal: float, noise: float) -> float:
     """Signal-to-noise ratio in dB, between -100 and 200."""
     if noise == 0:
         return 200.0
-    return float(np.clip(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)), -100, 200))
+    return float(np.clip(10 * np.log10(max(signal, NOTHING) / max(noise, NOTHING)), -100, 200))
 
 
 __all__ = ["Fidelity", "decibel", "has_class_scores", "scores"]

@@ -26,7 +26,7 @@ from onnxcompress.data.samples import Samples
 from onnxcompress.execution.latency import Latency, latency
 from onnxcompress.execution.memory import memory_of
 from onnxcompress.execution.runnable import runnable
-from onnxcompress.execution.session import Session
+from onnxcompress.execution.session import Session, session_of
 from onnxcompress.graph import Model, changed_outputs, in_steps
 from onnxcompress.report.report import Comparison, Size
 
@@ -74,7 +74,7 @@ class Validation:
 
     def _reference(self) -> Session:
         """The original, not kept: what it answers is, where that is small."""
-        return Session(runnable(self.original), self.providers)
+        return session_of(runnable(self.original), self.providers)
 
     @cached_property
     def decisions(self) -> dict[str, Decision | None]:
@@ -110,7 +110,7 @@ class Validation:
         samples = self.samples
         if limit is not None and limit < len(samples):
             samples = samples[: max(limit, samples.batch if samples.exact else 1)]
-        session, size = Session(runnable(model), self.providers), self._size(samples)
+        session, size = session_of(runnable(model), self.providers), self._size(samples)
         batches = samples.batches(size)
         if limit is None:  # Otherwise it is a short step of a longer one.
             batches = self.track(batches, "comparing outputs", -(-len(samples) // size))
@@ -144,7 +144,7 @@ class Validation:
         """The model's metric on the labelled samples, None without them."""
         if self.evaluation is None:
             return None
-        return self._measure(Session(runnable(model), self.providers))
+        return self._measure(session_of(runnable(model), self.providers))
 
     def holds(self, model: Model, target: Target) -> bool:
         """Whether the model reaches the fidelity that the target asks for."""
@@ -156,7 +156,7 @@ class Validation:
     def compare(self, model: Model, macs: tuple[int | None, int | None]) -> Comparison:
         """Everything that the report says about the two models; macs before and after."""
         fidelity, samples = self.fidelity(model), len(self.samples)
-        if not fidelity.compared:  # Its layers are compared, one by one.
+        if not fidelity.compared and fidelity.finite:  # Its layers are compared, one by one.
             samples = 0
             with suppress(ModelError):
                 fidelity = Layerwise(self.original).fidelity(model)
