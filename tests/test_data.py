@@ -957,6 +957,16 @@ def test_a_loader_feeds_several_inputs_in_the_order_of_the_model():
     assert np.array_equal(samples.labels, LABELS)
 
 
+def test_a_tuple_of_arrays_is_inputs_and_labels():
+    samples = as_samples((X, LABELS), FLAT)
+    assert np.array_equal(everything(samples), X) and np.array_equal(samples.labels, LABELS)
+    inputs = [spec("N", 4, name="a"), spec("N", name="b", dtype=np.int64)]
+    both, labelled = as_samples((X, LABELS), inputs), as_samples((X, LABELS, LABELS), inputs)
+    assert np.array_equal(everything(both, "b"), LABELS) and both.labels is None
+    assert np.array_equal(labelled.labels, LABELS)
+    assert len(as_samples((X[:6], X[6:]), FLAT)) == 12  # These are batches.
+
+
 def test_batches_that_cannot_be_joined_are_samples_of_their_own():
     inputs = [spec("N", "t", name="x")]
     samples = as_samples([np.ones((2, 3), np.float32), np.ones((2, 4), np.float32)], inputs)

@@ -32,7 +32,7 @@ def as_samples(source: Any, inputs: Sequence[InputSpec], limit: int | None = Non
     ----------
     source : Samples, path, array, mapping or iterable
         An array, or ``{input: array}``, has one row for each sample, and labels in ``y`` where
-        that is no input.  An iterable gives batches: an array or tensor, ``{input: batch}``, or a
+        that is no input; so a tuple of arrays in the inputs' order, which may end in labels.  An iterable gives batches: an array or tensor, ``{input: batch}``, or a
         tuple of the inputs in the model's order that may end in labels.  Batches are joined to
         samples where the first axis of every input is open and all else has one shape; else each
         batch is a sample.
@@ -53,6 +53,8 @@ def as_samples(source: Any, inputs: Sequence[InputSpec], limit: int | None = Non
         return load_samples(source, inputs, limit=many)
     if _is_array(source):
         source = {_only_name(inputs): source}
+    elif _is_tuple_of_arrays(source, inputs):
+        source = dict(zip([*(spec.name for spec in inputs), "y"], source, strict=False))
     if isinstance(source, Mapping):
         return _from_mapping(source, inputs, many)
     if not isinstance(source, Iterable):
@@ -63,6 +65,14 @@ def as_samples(source: Any, inputs: Sequence[InputSpec], limit: int | None = Non
 def _is_array(value: Any) -> bool:
     """An array of numpy, or a tensor of another library."""
     return isinstance(value, np.ndarray) or (hasattr(value, "__array__") and hasattr(value, "ndim"))
+
+
+def _is_tuple_of_arrays(source: Any, inputs: Sequence[InputSpec]) -> bool:
+    """One for each input, and perhaps labels; two of one shape may be batches of one input."""
+    if not isinstance(source, tuple) or not all(map(_is_array, source)):
+        return False
+    several = len(inputs) > 1 and len(source) == len(inputs)
+    return several or (len(source) == len(inputs) + 1 and source[-1].ndim != source[0].ndim)
 
 
 def _only_name(inputs: Sequence[InputSpec]) -> str:
