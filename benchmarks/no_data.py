@@ -52,7 +52,8 @@ def result(zoo: Path, model: Path, arguments: str, judge: str, out: Path) -> str
     if done.returncode:
         return f"exit {done.returncode}"
     under = "no longer does the job" in done.stderr
-    return f"{score(zoo, judge, out):.2f}" + " (needs --force)" * under
+    smaller = model.stat().st_size / out.stat().st_size
+    return f"{score(zoo, judge, out):.2f} at {smaller:.2f} x" + " (needs --force)" * under
 
 
 def main(zoo: Path, names: list[str]) -> None:
