@@ -146,16 +146,14 @@ def _job(
         changed = fold_pads(fold_affine(changed))
     opened, layers, skipped = _find_layers(changed, offer, settings.only)
     leaders = {name: layer for name, layer in layers.items() if layer.shared == name}
-    instead = None
-    if not _differ(samples) and not unknown and not model.large and layers:
-        instead = find_stand_ins(model, settings.seed, settings.shapes)
+    lacking = not _differ(samples) and not unknown and not model.large and layers
+    instead = find_stand_ins(model, settings.seed, settings.shapes) if lacking else None
     fit, held_out = _parts(samples, instead, model, settings)
     run, shapes, macs = runnable(opened), dict[str, tuple[int, ...]](), dict[str, int]()
     if not unknown:
-        real = samples or fit
-        first = random_inputs(model, settings) if settings.shapes or not real else real
+        first = (None if settings.shapes else samples or fit) or random_inputs(model, settings)
         with blaming(model, first, real=first is samples):
-            shapes, macs = input_shapes(run, next(iter(first.batches(1))))
+            shapes, macs = input_shapes(run, next(first.batches(1)))
     largest = largest_input(shapes.values())
     if fit is not None and instead is None and any_sampled(offer, layers.values()):
         layers = with_reads(run, layers, fit)
