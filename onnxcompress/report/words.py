@@ -210,6 +210,11 @@ def facts(both: Comparison, which: str = "", refined: Refinement | None = None) 
         was = number(refined and refined.metric, ".2f")
         old, new = f"{before.metric:.2f}", f"{after.metric:.2f}"
         yield Fact(f"{both.metric}, by labels", old, new, change, was)
+    yield from _closeness(both, which, refined)
+
+
+def _closeness(both: Comparison, which: str, refined: Refinement | None) -> Iterator[Fact]:
+    """How near each output is to the original's."""
     samples = seen(both, which)
     worst = both.worst_share
     for name, share in _worst(both.shares, lambda share: share.value).items():
