@@ -236,20 +236,28 @@ def size(data):
     return found + bytes([number])
 
 
-def endless_loop(folder):
+def endless_loop(folder, keeps=False):
+    """A loop without an end, which may keep what it has in every turn."""
+    u = [value("u", [1, 32])]
     body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Relu", ["v"], ["u"])],
+        [
+            helper.make_node("Identity", ["go"], ["on"]),
+            helper.make_node("Relu", ["v"], ["u"]),
+            helper.make_node("Concat", ["v"] * 256, ["turn"], axis=0),
+        ],
         "body",
         [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("v", [1, 32])],
-        [value("on", [], TensorProto.BOOL), value("u", [1, 32])],
+        [value("on", [], TensorProto.BOOL), *u, *[value("turn", [256, 32])] * keeps],
     )
     count = numpy_helper.from_array(np.array(2**62), "count")
     yes = numpy_helper.from_array(np.array(True), "yes")
     nodes = [
-        helper.make_node("Loop", ["count", "yes", "x"], ["z"], body=body),
+        helper.make_node("Loop", ["count", "yes", "x"], ["z", *["turns"] * keeps], body=body),
         helper.make_node("MatMul", ["z", "w"], ["y"], "layer"),
     ]
-    return written(folder, small(nodes, [count, yes]))
+    proto = small(nodes, [count, yes])
+    proto.graph.output.extend([value("turns", ["n", 256, 32])] * keeps)
+    return written(folder, proto)
 
 
 def division_by_zero(folder):

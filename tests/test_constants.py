@@ -7,12 +7,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import onnxcompress as oc
+from onnxcompress.compression.expand import expand
 from onnxcompress.compression.inspect import examine
 from onnxcompress.compression.measure.calibrate import calibrate
 from onnxcompress.compression.method_spec import parse
 from onnxcompress.compression.validate.fidelity import Fidelity
 from onnxcompress.execution.session import Session
-from onnxcompress.graph import Model, find_constants, find_layers, rewrite
+from onnxcompress.graph import Model, find_constants, find_layers, rewrite, with_values
 
 CLASSES, EMBEDDED, HIDDEN, WINDOW = 40, 32, 48, 6
 
@@ -275,3 +276,60 @@ def test_lookups_of_one_table_share_its_codes():
     model = lookup(readers=("Gather", "Gather"))
     result, _ = oc.compress(model, methods=["integer:bits=8"], shapes={"ids": (4,)})
     assert result.nbytes < ROWS * COLUMNS * 1.1
+
+
+def spelled(rng, weight):
+    """A MatMul whose weight is numbers in a Constant node, in the shape that others say."""
+    numbers = weight.ravel().tolist()
+    nodes = [
+        helper.make_node("Constant", [], ["flat"], value_floats=numbers),
+        helper.make_node("Constant", [], ["shape"], value_ints=[*weight.shape]),
+        helper.make_node("Reshape", ["flat", "shape"], ["w"], "shaped"),
+        helper.make_node("Constant", [], ["half"], value_float=0.5),
+        helper.make_node("Constant", [], ["first"], value_int=0),
+        helper.make_node("Mul", ["x", "half"], ["scaled"]),
+        helper.make_node("MatMul", ["scaled", "w"], ["many"], "head"),
+        helper.make_node("Gather", ["many", "first"], ["y"], axis=2),
+    ]
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", ["n", 3, len(weight)]), ("y", ["n", 3]))
+    )
+    graph = helper.make_graph(nodes, "net", [x], [y])
+    opset = [helper.make_opsetid("", 17)]
+    return Model(helper.make_model(graph, opset_imports=opset, ir_version=8))
+
+
+def test_numbers_in_constant_nodes_are_constants_as_tensors_are(rng):
+    weight = rng.normal(size=(48, 64)).astype(np.float32)
+    net = spelled(rng, weight)
+    assert {*net.constants} == {"flat", "shape", "half", "first"}
+    kinds = {name: net.value(tensor).dtype for name, tensor in net.constants.items()}
+    assert kinds == {"flat": np.float32, "shape": np.int64, "half": np.float32, "first": np.int64}
+    assert net.value(net.constants["half"]).shape == net.value(net.constants["first"]).shape == ()
+    assert net.weight_bytes == 4 * weight.size + 16 + 4 + 8
+    layers, skipped = find_layers(net)
+    np.testing.assert_array_equal(layers["head"].weight, weight.T)
+    assert layers["head"].stored == 4 * weight.size and not skipped
+    [row] = examine(net, {})["layers"]
+    assert row["methods"] and row["bytes"] == 4 * weight.size
+
+
+def test_numbers_in_constant_nodes_are_compressed_and_written_out_again(rng):
+    net = spelled(rng, rng.normal(size=(48, 64)).astype(np.float32))
+    samples = {"x": rng.normal(size=(32, 3, 48)).astype(np.float32)}
+    small, report = oc.compress(net, methods=parse("integer:bits=8"), samples=samples, jobs=1)
+    assert not report.worse and small.nbytes < 0.4 * net.nbytes
+    assert "flat" not in small.constants and report.comparison.worst_snr > 35
+    dense = expand(small)
+    assert dense.weight_bytes >= 4 * 48 * 64
+    [expected], [given] = (Session(model).run(samples) for model in (small, dense))
+    np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_in_constant_nodes_can_be_given_other_values(rng):
+    net = spelled(rng, rng.normal(size=(48, 64)).astype(np.float32))
+    other = with_values(net, {"half": np.float32(0.25)})
+    samples = {"x": rng.normal(size=(2, 3, 48)).astype(np.float32)}
+    [expected], [given] = (Session(model).run(samples) for model in (net, other))
+    np.testing.assert_allclose(2 * given, expected, rtol=1e-6)

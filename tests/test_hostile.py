@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import pytest
 from fuzz import campaign
-from hostile import HOSTILE, calibrated, calling, function, small, written
+from hostile import HOSTILE, calibrated, calling, endless_loop, function, small, written
 from onnx import numpy_helper
 
 from onnxcompress.cli import supervisor
 from onnxcompress.cli.commands import main
+from onnxcompress.execution import watch
 from onnxcompress.graph import Model, ModelError, detached, load
 
 
@@ -43,6 +44,36 @@ def test_a_hostile_file_is_one_line_and_exit_code_2_or_does_no_harm(case, folder
         return
     assert stop.value.code == 2 and len(errors) == 1 and word in errors[0], err
     assert {path: path.lstat().st_size for path in folder.rglob("*")} == before and not out
+
+
+@pytest.mark.parametrize("command", ["inspect model.onnx", "model.onnx out.onnx --ratio 4"])
+@pytest.mark.parametrize(
+    ("keeps", "says"), [(True, "0.3 GB of memory"), (False, "more than 1.5 s")]
+)
+def test_an_endless_loop_has_less_time_and_not_all_memory(
+    command, keeps, says, folder, monkeypatch, capsys
+):
+    endless_loop(folder, keeps)
+    monkeypatch.setattr("onnxcompress.compression.measure.shapes.FIRST_RUN", 600.0)
+    monkeypatch.setattr(
+        "onnxcompress.compression.measure.shapes.LOOPED_RUN", 30.0 if keeps else 1.5
+    )
+    monkeypatch.setattr("onnxcompress.execution.watch.free_bytes", lambda: 4e8)
+    with pytest.raises(SystemExit) as stop:
+        main(command.split())
+    [line] = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("NO CALIB")]
+    assert stop.value.code == (0 if "inspect" in command else 2)
+    assert f"one run of the model takes more than {says.removeprefix('more than ')}" in line
+
+
+def test_memory_that_a_process_may_have_is_what_it_is_allowed(monkeypatch):
+    resource = pytest.importorskip("resource")
+    held = watch.PAGE * watch._pages()[0]
+    limits = {resource.RLIMIT_AS: held + (1 << 20)}
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda kind: (limits.get(kind, resource.RLIM_INFINITY),) * 2
+    )
+    assert not sys.platform.startswith("linux") or watch.free_bytes() <= 1 << 21
 
 
 def test_a_name_is_shown_with_what_a_terminal_would_obey_spelled_out(folder, capsys):

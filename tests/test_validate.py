@@ -17,6 +17,7 @@ from onnxcompress.compression.measure.at_once import (
     largest_input,
     threads,
 )
+from onnxcompress.compression.validate.deviation import deviation
 from onnxcompress.compression.validate.states import find_states
 from onnxcompress.compression.validate.validation import AS_A_RUN, Validation
 from onnxcompress.compression.validate.verdict import failures, reaches
@@ -24,7 +25,7 @@ from onnxcompress.data.samples import from_batches
 from onnxcompress.execution.memory import load_memory
 from onnxcompress.graph import changed_outputs
 from onnxcompress.report.report import Comparison, Share, Size
-from onnxcompress.report.words import quality
+from onnxcompress.report.words import MOST_OUTPUTS, facts, quality
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -343,3 +344,61 @@ def test_a_model_with_a_sequence_as_input_is_compared(rng, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["compare", *2 * [str(tmp_path / "m.onnx")]])
     assert ended.value.code == 0, capsys.readouterr().err
+
+
+# ------------------------------------------------------------ samples on which the original fails
+
+
+def looked_up(rng):
+    """Rows of a table of 64, of which an id of 99 is none, times a weight."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "w"], ["y"], "head"),
+    ]
+    weights = {"table": rng.normal(size=(64, 32)), "w": rng.normal(size=(32, 64))}
+    floats = {name: value.astype(np.float32) for name, value in weights.items()}
+    return model_of(nodes, [("ids", INT64, ["n", 4])], [("y", FLOAT, ["n", 4, 64])], **floats)
+
+
+@pytest.mark.parametrize("words", [
+    "compare net.onnx net.onnx", "net.onnx out.onnx --method integer:bits=8",
+    "net.onnx out.onnx --method half", "net.onnx out.onnx --ratio 2",
+])  # fmt: skip
+@pytest.mark.parametrize("wrong", [0, 21])
+def test_where_the_original_fails_the_sample_is_to_blame(
+    words, wrong, rng, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    oc.save(looked_up(rng), "net.onnx")
+    ids = rng.integers(0, 64, (32, 4))
+    ids[wrong, 2] = 99
+    np.savez("ids.npz", ids=ids)
+    with pytest.raises(SystemExit) as stop:
+        main([*words.split(), "--calib", "ids.npz", "--quiet"])
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "Error" in line]
+    assert stop.value.code == 2
+    assert f"the original itself does not run on sample {wrong} of --calib" in line
+    assert "idx=99" in line and "result" not in line
+
+
+def test_where_random_inputs_do_not_suit_the_original_no_result_is_to_blame(rng):
+    net, ids = looked_up(rng), np.zeros((4, 1, 4), np.int64)
+    samples = from_batches([{"ids": each} for each in ids])
+    validation = Validation(net, samples, real=False, jobs=1)
+    assert validation.decisions
+    wrong = from_batches([{"ids": each} for each in np.where(np.arange(4) == 3, 99, ids)])
+    with pytest.raises(oc.OnnxCompressError, match=r"original.*random inputs: give samples="):
+        replace(validation, samples=wrong).fidelity(net)
+    with pytest.raises(oc.OnnxCompressError, match=r"original.*random inputs: give samples="):
+        deviation(net, net, wrong, real=False)
+
+
+def test_of_very_many_outputs_those_that_changed_most_are_listed(rng):
+    size, snr = Size(1, 1, 1, None), {f"y{i}": float(rng.uniform(20, 40)) for i in range(5000)}
+    rest = dict.fromkeys(("agreement", "metric", "latency"))
+    both = Comparison(size, size, samples=4, real=True, snr=snr, **rest)
+    lines = [fact for fact in facts(both) if fact.what.startswith("SNR")]
+    assert len(lines) == MOST_OUTPUTS + 1 and lines[-1].what == "SNR of 4,900 others, dB"
+    ordered = sorted(snr.values())
+    assert {line.after for line in lines[:-1]} == {f"{value:.2f}" for value in ordered[:100]}
+    assert lines[-1].after == f"{ordered[100]:.2f} or more"

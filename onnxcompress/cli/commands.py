@@ -256,6 +256,7 @@ def _compare(
     from onnxcompress.compression.measure.at_once import largest_input
     from onnxcompress.compression.measure.open_axes import inputs_that_run
     from onnxcompress.compression.measure.shapes import input_shapes
+    from onnxcompress.compression.measure.unfit import blaming
     from onnxcompress.compression.validate.validation import Validation
     from onnxcompress.core.parallel import cores
     from onnxcompress.core.progress import MEASURED
@@ -279,7 +280,9 @@ def _compare(
     one = next(used.batches(1))
     shapes = {name: x.shape for name, x in one.items() if hasattr(x, "shape")}  # No sequence has.
     arguments.check_alike(models[0], models[1], shapes)
-    seen = [input_shapes(runnable(model), one) for model in models]
+    with blaming(models[0], used, real=samples is not None):
+        seen = [input_shapes(runnable(models[0]), one)]
+    seen.append(input_shapes(runnable(models[1]), one))
     before, after = (sum(macs.values()) for _, macs in seen)
     with progress(not options["quiet"], MEASURED) as track:
         validation = Validation(
@@ -321,7 +324,7 @@ def expand(source: Path, output: Path, **options: Any) -> int:
     samples = inputs_that_run(model, COMPARED_AT_RANDOM, dict(options["shapes"]))
     result = expanded(model)
     verify(result)
-    distance = deviation(model, result, samples)
+    distance = deviation(model, result, samples, real=False)
     same = distance <= rounding(result)
     facts = {
         "expanded": sorted(result.initializers.keys() - model.initializers.keys()),

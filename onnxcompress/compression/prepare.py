@@ -15,6 +15,7 @@ from onnxcompress.compression.measure.no_data import find_stand_ins
 from onnxcompress.compression.measure.open_axes import shapes_that_run
 from onnxcompress.compression.measure.reads import having, with_reads
 from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.compression.measure.unfit import blaming
 from onnxcompress.compression.search.plan_int8 import PIECES, plan_int8, smoothed
 from onnxcompress.compression.simplify import without_ballast
 from onnxcompress.compression.target import Target
@@ -139,20 +140,20 @@ def _job(
     changed, changes = model, list[Change]()
     if not unknown:
         proof = random_inputs(model, settings) if samples is None else samples.split()[0]
-        changed, changes = without_ballast(model, settings.strip, settings.simplifies, proof)
+        with blaming(model, proof, real=samples is not None):
+            changed, changes = without_ballast(model, settings.strip, settings.simplifies, proof)
     if settings.compute == "int8":
         changed = fold_pads(fold_affine(changed))
     opened, layers, skipped = _find_layers(changed, offer, settings.only)
     leaders = {name: layer for name, layer in layers.items() if layer.shared == name}
-    instead = None
-    if not _differ(samples) and not unknown and not model.large and layers:
-        instead = find_stand_ins(model, settings.seed, settings.shapes)
+    lacking = not _differ(samples) and not unknown and not model.large and layers
+    instead = find_stand_ins(model, settings.seed, settings.shapes) if lacking else None
     fit, held_out = _parts(samples, instead, model, settings)
     run, shapes, macs = runnable(opened), dict[str, tuple[int, ...]](), dict[str, int]()
     if not unknown:
-        real = samples or fit
-        first = random_inputs(model, settings) if settings.shapes or not real else real
-        shapes, macs = input_shapes(run, next(iter(first.batches(1))))
+        first = (None if settings.shapes else samples or fit) or random_inputs(model, settings)
+        with blaming(model, first, real=first is samples):
+            shapes, macs = input_shapes(run, next(first.batches(1)))
     largest = largest_input(shapes.values())
     if fit is not None and instead is None and any_sampled(offer, layers.values()):
         layers = with_reads(run, layers, fit)

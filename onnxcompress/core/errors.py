@@ -19,6 +19,10 @@ class DataError(OnnxCompressError):
     """Samples that cannot be used."""
 
 
+class UnfitError(DataError):
+    """Samples on which the original itself does not run."""
+
+
 class SamplesTypeError(DataError, TypeError):
     """An object that is no samples: the argument of a call from Python."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from threading import BoundedSemaphore, Timer
+from contextlib import nullcontext
+from math import inf
+from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from onnxcompress.core.errors import SlowError
 from onnxcompress.core.messages import one_line
 from onnxcompress.core.sample import Sample
 from onnxcompress.execution.room import ROOM, peak_bytes, room_for
+from onnxcompress.execution.watch import Watch
 from onnxcompress.graph import (
     Model,
     ModelError,
@@ -87,12 +90,17 @@ class Session:
             self._floats = {value.name: value.type == "tensor(float)" for value in inputs}
             self.outputs = [value.name for value in self._whole.get_outputs()]
 
+    @property
+    def loops(self) -> bool:
+        """Whether the model has a loop, which may be endless."""
+        return any(node.op_type == "Loop" for _, node in self._model.nodes.values())
+
     def run(self, sample: Sample, seconds: float | None = None) -> Sequence[Any]:
         """The outputs for one batch, in the model's order.
 
         Args:
-            seconds: after which it is given up, or each step of it: a model may contain an endless
-                loop.
+            seconds: after which it is given up, or each step of it, as when it takes nearly all
+                memory: a model may contain an endless loop.
         """
         feeds = {
             name: value.astype(np.float32)
@@ -178,21 +186,17 @@ def _run(
     seconds: float | None,
     give_back: bool = False,
 ) -> Sequence[Any]:
-    options, timer = ort.RunOptions(), None
+    options = ort.RunOptions()
     if give_back:
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    if seconds is not None:
-        timer = Timer(seconds, setattr, (options, "terminate", True))
-        timer.start()
+    watch = Watch(inf if seconds is None else seconds, lambda: setattr(options, "terminate", True))
     try:
-        return session.run(None, feeds, options)
+        with nullcontext() if seconds is None else watch:
+            return session.run(None, feeds, options)
     except Exception as error:
-        if options.terminate:
-            raise SlowError(f"one run of the model takes more than {seconds:g} s") from None
+        if watch.reason:
+            raise SlowError(f"one run of the model takes {watch.reason}") from None
         raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from None
-    finally:
-        if timer is not None:
-            timer.cancel()
 
 
 def _options(model: Model, threads: int, optimize: bool) -> ort.SessionOptions:

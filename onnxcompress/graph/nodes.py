@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, numpy_helper
 
 # Layers are nodes of these operators, and of Einsum, which `is_linear` looks at more closely.
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -15,6 +16,12 @@ RANDOM = (  # The result of these operators is another one every time.
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     *("Multinomial", "Bernoulli", "Dropout"),
 )
+
+# A Constant node may have these attributes, of numbers of this type, instead of a tensor.
+SPELLED = {
+    **dict.fromkeys(("value_float", "value_floats"), np.float32),
+    **dict.fromkeys(("value_int", "value_ints"), np.int64),
+}
 
 
 def is_standard(node: NodeProto) -> bool:
@@ -64,10 +71,23 @@ def reads(node: NodeProto) -> set[str]:
 
 
 def values_of(node: NodeProto) -> list[TensorProto]:
-    """The tensor of a Constant node; nothing of other nodes."""
+    """The tensor of a Constant node of numbers, however it is spelled; nothing of other nodes.
+
+    One that is spelled as plain numbers is made here: to change it does not change the node.
+    """
     if node.op_type != "Constant" or not is_standard(node):
         return []
-    return [a.t for a in node.attribute if a.name == "value"]
+    return [
+        a.t if a.name == "value" else _spelled(a)
+        for a in node.attribute
+        if a.name in ("value", *SPELLED)
+    ]
+
+
+def _spelled(attribute: onnx.AttributeProto) -> TensorProto:
+    """The tensor that is meant by numbers which are an attribute of a Constant node."""
+    value = onnx.helper.get_attribute_value(attribute)
+    return numpy_helper.from_array(np.array(value, SPELLED[attribute.name]))
 
 
 def attributes_of(node: NodeProto) -> dict[str, Any]:

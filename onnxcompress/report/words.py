@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import compress
+from typing import TypeVar
 
 from onnxcompress.report.report import (
     Change,
@@ -17,6 +19,8 @@ from onnxcompress.report.report import (
     Share,
 )
 
+T = TypeVar("T")
+MOST_OUTPUTS = 100  # Of more outputs, those that changed most are listed; the JSON has all.
 MEGABYTE = 1e6  # A megabyte has so many bytes.
 MOST_AGREE = 0.98  # A result without a target keeps at least this share of decisions.
 ALIKE = 1.1  # Up to so many times, memory is alike: from one loading to the next it varies by less.
@@ -206,10 +210,16 @@ def facts(both: Comparison, which: str = "", refined: Refinement | None = None) 
         was = number(refined and refined.metric, ".2f")
         old, new = f"{before.metric:.2f}", f"{after.metric:.2f}"
         yield Fact(f"{both.metric}, by labels", old, new, change, was)
+    yield from _closeness(both, which, refined)
+
+
+def _closeness(both: Comparison, which: str, refined: Refinement | None) -> Iterator[Fact]:
+    """How near each output is to the original's."""
     samples = seen(both, which)
-    for name, share in both.shares.items():
-        worst = refined and both.worst_share and name == both.worst_share[0]
-        was = number(refined.agreement if refined and worst else None, ".1%")
+    worst = both.worst_share
+    for name, share in _worst(both.shares, lambda share: share.value).items():
+        trained = refined is not None and worst is not None and name == worst[0]
+        was = number(refined.agreement if refined and trained else None, ".1%")
         note = f"{interval(share)}, {samples}"
         yield Fact(
             f"{SAME[share.kind]}, {name}", "", f"{share.agreed:,} of {share.total:,}", note, was,
@@ -218,9 +228,21 @@ def facts(both: Comparison, which: str = "", refined: Refinement | None = None) 
     for name, share in both.detections.items():
         yield Fact(f"same detection, {name}", "", f"{share.agreed:,} of {share.total:,}",
                    f"{interval(share)}, boxes that overlap by half, {samples}")  # fmt: skip
-    for name, snr in both.snr.items():
+    listed = _worst(both.snr, float)
+    for name, snr in listed.items():
         was = number(refined and refined.snr.get(name), ".2f")
         yield Fact(f"SNR of {name}, dB", "", f"{snr:.2f}", samples, was)
+    if others := both.snr.keys() - listed.keys():
+        least = min(both.snr[name] for name in others)
+        yield Fact(f"SNR of {len(others):,} others, dB", "", f"{least:.2f} or more", samples)
+
+
+def _worst(values: Mapping[str, T], rank: Callable[[T], float]) -> Mapping[str, T]:
+    """Those of the outputs that changed most, in their order, where there are very many."""
+    if len(values) <= MOST_OUTPUTS:
+        return values
+    listed = {*nsmallest(MOST_OUTPUTS, values, lambda name: rank(values[name]))}
+    return {name: value for name, value in values.items() if name in listed}
 
 
 def seen(both: Comparison | Point, which: str = "") -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxcompress.compression.measure import shapes
+from onnxcompress.compression.measure.shapes import first_run
 from onnxcompress.core.errors import ModelError
 from onnxcompress.core.sample import Sample
 from onnxcompress.data.samples import Samples
@@ -34,7 +34,7 @@ def fit_batches(model: Model, samples: Samples) -> Samples:
 
 def _runs(session: Session, batch: Sample) -> bool:
     try:
-        session.run(batch, shapes.FIRST_RUN)
+        first_run(session, batch)
     except ModelError:
         return False
     return True

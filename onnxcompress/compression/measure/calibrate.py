@@ -12,6 +12,7 @@ import numpy as np
 from onnxcompress.compression.measure.at_once import batch_size, largest_input, threads
 from onnxcompress.compression.measure.patches import GATHERED_BYTES, patches
 from onnxcompress.compression.measure.shapes import input_shapes
+from onnxcompress.compression.measure.unfit import blaming
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.parallel import apart, each, elsewhere
 from onnxcompress.core.progress import Track, untracked
@@ -54,7 +55,7 @@ def calibrate(
     """
     samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
     shapes = input_shapes(model, next(iter(samples.batches(1))))[0] if shapes is None else shapes
-    model, read = _readable(model, layers, samples)
+    original, (model, read) = model, _readable(model, layers, samples)
     batch, count = batching(samples, shapes)
     result: dict[str, Statistics] = {}
     for names in _groups({n: layers[n] for n in layers if n in read}, shapes, batch):
@@ -70,11 +71,12 @@ def calibrate(
             waiting[name].clear()
 
         some = threads(largest_input(shapes.values()), batch, jobs)
-        for parts in apart(look, batches, jobs) if elsewhere() else each(look, batches, some):
-            for name, part in parts.items():
-                waiting[name].append(part)
-                if sum(p.nbytes for p in waiting[name]) >= GATHERED_BYTES:
-                    absorb(name)
+        with blaming(original, samples):
+            for parts in apart(look, batches, jobs) if elsewhere() else each(look, batches, some):
+                for name, part in parts.items():
+                    waiting[name].append(part)
+                    if sum(p.nbytes for p in waiting[name]) >= GATHERED_BYTES:
+                        absorb(name)
         for name in filter(waiting.get, names):
             absorb(name)
     return result

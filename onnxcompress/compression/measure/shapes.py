@@ -16,8 +16,10 @@ from onnxcompress.graph import (
     linear_nodes,
 )
 
-# The first run of a model, on one sample, may take so many seconds: a loop may be endless.
+# The first run of a model, on one sample, may take so many seconds, and less where it has a loop,
+# which may be endless.
 FIRST_RUN = 600.0
+LOOPED_RUN = 60.0
 
 
 def first_run(session: Session, sample: Sample) -> Sequence[Any]:
@@ -26,7 +28,7 @@ def first_run(session: Session, sample: Sample) -> Sequence[Any]:
     Raises:
         ModelError: it does not run, or not in time: it may contain an endless loop.
     """
-    return session.run(sample, FIRST_RUN)
+    return session.run(sample, min(FIRST_RUN, LOOPED_RUN) if session.loops else FIRST_RUN)
 
 
 def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:

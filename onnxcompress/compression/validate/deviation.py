@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcompress.compression.measure.unfit import blaming
 from onnxcompress.data.samples import Samples
 from onnxcompress.execution.runnable import runnable
 from onnxcompress.execution.session import session_of
@@ -22,13 +23,18 @@ def rounding(model: Model) -> float:
     return COARSE_ROUNDING if has_bfloat16(model) else ROUNDING
 
 
-def deviation(original: Model, model: Model, samples: Samples) -> float:
+def deviation(original: Model, model: Model, samples: Samples, real: bool = True) -> float:
     """The largest difference of two models' outputs, as a share of that output's largest entry.
 
     It is infinite where shapes differ, or NaN and infinities lie elsewhere.  One model is loaded
     at a time.
+
+    Args:
+        real: whether the samples are somebody's, and not made up.
     """
-    return distance(*(outputs_of(which, samples) for which in (original, model)))
+    with blaming(original, samples, real):
+        expected = outputs_of(original, samples)
+    return distance(expected, outputs_of(model, samples))
 
 
 def distance(first: Sequence[Any], second: Sequence[Any]) -> float:

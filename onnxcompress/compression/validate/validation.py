@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxcompress.compression.measure.at_once import batch_size, threads
+from onnxcompress.compression.measure.unfit import blaming
 from onnxcompress.compression.target import Target
 from onnxcompress.compression.validate import states as sequence
 from onnxcompress.compression.validate.decisions import Decision, find_decisions
@@ -80,7 +81,8 @@ class Validation:
     def decisions(self) -> dict[str, Decision | None]:
         """What each output decides, on the first samples; None where its SNR counts alone."""
         reference = self._reference()
-        outputs = reference.run(next(self.samples.batches(self._size(self.samples))))
+        with blaming(self.original, self.samples, self.real):
+            outputs = reference.run(next(self.samples.batches(self._size(self.samples))))
         named = dict(zip(reference.outputs, outputs, strict=True))
         return find_decisions(self.original, named, self.classes)
 
@@ -96,7 +98,10 @@ class Validation:
         Raises:
             MetricError: it is not finite.
         """
-        value = self.metric_of(self.original)
+        if self.evaluation is None:
+            return None
+        with blaming(self.original, self.evaluation):
+            value = self.metric_of(self.original)
         if value is not None and not np.isfinite(value):
             raise MetricError(f"the metric {self.metric!r} gives the original {value}, no number")
         return value
@@ -127,7 +132,12 @@ class Validation:
         """The same with the state fed back, which itself is compared step by step alone."""
         counted = (steps.counted or {*session.outputs}) - self._fed_back.keys()
         result, guessed = Fidelity(dict(self.decisions), counted), self.states is None
-        expected = self._remember("run", lambda: self._sequence(self._reference(), guessed))
+
+        def answers() -> Iterator[Sequence[Any]]:
+            with blaming(self.original, self.samples, self.real):
+                yield from self._sequence(self._reference(), guessed)
+
+        expected = self._remember("run", answers)
         for before, after in zip(expected, self._sequence(session), strict=False):
             result.add(session.outputs, before, after)
         return result
@@ -202,7 +212,9 @@ class Validation:
         size = self._size(samples)
 
         def compute() -> Iterator[Sequence[Any]]:
-            return each(self._reference().run, samples.batches(size), self._threads(size))
+            run, batches = self._reference().run, samples.batches(size)
+            with blaming(self.original, samples, self.real):
+                yield from each(run, batches, self._threads(size))
 
         return self._remember(len(samples), compute)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from onnxcompress.core.layer import Array
 from onnxcompress.graph.model import Model
@@ -14,12 +14,11 @@ from onnxcompress.graph.nodes import values_of
 def with_values(model: Model, values: Mapping[str, Array]) -> Model:
     """A copy in which these constants have other values."""
     result = model.copy()
-    tensors = [*result.graph.initializer, *(t for n in result.graph.node for t in values_of(n))]
-    names = [
-        *model.initializers,
-        *(n.output[0] for n in model.graph.node for _ in values_of(n)),
-    ]
-    for name, tensor in zip(names, tensors, strict=True):
+    for name, tensor in zip(model.initializers, result.graph.initializer, strict=True):
         if name in values:
-            tensor.CopyFrom(numpy_helper.from_array(values[name], tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(values[name], name))
+    for node in result.graph.node:
+        if values_of(node) and node.output[0] in values:
+            value = numpy_helper.from_array(values[node.output[0]], values_of(node)[0].name)
+            node.attribute[0].CopyFrom(helper.make_attribute("value", value))
     return result
