@@ -32,10 +32,10 @@ def as_samples(source: Any, inputs: Sequence[InputSpec], limit: int | None = Non
     ----------
     source : Samples, path, array, mapping or iterable
         An array, or ``{input: array}``, has one row for each sample, and labels in ``y`` where
-        that is no input; so a tuple of arrays in the inputs' order, which may end in labels.  An iterable gives batches: an array or tensor, ``{input: batch}``, or a
-        tuple of the inputs in the model's order that may end in labels.  Batches are joined to
-        samples where the first axis of every input is open and all else has one shape; else each
-        batch is a sample.
+        that is no input; so a tuple of arrays in the inputs' order, which may end in labels.  An
+        iterable gives batches: an array or tensor, ``{input: batch}``, or a tuple of the inputs in
+        the model's order that may end in labels.  Batches are joined to samples where the first
+        axis of every input is open and all else has one shape; else each batch is a sample.
     limit : int
         At most so many samples; an iterable is not read any further.
 

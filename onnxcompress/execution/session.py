@@ -91,6 +91,11 @@ class Session:
             self.outputs = [value.name for value in self._whole.get_outputs()]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the model."""
+        return self._model.nbytes
+
+    @property
     def loops(self) -> bool:
         """Whether the model has a loop, which may be endless."""
         return any(node.op_type == "Loop" for _, node in self._model.nodes.values())

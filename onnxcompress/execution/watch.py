@@ -43,7 +43,7 @@ class Watch:
         begun, held, free = monotonic(), held_bytes(), free_bytes()
         while not self._over.wait(min(EVERY, self._seconds)):
             if monotonic() - begun >= self._seconds:
-                self.reason = f"more than {self._seconds:g} s"
+                self.reason = f"more than {self._seconds:.3g} s"
             elif held_bytes() - held > SHARE * free:
                 self.reason = f"more than {SHARE * free / 1e9:.1f} GB of memory"
             if self.reason:

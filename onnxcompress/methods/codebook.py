@@ -171,7 +171,7 @@ class Codebook(Method):
                 yield Candidate(setting, nbytes + more, shape, error)
 
     def _is_fitted(self, settings: Sequence[Codebook]) -> bool:
-        """Whether the setting is to be fitted: one of few, the first or last, or one of `FITTED`."""
+        """Whether the setting is to be fitted: the first, the last, or one of `FITTED`."""
         alike = [s.vector for s in settings if s.table == self.table]
         return self.vector in (None, alike[0], alike[-1], *FITTED)
 

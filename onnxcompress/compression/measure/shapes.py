@@ -17,9 +17,9 @@ from onnxcompress.graph import (
 )
 
 # The first run of a model, on one sample, may take so many seconds, and less where it has a loop,
-# which may be endless.
+# which may be endless: then a second more for so many bytes of the model.
 FIRST_RUN = 600.0
-LOOPED_RUN = 60.0
+LOOPED_RUN, BYTES_PER_SECOND = 60.0, 1 << 21
 
 
 def first_run(session: Session, sample: Sample) -> Sequence[Any]:
@@ -28,7 +28,8 @@ def first_run(session: Session, sample: Sample) -> Sequence[Any]:
     Raises:
         ModelError: it does not run, or not in time: it may contain an endless loop.
     """
-    return session.run(sample, min(FIRST_RUN, LOOPED_RUN) if session.loops else FIRST_RUN)
+    looped = LOOPED_RUN + session.nbytes / BYTES_PER_SECOND
+    return session.run(sample, min(FIRST_RUN, looped) if session.loops else FIRST_RUN)
 
 
 def input_shapes(model: Model, sample: Sample) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
