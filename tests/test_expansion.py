@@ -502,7 +502,7 @@ def test_the_command_writes_a_file_of_the_old_size_or_nothing(command, rng, monk
     assert command("expand small.onnx small.onnx")[0] == 2
     assert command("expand small.onnx none.onnx --dry-run")[1].endswith("written (--dry-run)\n")
     monkeypatch.setattr(
-        "onnxcompress.compression.validate.deviation.deviation", lambda *models: 0.1
+        "onnxcompress.compression.validate.deviation.deviation", lambda *models, **_: 0.1
     )
     code, out, err = command("expand small.onnx none.onnx")
     assert (code, out) == (1, "") and "differ by 0.1 of the largest" in err
