@@ -790,7 +790,7 @@ def test_a_sweep_without_samples_says_that_others_stand_in(run):
 
 def test_a_size_out_of_reach_is_shown_with_what_can_be_attained(run):
     code, out, _ = run(f"{SWEEP} --ratio 50 --cache kept --plot curve.svg")
-    reason = "a ratio of 50 is out of reach; the most that the layers allow is "
+    reason = "a ratio of 50 is out of reach; the most that sizes alone allow is "
     assert code == 0 and f"refused: {reason}" in out.splitlines()[-1]
     assert Path("curve.svg").read_text("utf-8").count("<circle") == 2
     [*_, point] = json.loads(run(f"{SWEEP} --ratio 50 --cache kept --json")[1])["points"]

@@ -353,6 +353,12 @@ def test_samples_that_never_vary_do_no_harm(level, seed):
     assert snrs[0] > snrs[1] - 1  # Only the gains may differ.
 
 
+def test_a_ratio_far_out_of_reach_is_refused_before_anything_is_fitted(net, monkeypatch):
+    monkeypatch.setattr(candidates, "find_candidates", None)
+    with pytest.raises(oc.BudgetError, match=r"1000 is out of reach; the most .* is [1-9]\d?\."):
+        oc.compress(net, target=oc.Target(ratio=1000))
+
+
 def test_copies_of_one_sample_fit_as_none_and_are_said_to():
     net = perceptron(np.random.default_rng(0), (32, 64, 10))
     same = np.repeat(np.random.default_rng(1).normal(size=(1, 32)).astype(np.float32), 64, 0)

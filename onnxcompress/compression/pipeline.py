@@ -31,6 +31,7 @@ from onnxcompress.compression.prepare import open_samples, prepare
 from onnxcompress.compression.provenance import recorded, source_digest
 from onnxcompress.compression.search.bisect import search
 from onnxcompress.compression.search.candidates import Measured, measure
+from onnxcompress.compression.search.size_limit import check_ratio
 from onnxcompress.compression.search.trade_off import Curves, price, units_of
 from onnxcompress.compression.target import Target
 from onnxcompress.core.errors import ArgumentError, BudgetError, TargetError
@@ -142,7 +143,7 @@ def compress(
     with settings.workers(), settings.progress(progress) as settings:
         given, labelled = open_samples(original, samples, evaluation)
         settings = recorded(settings, partial(source_digest, model, original), given, labelled)
-        job = prepare(original, given, labelled, settings)
+        job = check_ratio(prepare(original, given, labelled, settings))
         measured = measure(job)
         curves = price(job, measured, units_of(job, measured.candidates))
         builder = Builder(job, measured.observed)
@@ -219,8 +220,8 @@ def trade_off(
 
 def _point(job: Job, measured: Measured, curves: Curves) -> Point:
     """What is reached, or what speaks against it."""
-    builder = Builder(job, measured.observed)
     try:
+        builder = Builder(check_ratio(job), measured.observed)
         compressed = build(builder, curves, search(builder, curves))
         return judge(job, curves, compressed)[1].point
     except BudgetError as error:

@@ -30,6 +30,9 @@ LEAST_KEPT = 0.25
 # by twice as many.
 SPARE = 64
 SLACK = 128  # The real file may have so many bytes more: what is equal is stored once, or is not.
+# Sizes alone put a ratio out of reach if this share of the least bytes is too much for it: fits may
+# find forms that take a little less.
+SURELY = 0.8
 # At most so many files are built, without data, to find what graph overhead leaves of a ratio.
 BYTE_TRIALS = 10
 
@@ -50,6 +53,33 @@ def size_limit(job: Job, curves: Curves) -> Limits:
     if target.macs is not None:
         return Limits(work_limit(job, curves, target.macs))
     return Limits(curves.bounds[1])
+
+
+def check_ratio(job: Job) -> Job:
+    """The same job, unless sizes alone say, before anything is fitted, that its ratio is too much.
+
+    Raises:
+        BudgetError: it is; the message names what can be attained.
+    """
+    offer, least = job.settings.methods, dict[str, Candidate]()
+    ratio, others = job.target.ratio, (job.target.macs, job.target.latency)
+    if ratio is None or others != (None, None) or job.model.large:
+        return job
+    assert callable(offer)
+    for name, layer in job.leaders.items():
+        # The settings of a method come smallest first.
+        smallest = [settings[0] for m in offer(layer) if (settings := m.settings(layer))]
+        sizes = {setting: setting.nbytes(layer) for setting in smallest}
+        setting = min(sizes, key=lambda s: sizes[s], default=None)
+        if setting is not None and sizes[setting] < layer.nbytes:
+            least[name] = Candidate(setting, sizes[setting], (), 0.0)
+    saved = sum(job.layers[name].nbytes - c.nbytes for name, c in least.items())
+    if not least or SURELY * (job.model.nbytes - saved) <= job.largest_file:
+        return job
+    raise BudgetError(
+        f"a ratio of {ratio:g} is out of reach; the most that sizes alone allow is "
+        f"{job.original.nbytes / _file_bytes(job, least):.2f}"
+    )
 
 
 def work_limit(job: Job, curves: Curves, share: float) -> float:
