@@ -15,6 +15,7 @@ from onnxcompress.compression.job import Job
 from onnxcompress.compression.measure.timing import PROVIDERS
 from onnxcompress.compression.search.trade_off import Curves, Limits
 from onnxcompress.core.errors import BudgetError
+from onnxcompress.core.layer import Unread
 from onnxcompress.core.method import Candidate, CompressedWeight
 from onnxcompress.core.parallel import each
 from onnxcompress.execution.latency import Latency, latency
@@ -63,7 +64,8 @@ def check_ratio(job: Job) -> Job:
     """
     offer, least = job.settings.methods, dict[str, Candidate]()
     ratio, others = job.target.ratio, (job.target.macs, job.target.latency)
-    if ratio is None or others != (None, None) or job.model.large:
+    unread = any(isinstance(layer.weight, Unread) for layer in job.leaders.values())
+    if ratio is None or others != (None, None) or unread:
         return job
     assert callable(offer)
     for name, layer in job.leaders.items():
