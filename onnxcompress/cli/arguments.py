@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxcompress.cli.endings import command_line
-from onnxcompress.cli.places import CONFIG, check_cache, check_page, files_of_data
+from onnxcompress.cli.places import CONFIG, check_page, files_of_data
 from onnxcompress.core.errors import DataError
-from onnxcompress.core.scratch import check_place
+from onnxcompress.core.scratch import check_cache, check_place
 
 if TYPE_CHECKING:  # Imports where they are used let --help and wrong options answer at once.
     from onnxcompress.cli.config_file import Rules

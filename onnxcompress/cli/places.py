@@ -13,11 +13,6 @@ from onnxcompress.core.scratch import check_place
 CONFIG = "onnxcompress.config"  # The context knows the configuration file by this name.
 
 
-def check_cache(folder: Path | None) -> None:
-    if folder is not None:
-        check_place(folder / "entry", (), force=False)
-
-
 def check_page(page: Path | None, read: Collection[Path]) -> None:
     """Find out before the work whether a report page could be made and written.
 

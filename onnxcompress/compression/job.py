@@ -30,7 +30,7 @@ from onnxcompress.core.progress import (
     Track,
     untracked,
 )
-from onnxcompress.core.scratch import check_place
+from onnxcompress.core.scratch import check_cache
 from onnxcompress.core.statistics import DOUBT
 from onnxcompress.data.inputs import input_specs
 from onnxcompress.data.random import random_samples
@@ -87,8 +87,7 @@ class Settings:
                 raise ArgumentError(f"onnxruntime has no provider {provider!r} here{near}")
         if not isinstance(self.jobs, int) or self.jobs < 1:
             raise ArgumentError(f"jobs must be a whole number, at least 1, not {self.jobs!r}")
-        if self.cache is not None:
-            check_place(self.cache / "entry", (), force=False)
+        check_cache(self.cache)
         return replace(self, providers=providers)
 
     @property

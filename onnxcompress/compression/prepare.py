@@ -342,12 +342,11 @@ def _warnings(job: Job, unknown: Sequence[str]) -> Iterator[str]:
         )
     parts = (part for part in (job.fit, job.held_out) if part is not None)
     yield from dict.fromkeys(note for part in parts for note in part.notes)
-    missing = "no samples were given"
-    if job.samples is not None and not _differ(job.samples):
-        missing = "no two samples differ, so the fits use none"
+    alone = job.samples is not None and not _differ(job.samples)
+    missing = "no two samples differ, so the fits use none" if alone else "no samples were given"
     if job.stand_ins:
         yield f"{missing}: in their place are {job.stand_ins.words}"
-    elif job.samples is not None and not _differ(job.samples):
+    elif alone:
         yield f"{missing} but the weights alone"
     if job.original.large and job.fit is not None and not job.all_pinned:
         yield "the model is too large to measure how much each layer matters: all count alike"

@@ -25,6 +25,12 @@ except ImportError:  # On Windows nothing is swept.
 TAG = "oc-"  # It tells our folders from those of others.
 
 
+def check_cache(folder: Path | None) -> None:
+    """Find out before the work whether a cache could be kept in a folder, as `check_place` does."""
+    if folder is not None:
+        check_place(folder / "entry", (), force=False)
+
+
 def check_place(output: Path, inputs: Collection[Path], force: bool) -> None:
     """Find out before the work whether a file could be written.
 

@@ -116,12 +116,12 @@ class Session:
         }
         if self._steps:
             return self._stepped(feeds, seconds)
-        costs, before = self._model.costs, peak_bytes()
-        taken = costs.get("run", 0)
+        costs, first = self._model.costs, seconds is not None  # Nothing runs beside a first run.
+        taken, before = costs.get("run", 0), peak_bytes() if first else 0
         given = sum(x.nbytes for x in feeds.values() if isinstance(x, np.ndarray))
         with room_for(taken):
             outputs = _run(self._whole, feeds, seconds, self._arena and given > LENT_BYTES)
-        if seconds is not None:  # It is one of the first runs, with nothing beside it.
+        if first:
             costs["run"] = max(taken, peak_bytes() - before)
         return outputs
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from onnxcompress.core.errors import DataError
 from onnxcompress.core.layer import Array, Layer
-from onnxcompress.data.samples import DataError, Samples
+from onnxcompress.data.samples import Samples
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, drop_unread, expose
 

@@ -74,7 +74,7 @@ class Validation:
         return sequence.states_of(self.original, self.states)
 
     def _reference(self) -> Session:
-        """The original, not kept: what it answers is, where that is small."""
+        """The original; what it answers is kept where that is small."""
         return session_of(runnable(self.original), self.providers)
 
     @cached_property
