@@ -119,3 +119,22 @@ def test_what_the_first_run_takes_is_known_of_every_copy(weight, monkeypatch):
     assert other.costs == {"run": 400}
     [y] = session.Session(other).run(sample)
     np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize(("kind", "other", "why"), [
+    ("Add", (3, 9), "Attempting to broadcast"), ("Concat", (3, 9), "Non concat axis dimensions"),
+    ("MatMul", (9, 3), "MatMul dimension mismatch"),
+])  # fmt: skip
+def test_a_run_that_fails_names_the_node_and_the_reason_and_no_line_of_the_runtimes_source(
+    kind, other, why
+):
+    attributes = {"axis": 0} if kind == "Concat" else {}
+    node = helper.make_node(kind, ["a", "b"], ["y"], "both", **attributes)
+    opened = [helper.make_tensor_value_info(name, FLOAT, None) for name in "aby"]
+    graph = helper.make_graph([node], "g", opened[:2], opened[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feeds = {"a": np.ones((3, 7), np.float32), "b": np.ones(other, np.float32)}
+    with pytest.raises(oc.OnnxCompressError) as raised:
+        session.Session(oc.Model(model)).run(feeds)
+    assert f"cannot run the model: both ({kind}): {why}" in str(raised.value)
+    assert ".h:" not in str(raised.value) and "Status" not in str(raised.value)

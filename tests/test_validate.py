@@ -363,6 +363,7 @@ def looked_up(rng):
 @pytest.mark.parametrize("words", [
     "compare net.onnx net.onnx", "net.onnx out.onnx --method integer:bits=8",
     "net.onnx out.onnx --method half", "net.onnx out.onnx --ratio 2",
+    "net.onnx out.onnx --compute int8",
 ])  # fmt: skip
 @pytest.mark.parametrize("wrong", [0, 21])
 def test_where_the_original_fails_the_sample_is_to_blame(
@@ -378,7 +379,7 @@ def test_where_the_original_fails_the_sample_is_to_blame(
     [line] = [line for line in capsys.readouterr().err.splitlines() if "Error" in line]
     assert stop.value.code == 2
     assert f"the original itself does not run on sample {wrong} of --calib" in line
-    assert "idx=99" in line and "result" not in line
+    assert "(Gather): indices element out of data bounds, idx=99" in line and "result" not in line
 
 
 def test_where_random_inputs_do_not_suit_the_original_no_result_is_to_blame(rng):

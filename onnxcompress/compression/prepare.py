@@ -105,7 +105,8 @@ def prepare(
             list(settings.track((), step, 0))
     if settings.compute != "int8" or unknown:
         return job
-    with doing(settings.track, INT8, [1.0] * PIECES) as piece:
+    blamed = blaming(model, job.samples or job.random, real=job.samples is not None)
+    with blamed, doing(settings.track, INT8, [1.0] * PIECES) as piece:
         return _planned(job, piece)
 
 
@@ -156,7 +157,8 @@ def _job(
             shapes, macs = input_shapes(run, next(first.batches(1)))
     largest = largest_input(shapes.values())
     if fit is not None and instead is None and any_sampled(offer, layers.values()):
-        layers = with_reads(run, layers, fit)
+        with blaming(model, fit):
+            layers = with_reads(run, layers, fit)
     return Job(
         settings=replace(settings, methods=offer),
         original=model,

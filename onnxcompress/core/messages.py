@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 LONGEST_LINE = 2000  # What makes a message have more letters is a name that nobody reads.
+# How onnxruntime says which node failed, and where in its own source that was found out.
+FAILED_NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' ")
+SOURCE = re.compile(r"Status Message: (?:\S+\.(?:h|cc|cu|cuh):\d+ (?:.*? was false\. |\w+ )?)?")
 LONGEST_NAME = 200  # Names are compared in so many letters: the time of difflib is quadratic.
 
 
@@ -21,9 +25,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without its line breaks and without onnxruntime's prefix."""
+    """An exception's message without its line breaks, and without onnxruntime's frame."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text.rsplit(" : ", 1)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    if not text.startswith("[ONNXRuntimeError]"):
+        return text
+    text = FAILED_NODE.sub(lambda found: f"{found[2] or 'a node'} ({found[1]}): ", text)
+    return SOURCE.sub("", text.split(" : ", 3)[-1], count=1)
 
 
 def shorten(text: str, longest: int = LONGEST_NAME) -> str:
