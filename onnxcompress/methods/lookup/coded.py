@@ -67,10 +67,18 @@ class Grid:
     Attributes:
         table: ``(k, d)``; sorted if d is 1.
         learn: whether the table is fitted to the layer too.
+        segment: where each byte chooses the table of the next row's, rows that are coded together,
+            see `trellis`; else 0.
     """
 
     table: Array
     learn: bool = False
+    segment: int = 0
+
+    @property
+    def together(self) -> int:
+        """Rows that only make sense together."""
+        return self.segment or 1
 
     def astype(self, dtype: np.dtype) -> Self:
         return replace(self, table=self.table.astype(dtype))
@@ -81,9 +89,9 @@ class Coded:
     """The fit of a weight.
 
     Attributes:
-        codes: ``(out, pieces)``, rows of the table; uint8.
+        codes: ``(out, pieces)``, rows of the table.
         scale: ``(out, parts)``.
-        table: ``(k, d)``, k at most 256.
+        table: ``(k, d)``.
         error: relative squared output error, of the rows that were looked at.
         zero: zero points ``(out, parts)``, or None.
     """
