@@ -163,7 +163,7 @@ class Codebook(Method):
     def _weight(self, fitted: Coded, layer: Layer) -> CodedWeight:
         if self.memory:
             tables, unit = normal_tables(self._width, self.memory)
-            codes, segment = fitted.codes % WORDS, segment_of(layer.grouped.shape[1])
+            codes, segment = fitted.codes % WORDS, _segment(layer)
             return CodedWeight.of(codes, fitted.scale * unit, [tables], layer, segment)
         unit = _unit(fitted)
         if self.levels:
@@ -182,13 +182,14 @@ class Codebook(Method):
         else:
             vectors, unit = _normal_centers(self._width)
             grid = Grid(vectors.astype(np.float64) * unit, learn=self.table == "own")
-        return encode(layer, statistics, rows, grid, trial)
+        # With memory it is for the scales, which more rounds leave as they are.
+        return encode(layer, statistics, rows, grid, trial, *((1,) if self.memory else ()))
 
     def _remembered(self, plain: Coded, layer: Layer, statistics: Statistics) -> Coded:
         """The fit with memory, from the scales of one without."""
         weight, (tables, unit) = grouped_for_fit(layer), normal_tables(self._width, self.memory)
         scale = plain.scale.reshape(*weight.shape[:2], 1).astype(weight.dtype)
-        grid = Grid(tables.astype(np.float64) * unit, segment=segment_of(weight.shape[1]))
+        grid = Grid(tables.astype(np.float64) * unit, segment=_segment(layer))
         return encode(layer, statistics, Rows(weight, (scale,)), grid)
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
@@ -256,9 +257,13 @@ def _palette(fitted: Coded, unit: float, levels: int, layer: Layer) -> CodedWeig
     return replace(CodedWeight.of_numbers(scaled, Uniform(levels, "odd"), layer), tables=(table,))
 
 
+def _segment(layer: Layer) -> int:
+    return segment_of(len(layer.weight) // layer.groups)
+
+
 def _remembers(layer: Layer) -> bool:
     """Whether rows are decoded together and can be cut into segments."""
-    return "indices" not in layer.attributes and segment_of(layer.grouped.shape[1]) > 0
+    return "indices" not in layer.attributes and _segment(layer) > 0
 
 
 @cache

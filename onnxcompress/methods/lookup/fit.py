@@ -35,7 +35,8 @@ from onnxcompress.methods.lookup.row_fit import Block, RowFit, State
 ROUNDS = 4  # A fit takes at most so many rounds of error feedback, coordinate descent and scales.
 GAIN = 0.01  # It ends with the round that lowers the error by less than this share.
 SWEEPS = 2  # A round has so many sweeps of coordinate descent.
-# Where bytes remember, scales are known, and more rounds and sweeps gain less than 0.1 dB.
+# Where bytes remember, scales are known, and more rounds and sweeps gain less than 0.1 dB; nor may
+# each row keep the best that it has had.
 TOGETHER = (1, 1)
 # From so many multiplications of a sweep there are fewer rounds: they gain little there.
 WORK = 2**29
@@ -53,19 +54,26 @@ TRIAL_LEARNED = 2**17  # A trial learns a table from so many weights.
 
 
 def encode(
-    layer: Layer, statistics: Statistics, rows: Rows, grid: Grid, trial: bool = False
+    layer: Layer,
+    statistics: Statistics,
+    rows: Rows,
+    grid: Grid,
+    trial: bool = False,
+    most: int = ROUNDS,
 ) -> Coded:
     """Round a layer's rows to the values of a grid, times scales.
 
     Args:
         trial: look at some rows alone, when the error is all that matters.
+        most: rounds.
     """
     grid = grid.astype(rows.weight.dtype)
     if not statistics.count:
         return together(rows, grid) if grid.segment else fit_blind(rows, grid, trial)
     statistics = cautious(statistics)
     blocks = _blocks(rows, statistics, grid, trial)
-    effort = TOGETHER if grid.segment else _effort(layer, blocks, grid.learn, trial)
+    rounds, sweeps = _effort(layer, blocks, grid.learn, trial)
+    effort = TOGETHER if grid.segment else (min(rounds, most), sweeps)
     if trial:
         rows = rows.starting(rows.usual) if rows.weight.size > TRIAL_USUAL else rows
         rows = _some_rows(rows, blocks, grid.learn)
