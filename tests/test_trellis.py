@@ -12,7 +12,7 @@ from onnxcompress.core.method import Plain
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.execution.session import Session
 from onnxcompress.graph import Model, find_layers, overhead, rewrite
-from onnxcompress.methods.codebook import GAINS, normal_vectors
+from onnxcompress.methods.codebook import normal_vectors
 from onnxcompress.methods.lookup.trellis import (
     WORDS,
     normal_tables,
@@ -101,7 +101,7 @@ def test_at_equal_bytes_outputs_err_less_with_memory(d, groups, rng):
     plain, memory = (fitted(SPEC.format(d, bits), layer, known) for bits in (0, 3))
     assert memory.nbytes == plain.nbytes and memory.segment == 16
     errors = [known.error(layer.weight, each.decode()) for each in (plain, memory)]
-    assert 10 * np.log10(errors[0] / errors[1]) > 0.8 * GAINS[d][2]
+    assert 10 * np.log10(errors[0] / errors[1]) > {2: 0.7, 3: 0.5, 4: 0.45}[d]
 
 
 def test_without_samples_weights_err_less_with_memory(rng):
@@ -111,7 +111,7 @@ def test_without_samples_weights_err_less_with_memory(rng):
         np.square(layer.weight - fitted(SPEC.format(2, bits), layer, white).decode()).sum()
         for bits in (0, 3)
     ]
-    assert 10 * np.log10(off[0] / off[1]) > GAINS[2][2]
+    assert 10 * np.log10(off[0] / off[1]) > 1
 
 
 def test_more_bits_of_memory_err_less(rng):

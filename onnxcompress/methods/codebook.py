@@ -54,9 +54,9 @@ DRAWN = 1 << 14  # A shared table is made from so many normal vectors.
 ITERATIONS = 30  # It is made by so many rounds of k-means.
 # From so many weights on, memory is worth its nodes and its tables, which all layers share.
 REMEMBERING = 2**13
-# What it lowers errors by, in dB, for each width and number of bits: about two thirds of what it
-# does for normal numbers, which is what layers of networks gain on average.
-GAINS = {2: (0.4, 0.75, 0.95), 3: (0.35, 0.55, 0.7), 4: (0.25, 0.45, 0.55)}
+# A fit without memory, of more rounds than its trial, errs less than that; one with memory has no
+# more, so that its trial is ahead by this factor.
+AHEAD = 1.1
 PALETTES = (3, 4, 6, 16)  # Digits of so many levels fill a byte with little left over.
 
 
@@ -149,7 +149,7 @@ class Codebook(Method):
     def fit(self, layer: Layer, statistics: Statistics) -> CompressedWeight:
         fitted = self._encoded(layer, statistics)
         if self.memory:
-            fitted = self._remembered(fitted, layer, statistics)
+            fitted = self._remembering(fitted.scale, layer, statistics)
         weight = self._weight(fitted, layer)
         return or_integer(weight, layer, statistics)
 
@@ -175,6 +175,8 @@ class Codebook(Method):
 
     def _encoded(self, layer: Layer, statistics: Statistics, trial: bool = False) -> Coded:
         weight = grouped_for_fit(layer)
+        if self.memory and trial:
+            return self._remembering(sizes(weight, 1), layer, statistics, trial)
         starts = tuple(sizes(weight, 1) * spread for spread in SPREADS)
         rows = Rows(weight, starts, usual=len(starts) // 2)
         if self.levels:
@@ -185,31 +187,30 @@ class Codebook(Method):
         # With memory it is for the scales, which more rounds leave as they are.
         return encode(layer, statistics, rows, grid, trial, *((1,) if self.memory else ()))
 
-    def _remembered(self, plain: Coded, layer: Layer, statistics: Statistics) -> Coded:
+    def _remembering(
+        self, scale: Array, layer: Layer, statistics: Statistics, trial: bool = False
+    ) -> Coded:
         """The fit with memory, from the scales of one without."""
         weight, (tables, unit) = grouped_for_fit(layer), normal_tables(self._width, self.memory)
-        scale = plain.scale.reshape(*weight.shape[:2], 1).astype(weight.dtype)
+        rows = Rows(weight, (scale.reshape(*weight.shape[:2], 1).astype(weight.dtype),))
         grid = Grid(tables.astype(np.float64) * unit, segment=_segment(layer))
-        return encode(layer, statistics, Rows(weight, (scale,)), grid)
+        return encode(layer, statistics, rows, grid, trial)
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
-        """Errors from some of the filters, where there are many, and from fits without memory.
-
+        """Errors from some of the filters, where there are many.
         Where whole numbers in no more bytes err less, these.
         """
         settings, shape = self.settings(layer), (layer.weight.shape,)
-        plain = [*dict.fromkeys(setting._plain(layer) for setting in settings)]
         fitted = {
             setting: setting._encoded(layer, statistics, trial=True)
-            for setting in plain
-            if setting._is_fitted(plain)
+            for setting in settings
+            if setting._is_fitted(settings)
         }
         wider = max(map(_wider, fitted.values()), default=0)
         for setting in settings:
-            known = fitted.get(setting._plain(layer))
-            error = known.error if known else setting._plain(layer)._between(fitted)
-            if setting.memory:
-                error /= 10 ** (GAINS[setting._width][setting.memory - 1] / 10)
+            known = fitted.get(setting)
+            error = known.error if known else setting._between(fitted)
+            error *= AHEAD if setting.memory else 1
             nbytes, more = setting.nbytes(layer), _wider(known) if known else wider
             plain = largest_within(nbytes, layer)
             if plain is not None and plain.plain_error(layer, statistics) < error:
@@ -217,21 +218,19 @@ class Codebook(Method):
             else:
                 yield Candidate(setting, nbytes + more, shape, error)
 
-    def _plain(self, layer: Layer) -> Codebook:
-        """What is fitted to judge the setting: without memory, where others are fitted anyway."""
-        if not self.memory:
-            return self
-        own = layer.weight.size >= OWN
-        return Codebook(self.vector, "own") if own else Codebook(self.vector, "shared", 0)
+    @property
+    def _kind(self) -> tuple[str | None, int]:
+        """What settings whose errors depend on the bits alone have in common."""
+        return self.table, self.memory or 0
 
     def _is_fitted(self, settings: Sequence[Codebook]) -> bool:
         """Whether the setting is to be fitted: the first, the last, or one of `FITTED`."""
-        alike = [s.vector for s in settings if s.table == self.table]
+        alike = [s.vector for s in settings if s._kind == self._kind]
         return self.vector in (None, alike[0], alike[-1], *FITTED)
 
     def _between(self, fitted: Mapping[Codebook, Coded]) -> float:
         """The error read between those of others: its logarithm is nearly linear in the bits."""
-        errors = {8 / (s.vector or 1): c.error for s, c in fitted.items() if s.table == self.table}
+        errors = {8 / (s.vector or 1): c.error for s, c in fitted.items() if s._kind == self._kind}
         bits, logs = zip(
             *sorted((b, np.log(max(e, 1e-30))) for b, e in errors.items()), strict=True
         )

@@ -47,8 +47,11 @@ def fit_blind(rows: Rows, grid: Grid, trial: bool = False) -> Coded:
     )
 
 
-def together(rows: Rows, grid: Grid) -> Coded:
+def together(rows: Rows, grid: Grid, trial: bool = False) -> Coded:
     """Round rows whose bytes remember, from scales that are known, see `trellis`."""
+    if trial:
+        step = max(1, min(rows.weight.size // JUDGED, rows.weight.shape[1] // grid.segment))
+        rows = rows.some(slice(step // 2, None, step)).whole(grid.segment)
     groups, count, n = rows.weight.shape
     height = max(1, CHUNKED // (groups * n * grid.segment)) * grid.segment
     fits = side_by_side(lambda chunk: _together(chunk, grid), rows.chunks(height))

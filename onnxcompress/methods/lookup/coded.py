@@ -50,6 +50,11 @@ class Rows:
             zero=None if self.zero is None else self.zero[:, rows],
         )
 
+    def whole(self, together: int) -> Self:
+        """As many of the rows as make whole segments."""
+        count = self.weight.shape[1]
+        return self.some(slice(0, count - count % together)) if count % together else self
+
     def starting(self, index: int) -> Self:
         """The same with one of its first scales alone."""
         return replace(self, starts=(self.starts[index],), usual=0)

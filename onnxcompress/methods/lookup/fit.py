@@ -69,14 +69,14 @@ def encode(
     """
     grid = grid.astype(rows.weight.dtype)
     if not statistics.count:
-        return together(rows, grid) if grid.segment else fit_blind(rows, grid, trial)
+        return together(rows, grid, trial) if grid.segment else fit_blind(rows, grid, trial)
     statistics = cautious(statistics)
     blocks = _blocks(rows, statistics, grid, trial)
     rounds, sweeps = _effort(layer, blocks, grid.learn, trial)
     effort = TOGETHER if grid.segment else (min(rounds, most), sweeps)
     if trial:
         rows = rows.starting(rows.usual) if rows.weight.size > TRIAL_USUAL else rows
-        rows = _some_rows(rows, blocks, grid.learn)
+        rows = _some_rows(rows, blocks, grid.learn).whole(grid.together)
     started = replace(grid, table=seeded(rows, grid.table)) if grid.learn else grid
     rows = RowFit(rows, blocks, started.table).promising(TRIAL_STARTS if trial else STARTS)
     fitted = _fit_rows(rows, blocks, started, effort)
