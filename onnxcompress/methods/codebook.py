@@ -198,6 +198,7 @@ class Codebook(Method):
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
         """Errors from some of the filters, where there are many.
+
         Where whole numbers in no more bytes err less, these.
         """
         settings, shape = self.settings(layer), (layer.weight.shape,)
