@@ -19,6 +19,7 @@ from PIL import Image
 import onnxcompress as oc
 from onnxcompress.cli.commands import main
 from onnxcompress.cli.wording import in_options
+from onnxcompress.compression import prepare
 from onnxcompress.compression.validate.validation import Validation
 from onnxcompress.execution.latency import Latency
 from onnxcompress.graph import save
@@ -786,6 +787,13 @@ def test_a_sweep_without_samples_says_that_others_stand_in(run):
     assert "pictures that stand in for them" in page and "held-out" not in page
     [point] = json.loads(run(f"{line} --json")[1])["points"]
     assert (point["samples"], point["real"]) == (64, False)
+
+
+def test_without_samples_a_size_out_of_reach_is_refused_before_any_are_made_up(run, monkeypatch):
+    monkeypatch.setattr(prepare, "find_stand_ins", None)  # It would raise if it were called.
+    code, _, err = run("{data}/net.onnx out.onnx --ratio 1000")
+    assert code == 1 and "the most that sizes alone allow is" in err
+    assert not Path("out.onnx").exists()
 
 
 def test_a_size_out_of_reach_is_shown_with_what_can_be_attained(run):

@@ -665,7 +665,8 @@ def test_a_latency_target_is_met_by_measurement_or_refused(batches):
     except oc.BudgetError as error:
         assert "of the time is out of reach" in str(error)
     else:
-        assert report.worse == (report.comparison.latency.low > 0.9)
+        late = any("of the time instead of 0.9" in why for why in report.failures)
+        assert late == (report.comparison.latency.low > 0.9)
 
 
 @pytest.mark.parametrize("least", [0.3, -np.inf])

@@ -31,7 +31,7 @@ from onnxcompress.compression.prepare import open_samples, prepare
 from onnxcompress.compression.provenance import recorded, source_digest
 from onnxcompress.compression.search.bisect import search
 from onnxcompress.compression.search.candidates import Measured, measure
-from onnxcompress.compression.search.size_limit import check_ratio
+from onnxcompress.compression.search.size_limit import check_ratio, reachable
 from onnxcompress.compression.search.trade_off import Curves, price, units_of
 from onnxcompress.compression.target import Target
 from onnxcompress.core.errors import ArgumentError, BudgetError, TargetError
@@ -141,7 +141,7 @@ def compress(
     ).checked()  # fmt: skip
     begun = time.perf_counter()
     with settings.workers(), settings.progress(progress) as settings:
-        given, labelled = open_samples(original, samples, evaluation)
+        given, labelled = open_samples(reachable(original, settings, samples), samples, evaluation)
         settings = recorded(settings, partial(source_digest, model, original), given, labelled)
         job = check_ratio(prepare(original, given, labelled, settings))
         measured = measure(job)

@@ -157,8 +157,7 @@ def _job(
             shapes, macs = input_shapes(run, next(first.batches(1)))
     largest = largest_input(shapes.values())
     if fit is not None and instead is None and any_sampled(offer, layers.values()):
-        with blaming(model, fit):
-            layers = with_reads(run, layers, fit)
+        layers = with_reads(run, layers, fit)
     return Job(
         settings=replace(settings, methods=offer),
         original=model,

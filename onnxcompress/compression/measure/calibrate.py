@@ -29,6 +29,7 @@ PATCH_WORK = 2**36
 PATCHES_PER_INPUT = 2  # Even then it has so many per input of a patch, up to `PATCHES`.
 # Activations that are read out of the model at a time take at most so many bytes per batch.
 EXPOSED_BYTES = 64 << 20
+WAITING_BYTES = 96 << 20  # Patches of all layers that wait to be multiplied take at most so many.
 
 
 def calibrate(
@@ -63,6 +64,7 @@ def calibrate(
         look = _Look(model, {n: (layers[n], read[n], most[n]) for n in names})
         batches = track(enumerate(samples.batches(batch)), "calibrating", count)
         waiting: dict[str, list[Array]] = {name: [] for name in names}
+        full = min(GATHERED_BYTES, WAITING_BYTES // max(1, len(names)))
 
         def absorb(name: str, waiting: dict[str, list[Array]] = waiting) -> None:
             patches = np.concatenate(waiting[name], axis=1)
@@ -75,7 +77,7 @@ def calibrate(
             for parts in apart(look, batches, jobs) if elsewhere() else each(look, batches, some):
                 for name, part in parts.items():
                     waiting[name].append(part)
-                    if sum(p.nbytes for p in waiting[name]) >= GATHERED_BYTES:
+                    if sum(p.nbytes for p in waiting[name]) >= full:
                         absorb(name)
         for name in filter(waiting.get, names):
             absorb(name)

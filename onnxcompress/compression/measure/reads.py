@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from onnxcompress.compression.measure.unfit import blaming
 from onnxcompress.core.errors import DataError
 from onnxcompress.core.layer import Array, Layer
 from onnxcompress.data.samples import Samples
@@ -33,7 +34,8 @@ def with_reads(model: Model, layers: Mapping[str, Layer], samples: Samples) -> d
     for sample in samples.batches(1):
         values = dict(sample)
         if session is not None:
-            values |= dict(zip(session.outputs, session.run(sample), strict=True))
+            with blaming(model, samples):
+                values |= dict(zip(session.outputs, session.run(sample), strict=True))
         for name, indices in tables.items():
             rows = np.unique(np.concatenate([values[tensor].ravel() for tensor in indices]))
             count, rows = len(reads[name]), rows.astype(np.int64)

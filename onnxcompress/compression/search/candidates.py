@@ -31,8 +31,9 @@ FILTERS = 128  # They are tried with at most so many filters of a layer.
 VARIES = 0.01
 MOST = 1e3  # A setting counts as at most so many times worse there.
 USUAL = 8  # A method has about so many settings of a layer.
-# More weights to fit, once for every setting, take over 2 s, which processes halve.
-HEAVY = 400_000
+# Processes fit more weights than these, once for every setting: each takes a second to start, and
+# keeps to itself what it derives of the metrics, which the refit needs too.
+HEAVY = 4_000_000
 # What a fit does for a weight, in what it takes to pass its error on to FEEDBACK inputs: rounding
 # takes little; looking for a table to round to takes long, and errors are passed on twice.
 FEEDBACK, ROUNDED, SEARCHED = 40, 0.1, 4.0

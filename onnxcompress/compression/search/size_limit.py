@@ -6,21 +6,23 @@ layers is moved until the whole model keeps the target.  Weights may have any va
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 import numpy as np
 
-from onnxcompress.compression.job import Job
+from onnxcompress.compression.job import Job, Settings
 from onnxcompress.compression.measure.timing import PROVIDERS
+from onnxcompress.compression.prepare import find_compressible, usable
 from onnxcompress.compression.search.trade_off import Curves, Limits
+from onnxcompress.compression.target import Target
 from onnxcompress.core.errors import BudgetError
-from onnxcompress.core.layer import Unread
-from onnxcompress.core.method import Candidate, CompressedWeight
+from onnxcompress.core.layer import Layer, Unread
+from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.parallel import each
 from onnxcompress.execution.latency import Latency, latency
 from onnxcompress.execution.runnable import runnable
-from onnxcompress.graph import annotate
+from onnxcompress.graph import Model, annotate
 
 # At most so many limits for the layers are tried until the whole model keeps the target.
 LATENCY_TRIALS = 5
@@ -30,7 +32,9 @@ LEAST_KEPT = 0.25
 # After the first trial, a limit falls by so many bytes more than needed; after each that follows,
 # by twice as many.
 SPARE = 64
-SLACK = 128  # The real file may have so many bytes more: what is equal is stored once, or is not.
+# The real file may have so many bytes more, or this share: what is equal is stored once, or is not,
+# and whole numbers that turn out better than vectors bring a table of theirs.
+SLACK, SLACK_SHARE = 640, 0.0025
 # Sizes alone put a ratio out of reach if this share of the least bytes is too much for it: fits may
 # find forms that take a little less.
 SURELY = 0.8
@@ -56,32 +60,55 @@ def size_limit(job: Job, curves: Curves) -> Limits:
     return Limits(curves.bounds[1])
 
 
+def reachable(original: Model, settings: Settings, samples: object) -> Model:
+    """The same model, unless `check_ratio` would refuse it, where samples are yet to be made up.
+
+    That takes long, with pictures at several ranges of values.
+
+    Raises:
+        BudgetError: the ratio is out of reach.
+    """
+    if samples is None and settings.target is not None and settings.target.ratio is not None:
+        offer = usable(settings.methods, original.opset)
+        layers, _ = find_compressible(original, offer, settings.only)
+        leaders = {name: layer for name, layer in layers.items() if layer.shared == name}
+        _check_sizes(settings.target, original, original.nbytes, leaders, offer)
+    return original
+
+
 def check_ratio(job: Job) -> Job:
     """The same job, unless sizes alone say, before anything is fitted, that its ratio is too much.
 
     Raises:
         BudgetError: it is; the message names what can be attained.
     """
-    offer, least = job.settings.methods, dict[str, Candidate]()
-    ratio, others = job.target.ratio, (job.target.macs, job.target.latency)
-    unread = any(isinstance(layer.weight, Unread) for layer in job.leaders.values())
-    if ratio is None or others != (None, None) or unread:
-        return job
+    offer = job.settings.methods
     assert callable(offer)
-    for name, layer in job.leaders.items():
+    _check_sizes(job.target, job.original, job.model.nbytes, job.leaders, offer)
+    return job
+
+
+def _check_sizes(
+    target: Target,
+    original: Model,
+    nbytes: int,
+    leaders: Mapping[str, Layer],
+    offer: Callable[[Layer], Sequence[Method]],
+) -> None:
+    """Refuse a ratio that the layers, one for every weight of a model of so many bytes, forbid."""
+    unread = any(isinstance(layer.weight, Unread) for layer in leaders.values())
+    if target.ratio is None or (target.macs, target.latency) != (None, None) or unread:
+        return
+    saved = 0
+    for layer in leaders.values():
         # The settings of a method come smallest first.
         smallest = [settings[0] for m in offer(layer) if (settings := m.settings(layer))]
-        sizes = {setting: setting.nbytes(layer) for setting in smallest}
-        setting = min(sizes, key=lambda s: sizes[s], default=None)
-        if setting is not None and sizes[setting] < layer.nbytes:
-            least[name] = Candidate(setting, sizes[setting], (), 0.0)
-    saved = sum(job.layers[name].nbytes - c.nbytes for name, c in least.items())
-    if not least or SURELY * (job.model.nbytes - saved) <= job.largest_file:
-        return job
-    raise BudgetError(
-        f"a ratio of {ratio:g} is out of reach; the most that sizes alone allow is "
-        f"{job.original.nbytes / _file_bytes(job, least):.2f}"
-    )
+        saved += max([0, *(layer.nbytes - setting.nbytes(layer) for setting in smallest)])
+    if saved and SURELY * (nbytes - saved) > original.nbytes / target.ratio:
+        raise BudgetError(
+            f"a ratio of {target.ratio:g} is out of reach; the most that sizes alone allow is "
+            f"{original.nbytes / (nbytes - saved):.2f}"
+        )
 
 
 def work_limit(job: Job, curves: Curves, share: float) -> float:
@@ -164,7 +191,7 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, work: float) -> float:
     """The layer bytes that make the file, graph overhead included, so many times smaller."""
     least, most = curves.bounds
     before = job.original.nbytes
-    goal = before / ratio - min(SLACK, before / ratio / 1000) * (ratio > 1)
+    goal = before / ratio - min(SLACK, SLACK_SHARE * before / ratio) * (ratio > 1)
     limit, best = goal - (before - most), None
     for trial in range(BYTE_TRIALS):
         limit = float(np.clip(limit, least, most))
