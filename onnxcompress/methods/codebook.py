@@ -53,7 +53,7 @@ SPREADS = (0.75, 0.9, 1.0, 1.15, 1.35, 1.6)
 DRAWN = 1 << 14  # A shared table is made from so many normal vectors.
 ITERATIONS = 30  # It is made by so many rounds of k-means.
 # From so many weights on, memory is worth its nodes and its tables, which all layers share.
-REMEMBERING = 2**13
+REMEMBERING = 2**16
 # A fit without memory, of more rounds than its trial, errs less than that; one with memory has no
 # more, so that its trial is ahead by this factor.
 AHEAD = 1.1
@@ -227,7 +227,7 @@ class Codebook(Method):
     def _is_fitted(self, settings: Sequence[Codebook]) -> bool:
         """Whether the setting is to be fitted: the first, the last, or one of `FITTED`."""
         alike = [s.vector for s in settings if s._kind == self._kind]
-        return self.vector in (None, alike[0], alike[-1], *FITTED)
+        return self.vector in (None, alike[0], alike[-1], *(() if self.memory else FITTED))
 
     def _between(self, fitted: Mapping[Codebook, Coded]) -> float:
         """The error read between those of others: its logarithm is nearly linear in the bits."""

@@ -146,7 +146,7 @@ def _viterbi(matched: Array, squares: Array, states: int, segment: int) -> Array
 def normal_tables(d: int, bits: int) -> tuple[Array, float]:
     """The shared tables for normal numbers ``(2**bits * WORDS, d)``, int8, and what 1 stands for.
 
-    `trained` made them, rounded to 8 bits, of 150 rounds.
+    They are what 150 rounds of the algorithm of `trained` came to, rounded to 8 bits.
     """
     with np.load(FILE) as tables:
         return shared(tables[f"{d}_{bits}"]), float(tables[f"{d}_{bits}_unit"])
