@@ -67,8 +67,7 @@ def calibrate(
         full = min(GATHERED_BYTES, WAITING_BYTES // max(1, len(names)))
 
         def absorb(name: str, waiting: dict[str, list[Array]] = waiting) -> None:
-            patches = np.concatenate(waiting[name], axis=1)
-            seen = Statistics.of(patches, centred=layers[name].correctable)
+            seen = Statistics.of(np.concatenate(waiting[name], axis=1), layers[name].correctable)
             result[name] = result[name] + seen if name in result else seen
             waiting[name].clear()
 
