@@ -238,7 +238,7 @@ def test_layers_without_segments_and_tables_that_are_looked_up_have_no_memory(rn
 
 
 def test_where_memory_is_open_it_is_for_layers_that_repay_it(rng):
-    large, small = drawn(rng), drawn(rng, (16, 8, 3, 3))
+    large, small = drawn(rng, (256, 256)), drawn(rng, (16, 8, 3, 3))
     [chosen], [other] = (parse("codebook:vector=2")[0].settings(x) for x in (large, small))
     assert (chosen.memory, other.memory) == (3, 0)
     assert {s.memory for s in parse("codebook")[0].settings(large)} == {0, 3, None}
