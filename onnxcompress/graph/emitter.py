@@ -106,14 +106,16 @@ class Constants:
             self.first[key] = made
         return self.first[key].output[0]
 
-    def shared(self, nodes: Iterable[NodeProto]) -> list[NodeProto]:
-        """What these nodes read of the nodes that are there once."""
-        used = {name for node in nodes for name in node.input}
-        return [node for node in self.first.values() if node.output[0] in used]
+    def commit(self, nodes: Iterable[NodeProto]) -> list[NodeProto]:
+        """Store what these nodes read; a fragment that failed half way leaves nothing.
 
-    def commit(self, nodes: Iterable[NodeProto]) -> None:
-        """Store what these nodes read; a fragment that failed half way leaves nothing."""
+        Returns:
+            The nodes that are there once of which these read the outputs.
+        """
         used = {name for node in nodes for name in node.input}
+        shared = [node for node in self.first.values() if node.output[0] in used]
+        used.update(name for node in shared for name in node.input)
         for name, array in self.arrays.items():
             if name in used:
                 add_constant(self._model, name, array)
+        return shared

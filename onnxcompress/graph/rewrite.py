@@ -73,9 +73,7 @@ def rewrite(
             decoders += outside
         fragments[key] = made
         freed.update(map(scope.key, node.input))
-    made = [*decoders, *chain(*fragments.values())]
-    decoders = [*store.shared(made), *decoders]
-    store.commit([*decoders, *made])
+    decoders = [*store.commit([*decoders, *chain(*fragments.values())]), *decoders]
     before = result.scopes
     _insert(result, fragments, decoders)
     keys = _renewed(before, result.scopes)
