@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,14 @@ from onnxcompress.graph.find_layers import SMALL
 from onnxcompress.graph.model import Model
 from onnxcompress.graph.nodes import unique_name
 
+ONCE = ("Tile",)  # These make a large array of a small one.
+
 
 class Emitter:
     """Adds nodes to a fragment; every ONNX operator is a method: ``y = op.Conv(x, weight)``.
 
-    Arrays become initializers, shared by value: an array emitted twice is stored once.
+    Arrays become initializers, shared by value: an array emitted twice is stored once.  What makes
+    a large array of a small one, see `ONCE`, is computed once for all that read it.
     """
 
     def __init__(self, prefix: str, store: Constants) -> None:
@@ -33,6 +36,9 @@ class Emitter:
         def emit(*inputs: gs.Tensor | Array | str, **attributes: object) -> gs.Variable:
             constant = all(isinstance(x, Array) or self._folds(x) for x in inputs)
             tensors: list[Any] = [self._tensor(x, constant) for x in inputs]
+            if constant and op_type in ONCE:
+                output = gs.Variable(self._store.once(op_type, [x.name for x in tensors]))
+                return self._constant.setdefault(output.name, output)
             name = self._store.unique("" if constant else f"{self._prefix}/{op_type}")
             output = gs.Variable(name if constant else self._store.unique(f"{name}_out"))
             # It folds away when the model is loaded: no name needs to be read.
@@ -69,6 +75,7 @@ class Constants:
         self.arrays: dict[str, Array] = {}
         self.replaced: set[str] = set()  # Nodes compute the constants of these keys instead.
         self._count = 0
+        self.first: dict[tuple[str, ...], NodeProto] = {}  # Nodes that several fragments may read.
 
     def unique(self, base: str) -> str:
         """A name that nothing else has: a short one where nothing is to be said."""
@@ -91,9 +98,24 @@ class Constants:
         self.arrays[known[-1]] = self._keep(array)
         return known[-1]
 
-    def commit(self, nodes: Iterable[NodeProto]) -> None:
-        """Store what these nodes read; a fragment that failed half way leaves nothing."""
+    def once(self, op_type: str, inputs: Sequence[str]) -> str:
+        """The output of a node that computes something of constants, the same for all."""
+        key = (op_type, *inputs)
+        if key not in self.first:
+            made = onnx.helper.make_node(op_type, inputs, [self.unique("")])
+            self.first[key] = made
+        return self.first[key].output[0]
+
+    def commit(self, nodes: Iterable[NodeProto]) -> list[NodeProto]:
+        """Store what these nodes read; a fragment that failed half way leaves nothing.
+
+        Returns:
+            The nodes that are there once of which these read the outputs.
+        """
         used = {name for node in nodes for name in node.input}
+        shared = [node for node in self.first.values() if node.output[0] in used]
+        used.update(name for node in shared for name in node.input)
         for name, array in self.arrays.items():
             if name in used:
                 add_constant(self._model, name, array)
+        return shared

@@ -73,7 +73,7 @@ def rewrite(
             decoders += outside
         fragments[key] = made
         freed.update(map(scope.key, node.input))
-    store.commit([*decoders, *(node for made in fragments.values() for node in made)])
+    decoders = [*store.commit([*decoders, *chain(*fragments.values())]), *decoders]
     before = result.scopes
     _insert(result, fragments, decoders)
     keys = _renewed(before, result.scopes)
@@ -117,6 +117,7 @@ def _prefix(scope: Scope, key: str) -> str:
 def _split(nodes: Sequence[NodeProto], store: Constants) -> tuple[list[NodeProto], list[NodeProto]]:
     """Those that compute with nothing but constants, and the others."""
     known, constant, others = set(store.arrays), [], []
+    known.update(node.output[0] for node in store.first.values())
     for node in nodes:
         if known.issuperset(node.input):
             known.update(node.output)

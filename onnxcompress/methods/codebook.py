@@ -8,6 +8,8 @@ the scale of the filter (see `coded`): 8 / d bits a weight.
   256 points fill a sphere in d dimensions better than a box.
 * *own*: they are fitted to the layer, in turn with the codes, by least squares on the output
   error.  That takes ``256 d`` bytes, which pays in wide layers.
+* *memory*: the byte of the channel before chooses which shared table a byte looks into.  At equal
+  bytes that errs about a decibel less (see `trellis`).
 * *levels*: one number at a time, a palette of so many values of the layer's own.
 
 References:
@@ -37,6 +39,7 @@ from onnxcompress.methods.lookup.error_feedback import GRANULE, NARROW
 from onnxcompress.methods.lookup.fit import encode
 from onnxcompress.methods.lookup.kmeans import k_means, sizes
 from onnxcompress.methods.lookup.tables import DIGITS, fits_half, levels_of, shared, some_codes
+from onnxcompress.methods.lookup.trellis import MOST, WIDTHS, WORDS, normal_tables, segment_of
 from onnxcompress.methods.lookup.uniform import Uniform
 from onnxcompress.methods.lookup.weight import CodedWeight
 
@@ -49,6 +52,11 @@ OWN = 2**19  # From so many weights on, a table of the layer's own costs next to
 SPREADS = (0.75, 0.9, 1.0, 1.15, 1.35, 1.6)
 DRAWN = 1 << 14  # A shared table is made from so many normal vectors.
 ITERATIONS = 30  # It is made by so many rounds of k-means.
+# From so many weights on, memory is worth its nodes and its tables, which all layers share.
+REMEMBERING = 2**16
+# A fit without memory, of more rounds than its trial, errs less than that; one with memory has no
+# more, so that its trial is ahead by this factor.
+AHEAD = 1.1
 PALETTES = (3, 4, 6, 16)  # Digits of so many levels fill a byte with little left over.
 
 
@@ -59,6 +67,8 @@ class Codebook(Method):
     Attributes:
         vector: weights that a byte stands for, 2 to 24: 8 / vector bits a weight.
         table: shared (the same vectors for every layer) or own (fitted to the layer).
+        memory: bits of the byte before that choose the table, 0 to 3, of vectors of 2 to 4 weights
+            and shared tables; by default 3 where it pays.
         levels: instead of vectors, single weights with so many values of the layer's own:
             3, 4, 6 or 16.
     """
@@ -68,6 +78,7 @@ class Codebook(Method):
 
     vector: int | None = None
     table: Literal["shared", "own"] | None = None
+    memory: int | None = None
     levels: int | None = None
 
     def __post_init__(self) -> None:
@@ -77,8 +88,12 @@ class Codebook(Method):
             raise MethodError(f"table must be shared or own, not {self.table}")
         if self.levels is not None and self.levels not in PALETTES:
             raise MethodError(f"levels must be 3, 4, 6 or 16, got {self.levels}")
-        if self.levels is not None and (self.vector or self.table):
-            raise MethodError("levels are for single weights: leave vector and table out")
+        if self.memory is not None and not 0 <= self.memory <= MOST:
+            raise MethodError(f"memory must be 0 to {MOST}, got {self.memory}")
+        if self.memory and (self.table == "own" or self.vector not in (None, *WIDTHS)):
+            raise MethodError("memory is for shared tables and vectors of 2 to 4 weights")
+        if self.levels is not None and (self.vector or self.table or self.memory):
+            raise MethodError("levels are for single weights: leave vector, table and memory out")
 
     @property
     def fixed(self) -> bool:
@@ -91,15 +106,29 @@ class Codebook(Method):
             wide = layer.fan_in > NARROW  # There, metrics for other widths cost much.
             vectors: Any = [d for d in VECTORS if not wide or GRANULE % d == 0]
             vectors = [self.vector] if self.vector else vectors
-            both = ("shared", "own") if layer.weight.size < OWN else ("own",)
-            tables: Any = [self.table] if self.table else both
-            settings = [Codebook(d, kind) for kind in tables for d in vectors]
+            tables: Any = [self.table] if self.table else ("shared", "own")
+            settings = [s for kind in tables for d in vectors for s in self._of(kind, d, layer)]
             # Pinned to a size, it takes the table that suits the layer.
-            if not self.table and self.vector:
-                settings = settings[: 1 if self._own_costs(layer) else 2][-1:]
+            if self.vector and len(settings) > 1:
+                remembering = [s for s in settings if s.memory]
+                settings = remembering or settings[: 1 if self._own_costs(layer) else 2]
+                settings = settings[-1:]
         sizes = {s: s.nbytes(layer) for s in settings}
         useful = [s for s in settings if sizes[s] < layer.nbytes]
         return sorted(useful, key=lambda s: sizes[s])
+
+    def _of(self, table: Any, vector: int, layer: Layer) -> Iterator[Codebook]:
+        """The settings with this table: a large layer has one of its own, but for memory."""
+        usual = table == "own" or self.table or self.memory or layer.weight.size < OWN
+        able = table == "shared" and vector in WIDTHS and _remembers(layer)
+        if not able:
+            kept = 0 if table == "shared" and vector in WIDTHS else None
+            yield from [Codebook(vector, table, kept)] if usual else []
+        elif self.memory is not None:
+            yield Codebook(vector, table, self.memory)
+        else:
+            yield from [Codebook(vector, table, 0)] if usual else []
+            yield from [Codebook(vector, table, MOST)] if layer.weight.size >= REMEMBERING else []
 
     def _own_costs(self, layer: Layer) -> bool:
         """Whether a table of the layer's own would take more than an eighth of the codes."""
@@ -118,17 +147,24 @@ class Codebook(Method):
         return codes + 2 * len(layer.weight) + (0 if self.table == "shared" else own)
 
     def fit(self, layer: Layer, statistics: Statistics) -> CompressedWeight:
-        weight = self._weight(self._encoded(layer, statistics), layer)
+        fitted = self._encoded(layer, statistics)
+        if self.memory:
+            fitted = self._remembering(fitted.scale, layer, statistics)
+        weight = self._weight(fitted, layer)
         return or_integer(weight, layer, statistics)
 
     def blank(self, layer: Layer) -> CodedWeight:
-        levels = self.levels or ROWS
+        levels = self.levels or (WORDS if self.memory else ROWS)
         codes, scale = some_codes(layer, 1 if self.levels else self._width, levels=levels)
         drawn = np.random.default_rng(codes.ravel()[:8]).uniform(-1, 1, (levels, 1))
         table = np.repeat(np.sort(drawn, axis=0), 1 if self.levels else self._width, axis=1)
         return self._weight(Coded(codes, scale, table, 0.0), layer)
 
     def _weight(self, fitted: Coded, layer: Layer) -> CodedWeight:
+        if self.memory:
+            tables, unit = normal_tables(self._width, self.memory)
+            codes, segment = fitted.codes % WORDS, _segment(layer)
+            return CodedWeight.of(codes, fitted.scale * unit, [tables], layer, segment)
         unit = _unit(fitted)
         if self.levels:
             return _palette(fitted, unit, self.levels, layer)
@@ -139,6 +175,8 @@ class Codebook(Method):
 
     def _encoded(self, layer: Layer, statistics: Statistics, trial: bool = False) -> Coded:
         weight = grouped_for_fit(layer)
+        if self.memory and trial:
+            return self._remembering(sizes(weight, 1), layer, statistics, trial)
         starts = tuple(sizes(weight, 1) * spread for spread in SPREADS)
         rows = Rows(weight, starts, usual=len(starts) // 2)
         if self.levels:
@@ -146,6 +184,16 @@ class Codebook(Method):
         else:
             vectors, unit = _normal_centers(self._width)
             grid = Grid(vectors.astype(np.float64) * unit, learn=self.table == "own")
+        # With memory it is for the scales, which more rounds leave as they are.
+        return encode(layer, statistics, rows, grid, trial, *((1,) if self.memory else ()))
+
+    def _remembering(
+        self, scale: Array, layer: Layer, statistics: Statistics, trial: bool = False
+    ) -> Coded:
+        """The fit with memory, from the scales of one without."""
+        weight, (tables, unit) = grouped_for_fit(layer), normal_tables(self._width, self.memory)
+        rows = Rows(weight, (scale.reshape(*weight.shape[:2], 1).astype(weight.dtype),))
+        grid = Grid(tables.astype(np.float64) * unit, segment=_segment(layer))
         return encode(layer, statistics, rows, grid, trial)
 
     def candidates(self, layer: Layer, statistics: Statistics) -> Iterator[Candidate]:
@@ -163,6 +211,7 @@ class Codebook(Method):
         for setting in settings:
             known = fitted.get(setting)
             error = known.error if known else setting._between(fitted)
+            error *= AHEAD if setting.memory else 1
             nbytes, more = setting.nbytes(layer), _wider(known) if known else wider
             plain = largest_within(nbytes, layer)
             if plain is not None and plain.plain_error(layer, statistics) < error:
@@ -170,14 +219,19 @@ class Codebook(Method):
             else:
                 yield Candidate(setting, nbytes + more, shape, error)
 
+    @property
+    def _kind(self) -> tuple[str | None, int]:
+        """What settings whose errors depend on the bits alone have in common."""
+        return self.table, self.memory or 0
+
     def _is_fitted(self, settings: Sequence[Codebook]) -> bool:
         """Whether the setting is to be fitted: the first, the last, or one of `FITTED`."""
-        alike = [s.vector for s in settings if s.table == self.table]
-        return self.vector in (None, alike[0], alike[-1], *FITTED)
+        alike = [s.vector for s in settings if s._kind == self._kind]
+        return self.vector in (None, alike[0], alike[-1], *(() if self.memory else FITTED))
 
     def _between(self, fitted: Mapping[Codebook, Coded]) -> float:
         """The error read between those of others: its logarithm is nearly linear in the bits."""
-        errors = {8 / (s.vector or 1): c.error for s, c in fitted.items() if s.table == self.table}
+        errors = {8 / (s.vector or 1): c.error for s, c in fitted.items() if s._kind == self._kind}
         bits, logs = zip(
             *sorted((b, np.log(max(e, 1e-30))) for b, e in errors.items()), strict=True
         )
@@ -201,6 +255,15 @@ def _palette(fitted: Coded, unit: float, levels: int, layer: Layer) -> CodedWeig
     table = np.array(list(product(values, repeat=DIGITS[levels])), np.int8)
     scaled = replace(fitted, scale=fitted.scale * unit)
     return replace(CodedWeight.of_numbers(scaled, Uniform(levels, "odd"), layer), tables=(table,))
+
+
+def _segment(layer: Layer) -> int:
+    return segment_of(len(layer.weight) // layer.groups)
+
+
+def _remembers(layer: Layer) -> bool:
+    """Whether rows are decoded together and can be cut into segments."""
+    return "indices" not in layer.attributes and _segment(layer) > 0
 
 
 @cache

@@ -12,6 +12,7 @@ from onnxcompress.core.parallel import side_by_side
 from onnxcompress.methods.lookup.coded import CHUNKED, JUDGED, LEARNED, Coded, Grid, Rows
 from onnxcompress.methods.lookup.kmeans import means, nearest, pieces, seeded
 from onnxcompress.methods.lookup.tables import in_bytes, levels_of, stored
+from onnxcompress.methods.lookup.trellis import remembering
 
 BLIND_ROUNDS = 3  # Codes and scales are fitted in turn for so many rounds.
 
@@ -44,6 +45,38 @@ def fit_blind(rows: Rows, grid: Grid, trial: bool = False) -> Coded:
         float(error.sum(dtype=np.float64)) / max(energy, 1e-30),
         None if rows.zero is None else rows.zero.reshape(groups * count, -1),
     )
+
+
+def together(rows: Rows, grid: Grid, trial: bool = False) -> Coded:
+    """Round rows whose bytes remember, from scales that are known, see `trellis`."""
+    if trial:
+        step = max(1, min(rows.weight.size // JUDGED, rows.weight.shape[1] // grid.segment))
+        rows = rows.some(slice(step // 2, None, step)).whole(grid.segment)
+    groups, count, n = rows.weight.shape
+    height = max(1, CHUNKED // (groups * n * grid.segment)) * grid.segment
+    fits = side_by_side(lambda chunk: _together(chunk, grid), rows.chunks(height))
+    codes, scale, error = (np.concatenate(parts, axis=1) for parts in zip(*fits, strict=True))
+    energy = float(np.square(rows.weight).sum(dtype=np.float64))
+    off = float(error.sum(dtype=np.float64)) / max(energy, 1e-30)
+    return Coded(codes.reshape(groups * count, -1), scale.reshape(-1, 1), grid.table, off)
+
+
+def _together(rows: Rows, grid: Grid) -> tuple[Array, Array, Array]:
+    """Codes, least-squares scales and squared errors, by row."""
+    table, scale = grid.table, rows.starts[0]
+    groups, count, n = rows.weight.shape
+    width = table.shape[1]
+    targets = np.pad(rows.weight, ((0, 0), (0, 0), (0, -n % width))).swapaxes(1, 2)
+    number = targets.shape[1] // width
+    alike = np.broadcast_to(np.eye(width, dtype=table.dtype), (groups, number, width, width))
+    part = np.zeros(number, int)
+    pick = remembering(table, scale.transpose(2, 0, 1), part, grid.segment, alike)
+    pieces = (pick(targets[:, j * width : (j + 1) * width], j)[0] for j in range(number))
+    codes = np.stack([*pieces], axis=2)
+    units = table[codes].reshape(groups, count, -1)[:, :, :n]
+    above, below = (np.einsum("grn,grn->gr", units, x) for x in (rows.weight, units))
+    scale = stored(np.maximum(above / np.maximum(below, 1e-30), 0), levels_of([table]))[:, :, None]
+    return codes, scale, np.square(rows.weight - units * scale).sum(2)
 
 
 def _by_turns(rows: Rows, table: Array) -> tuple[Array, Array, Array]:

@@ -50,6 +50,11 @@ class Rows:
             zero=None if self.zero is None else self.zero[:, rows],
         )
 
+    def whole(self, together: int) -> Self:
+        """As many of the rows as make whole segments."""
+        count = self.weight.shape[1]
+        return self.some(slice(0, count - count % together)) if count % together else self
+
     def starting(self, index: int) -> Self:
         """The same with one of its first scales alone."""
         return replace(self, starts=(self.starts[index],), usual=0)
@@ -67,10 +72,18 @@ class Grid:
     Attributes:
         table: ``(k, d)``; sorted if d is 1.
         learn: whether the table is fitted to the layer too.
+        segment: where each byte chooses the table of the next row's, rows that are coded together,
+            see `trellis`; else 0.
     """
 
     table: Array
     learn: bool = False
+    segment: int = 0
+
+    @property
+    def together(self) -> int:
+        """Rows that only make sense together."""
+        return self.segment or 1
 
     def astype(self, dtype: np.dtype) -> Self:
         return replace(self, table=self.table.astype(dtype))
@@ -81,9 +94,9 @@ class Coded:
     """The fit of a weight.
 
     Attributes:
-        codes: ``(out, pieces)``, rows of the table; uint8.
+        codes: ``(out, pieces)``, rows of the table.
         scale: ``(out, parts)``.
-        table: ``(k, d)``, k at most 256.
+        table: ``(k, d)``.
         error: relative squared output error, of the rows that were looked at.
         zero: zero points ``(out, parts)``, or None.
     """

@@ -135,13 +135,13 @@ def feedback(weight: Array, picker: Picker, factor: Array, width: int = 1) -> tu
         factor: of `feedback_factor`, ``(groups, n, n)``.
 
     Returns:
-        Codes ``(groups, rows, n // width)``, uint8, and what they mean, like the weight.
+        Codes ``(groups, rows, n // width)``, uint16, and what they mean, like the weight.
     """
     left, n = _columns_first(weight), weight.shape[2]
     turned = factor.astype(weight.dtype, copy=False).swapaxes(1, 2)
     inverses = np.linalg.inv(_diagonal(turned, width))
     pick = picker(inverses.swapaxes(2, 3) @ inverses)
-    codes = np.empty((len(left), n // width, left.shape[2]), np.uint8)
+    codes = np.empty((len(left), n // width, left.shape[2]), np.uint16)
     values = np.empty_like(left)
     for start, stop in _blocks(n, width):
         errors = np.empty((len(left), stop - start, left.shape[2]), left.dtype)

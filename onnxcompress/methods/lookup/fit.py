@@ -25,7 +25,7 @@ import numpy as np
 from onnxcompress.core.layer import Layer
 from onnxcompress.core.parallel import side_by_side
 from onnxcompress.core.statistics import Statistics
-from onnxcompress.methods.lookup.blind import fit_blind
+from onnxcompress.methods.lookup.blind import fit_blind, together
 from onnxcompress.methods.lookup.coded import CHUNKED, LEARNED, Coded, Grid, Rows
 from onnxcompress.methods.lookup.error_feedback import cautious, metrics
 from onnxcompress.methods.lookup.kmeans import seeded
@@ -35,6 +35,9 @@ from onnxcompress.methods.lookup.row_fit import Block, RowFit, State
 ROUNDS = 4  # A fit takes at most so many rounds of error feedback, coordinate descent and scales.
 GAIN = 0.01  # It ends with the round that lowers the error by less than this share.
 SWEEPS = 2  # A round has so many sweeps of coordinate descent.
+# Where bytes remember, scales are known, and more rounds and sweeps gain less than 0.1 dB; nor may
+# each row keep the best that it has had.
+TOGETHER = (1, 1)
 # From so many multiplications of a sweep there are fewer rounds: they gain little there.
 WORK = 2**29
 SMALL = 2**14  # Up to so many weights, a fit that knows nothing of the inputs is looked at too.
@@ -51,26 +54,33 @@ TRIAL_LEARNED = 2**17  # A trial learns a table from so many weights.
 
 
 def encode(
-    layer: Layer, statistics: Statistics, rows: Rows, grid: Grid, trial: bool = False
+    layer: Layer,
+    statistics: Statistics,
+    rows: Rows,
+    grid: Grid,
+    trial: bool = False,
+    most: int = ROUNDS,
 ) -> Coded:
     """Round a layer's rows to the values of a grid, times scales.
 
     Args:
         trial: look at some rows alone, when the error is all that matters.
+        most: rounds.
     """
     grid = grid.astype(rows.weight.dtype)
     if not statistics.count:
-        return fit_blind(rows, grid, trial)
+        return together(rows, grid, trial) if grid.segment else fit_blind(rows, grid, trial)
     statistics = cautious(statistics)
     blocks = _blocks(rows, statistics, grid, trial)
-    effort = _effort(layer, blocks, grid.learn, trial)
+    rounds, sweeps = _effort(layer, blocks, grid.learn, trial)
+    effort = TOGETHER if grid.segment else (min(rounds, most), sweeps)
     if trial:
         rows = rows.starting(rows.usual) if rows.weight.size > TRIAL_USUAL else rows
-        rows = _some_rows(rows, blocks, grid.learn)
+        rows = _some_rows(rows, blocks, grid.learn).whole(grid.together)
     started = replace(grid, table=seeded(rows, grid.table)) if grid.learn else grid
     rows = RowFit(rows, blocks, started.table).promising(TRIAL_STARTS if trial else STARTS)
     fitted = _fit_rows(rows, blocks, started, effort)
-    if rows.weight.size <= SMALL and not trial:
+    if rows.weight.size <= SMALL and not trial and not grid.segment:
         blind = fit_blind(rows, grid)
         error = statistics.error(layer.weight, blind.decoded(layer))
         return min(fitted, replace(blind, error=error), key=lambda fit: fit.error)
@@ -87,8 +97,9 @@ def _fit_rows(rows: Rows, blocks: list[Block], grid: Grid, effort: tuple[int, in
         table, learn = lesson.table, False
     row = weight.shape[0] * weight.shape[2]
     height = max(CHUNKED // row, min(CHUNK_ROWS, CHUNK_MOST // row), FEWEST_ROWS)
+    height = -(-height // grid.together) * grid.together
     chunks = rows.chunks(weight.shape[1] if learn else height)
-    fits = [RowFit(chunk, blocks, table) for chunk in chunks]
+    fits = [RowFit(chunk, blocks, table, grid.segment) for chunk in chunks]
     states = side_by_side(lambda fit: _run(fit, learn, effort), fits)
     codes = [fit.ordered(state.codes) for fit, state in zip(fits, states, strict=True)]
     error = sum(float(state.error.sum(dtype=np.float64)) for state in states)

@@ -24,6 +24,7 @@ from onnxcompress.methods.lookup.error_feedback import (
 )
 from onnxcompress.methods.lookup.kmeans import is_even, nearest
 from onnxcompress.methods.lookup.tables import levels_of, stored
+from onnxcompress.methods.lookup.trellis import remembering
 
 # Products of a table with so many metrics (entries) are kept while a weight is rounded.
 IMAGES = 2**23
@@ -82,14 +83,19 @@ class State:
         )
 
 
-def picker(table: Array, scale: Array, part: Array, zero: Array | None = None) -> Picker:
+def picker(
+    table: Array, scale: Array, part: Array, zero: Array | None = None, segment: int = 0
+) -> Picker:
     """Rounds pieces to rows of a table times ``scale`` ``(groups, rows, parts)``.
 
     Args:
         part: of every piece.
         zero: zero points, like the scales; for a table of single values.
+        segment: of a `Grid`.
     """
     scale = scale.transpose(2, 0, 1)
+    if segment:
+        return partial(remembering, table, scale, part, segment)
     if table.shape[1] > 1:
         return partial(_vectors, table, scale, part)
     zeros = np.zeros_like(scale) if zero is None else zero.transpose(2, 0, 1)
@@ -160,8 +166,8 @@ class RowFit:
         images: ``weight H``; only a fit needs them, not the search for a first scale.
     """
 
-    def __init__(self, rows: Rows, blocks: list[Block], table: Array) -> None:
-        self.rows, self.blocks = rows, blocks
+    def __init__(self, rows: Rows, blocks: list[Block], table: Array, segment: int = 0) -> None:
+        self.rows, self.blocks, self.segment = rows, blocks, segment
         self.table, self.width, self.count = table, table.shape[1], rows.parts
         self.weights = [b.metric.taken(rows.weight) for b in blocks]
 
@@ -210,7 +216,7 @@ class RowFit:
         return error.reshape(len(error), count, -1)
 
     def _picker(self, scale: Array, block: Block) -> Picker:
-        return picker(self.table, scale, block.part, self.rows.zero)
+        return picker(self.table, scale, block.part, self.rows.zero, self.segment)
 
     def nearest(self, scale: Array, sweeps: int) -> State:
         """The nearest values, and some sweeps of coordinate descent from there."""

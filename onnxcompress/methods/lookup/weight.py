@@ -14,6 +14,7 @@ from onnxcompress.core.layer import Array, Emitter, Layer, Shape, Value, reshape
 from onnxcompress.core.method import DecodedWeight
 from onnxcompress.methods.lookup.coded import Coded
 from onnxcompress.methods.lookup.tables import counting, fits_half, is_shared, levels_of, packed
+from onnxcompress.methods.lookup.trellis import emit_places, places
 from onnxcompress.methods.lookup.uniform import Uniform
 
 SUMS_BYTES = 10  # MatMulInteger is there from this opset on.
@@ -28,12 +29,14 @@ class CodedWeight(DecodedWeight):
     Attributes:
         codes: uint8 for every digit; int8 numbers where there is no table.
         tables: int8 ``(k, d)`` for every digit; a weight is the sum of what its digits pick.
+            Where bytes remember, it is one, ``(P * WORDS, d)``, see `trellis`.
         scale: ``(out, parts)``, float16 where it fits.
         zero: zero points ``(out, parts)``, or one for all ``(1, 1)``, in units of the scale, int8;
             or None.
         shape: of the weight.
         columns: of a row of what is decoded, at least the fan-in.
         dtype: of the weight.
+        segment: rows of a segment, where each byte chooses the table of the next row's; else 0.
     """
 
     codes: tuple[Array, ...]
@@ -43,9 +46,12 @@ class CodedWeight(DecodedWeight):
     shape: Shape
     columns: int
     dtype: Any
+    segment: int = 0
 
     @classmethod
-    def of(cls, codes: Array, scale: Array, tables: Sequence[Array], layer: Layer) -> Self:
+    def of(
+        cls, codes: Array, scale: Array, tables: Sequence[Array], layer: Layer, segment: int = 0
+    ) -> Self:
         """From codes ``(out, pieces)`` of one table of vectors."""
         (table,) = tables
         kind = np.float16 if fits_half(scale, levels_of(tables)) else np.float32
@@ -53,7 +59,7 @@ class CodedWeight(DecodedWeight):
         flat = codes.astype(np.uint8).ravel()
         shape = layer.weight.shape
         kept = scale.astype(kind)
-        return cls((flat,), (table,), kept, None, shape, *fan_in, layer.weight.dtype)
+        return cls((flat,), (table,), kept, None, shape, *fan_in, layer.weight.dtype, segment)
 
     @classmethod
     def of_numbers(cls, fitted: Coded, grid: Uniform, layer: Layer, single: bool = False) -> Self:
@@ -124,8 +130,15 @@ class CodedWeight(DecodedWeight):
         if not self.tables:
             units += self.codes[0]
         for codes, table in zip(self.codes, self.tables, strict=False):
-            units += table[codes].ravel()[:count]
+            units += table[self._places(codes)].ravel()[:count]
         return units.reshape(self.shape[0], self.columns)
+
+    def _places(self, codes: Array) -> Array:
+        """The rows of a table that bytes pick."""
+        if not self.segment:
+            return codes
+        rows = codes.reshape(self.shape[0], -1)
+        return places(rows, self.segment, self.tables[0])
 
     def decode(self) -> Array:
         rows = self.units.reshape(*self.scale.shape, -1).astype(np.float32)
@@ -187,7 +200,7 @@ class CodedWeight(DecodedWeight):
     def emit_rows(self, op: Emitter, indices: Value, dtype: Any) -> Value | None:
         rows, columns = self.shape
         parts, widths = self.scale.shape[1], [table.shape[1] for table in self.tables]
-        if self.columns != columns or any(columns % width for width in widths):
+        if self.segment or self.columns != columns or any(columns % width for width in widths):
             return None
         flat = op.Reshape(indices, np.array([-1]))
 
@@ -249,8 +262,14 @@ class CodedWeight(DecodedWeight):
         """What the digits of all numbers stand for, the first so many of them."""
         digits = []
         for codes, table in zip(self.codes, tables, strict=True):
-            digit = op.Gather(table, op.Cast(codes, to=np.int32), axis=0)
-            if len(codes) * table.shape[1] != count:
+            width = table.shape[1]
+            if self.segment:
+                rows = codes.reshape(-1, 1, self.segment, self.columns // width)
+                table, index = emit_places(op, table, rows)
+            else:
+                index = op.Cast(codes, to=np.int32)
+            digit = op.Gather(table, index, axis=0)
+            if len(codes) * width != count:
                 digit = op.Reshape(digit, np.array([-1]))
                 digit = op.Slice(digit, np.array([0]), np.array([count]))
             digits.append(digit)

@@ -62,8 +62,13 @@ def _matmul_integer(
     return torch.matmul(*wide).to(torch.int32)
 
 
+def _conv_integer(node: Node, x: Tensor, weight: Tensor) -> Tensor:
+    return _conv(node, x.double(), weight.double()).to(torch.int32)
+
+
 OPERATORS = {
     "Conv": Operator(_conv, bias=2),
+    "ConvInteger": Operator(_conv_integer),
     "ConvTranspose": Operator(_conv_transpose, bias=2),
     "Gemm": Operator(_gemm, bias=2),
     "MatMul": plain(torch.matmul),
