@@ -190,3 +190,56 @@ def test_settings_out_of_range_are_refused_in_one_line():
     for wrong in ({"levels": 5}, {"second": 1}, {"rows": 0}):
         with pytest.raises(ValueError, match="must be"):
             Frequent(**wrong)
+
+
+def places_model(end="n", start=0, axes=(1,)):
+    """A table of places of which the first so many are read."""
+    table = np.random.default_rng(0).standard_normal((1, ROWS, COLUMNS)).astype(np.float32)
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["n"]),
+        helper.make_node("Slice", ["table", "start", end, "axes", "step"], ["first"]),
+        helper.make_node("Add", ["x", "first"], ["y"], "add"),
+    ]
+    numbers = {"one": [1], "start": [start], "axes": axes, "step": [1], "fixed": [WORDS]}
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "n", COLUMNS])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "n", COLUMNS])],
+        [numpy_helper.from_array(table, "table"),
+         *(numpy_helper.from_array(np.array(v, np.int64), k) for k, v in numbers.items())],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17)]
+    return Model(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
+def texts(*lengths):
+    rng = np.random.default_rng(1)
+    return [{"x": rng.standard_normal((1, n, COLUMNS)).astype(np.float32)} for n in lengths]
+
+
+@pytest.mark.parametrize("axis", [1, -2])
+def test_of_a_table_of_places_the_first_so_many_rows_are_read(axis):
+    model = places_model(axes=(axis,))
+    layers = find_constants(model, {})
+    table = with_reads(model, layers, from_batches(texts(5, 3, 7)))["table"]
+    assert table.attributes["reads"][:8].tolist() == [3, 3, 3, 2, 2, 1, 1, 0]
+    assert not table.attributes["reads"][8:].any()
+    assert {s.levels for s in Frequent().settings(table)} >= {8, 16}
+    assert min(s.levels for s in Frequent().settings(table)) == 8
+
+
+@pytest.mark.parametrize("other", [{"start": 1}, {"axes": (2,)}, {"end": "fixed"}])
+def test_other_slices_do_not_say_which_rows_are_read(other):
+    table = find_constants(places_model(**other), {})["table"]
+    assert "ends" not in table.attributes and Frequent().declined(table)
+
+
+def test_places_that_no_sample_reaches_are_named_where_they_have_few_bits():
+    samples = texts(*range(16, 56))
+    setting = "frequent:levels=8,second=256"
+    small, report = oc.compress(places_model(), methods=setting, samples=samples, jobs=1)
+    [said] = [line for line in report.warnings if "places" in line]
+    assert "after the first 5" in said and "skip=['table']" in said
+    before, after = (Session(m).run(samples[0])[0] for m in (places_model(), small))
+    assert np.abs(after - before).max() < 0.05

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from onnxcompress.compression.build.best import Compressed
 from onnxcompress.compression.job import OURS, Job
 from onnxcompress.compression.search.trade_off import Curves
@@ -94,6 +96,18 @@ def _refine(job: Job, model: Model) -> tuple[Model, Refinement]:
     return result, Refinement(tuple(epochs), before.snr, before.agreement, metric)
 
 
+def _unseen(job: Job, compressed: Compressed) -> Iterator[str]:
+    """Tables of places whose last rows have few bits: longer inputs than the samples need them."""
+    for name, candidate in compressed.built.chosen.items():
+        known, setting = job.layers[name].attributes, candidate.setting
+        if setting is not None and setting.sampled and "ends" in known:
+            reached = np.count_nonzero(known["reads"])
+            yield (
+                f"{name} has few bits for the places after the first {reached}, which no sample "
+                f"reaches; for longer inputs give some as long, or {job.skip_hint(name)}"
+            )
+
+
 def _doubts(job: Job, compressed: Compressed, predicted: float | None) -> Iterator[str]:
     """What was known to be bad before the result was compared."""
     if predicted is not None and predicted < NOISE:
@@ -101,6 +115,7 @@ def _doubts(job: Job, compressed: Compressed, predicted: float | None) -> Iterat
             f"the output SNR was predicted to be {predicted:.1f} dB: that is noise "
             "unless the corrections or a distillation recover it"
         )
+    yield from _unseen(job, compressed)
     for name, share in compressed.hurting.items():
         readers = job.readers(name)
         which = name if len(readers) == 1 else f"the weight of {', '.join(readers)}"

@@ -23,7 +23,7 @@ from onnxcompress.graph.int8_nodes import (
     is_integer,
     packed_weight,
 )
-from onnxcompress.graph.lookups import row_indices
+from onnxcompress.graph.lookups import row_ends, row_indices
 from onnxcompress.graph.model import FLOATS, Model, is_overridable, weight_of, weight_root
 from onnxcompress.graph.multiplied import Multiplied, constant_inputs
 from onnxcompress.graph.nodes import DECODED, attributes_of, is_linear
@@ -213,6 +213,8 @@ def _constant(model: Model, key: str, read: Multiplied | None) -> Layer | None:
         attributes["group"] = read.groups
     if indices := row_indices(model, key):
         attributes["indices"] = indices
+    elif ends := row_ends(model, key, len(flat)):
+        attributes["ends"] = ends
     stored = min(value.nbytes, model.stored_bytes(key))
     layer = Layer(key, "Constant", flat, None, attributes, key, stored)
     return _remembered(model, layer, lambda: _rows(model.read(key)))

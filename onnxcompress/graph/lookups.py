@@ -1,4 +1,4 @@
-"""Tables that are read by rows alone, such as embeddings."""
+"""Tables that are read by rows alone, such as embeddings: any rows, or the first so many."""
 
 from __future__ import annotations
 
@@ -41,3 +41,46 @@ def row_indices(model: Model, key: str) -> list[str]:
     if any(s.outer is not None or model.fixed(name) or name in known for s, name in places):
         return []
     return sorted({name for _, name in places})
+
+
+def row_ends(model: Model, key: str, rows: int) -> list[str]:
+    """The tensors of the main graph that say how many first rows are read; empty where others are.
+
+    So networks look up the places of words in a text.
+
+    Args:
+        key: of a constant that is a matrix of so many rows, perhaps with axes of length 1 before.
+    """
+    tensor = model.constants.get(key)
+    if tensor is None or key in model.views or is_overridable(model, key):
+        return []
+    rank = len(tensor.dims)
+    if rank < 2 or tensor.dims[rank - 2] != rows or prod(tensor.dims[:-2]) != 1:
+        return []
+    readers = [
+        (scope, node)
+        for scope, node in model.nodes.values()
+        if key in map(scope.key, filter(None, node.input))
+    ]
+    if any(scope.outer is not None for scope, _ in readers):
+        return []
+    ends = [_end(model, node, rank) for _, node in readers]
+    return sorted({end for end in ends if end}) if all(ends) else []
+
+
+def _end(model: Model, node: NodeProto, rank: int) -> str:
+    """The tensor that says where a node ends to read the last axis but one; empty if it is other.
+
+    Args:
+        rank: of what the node reads.
+    """
+
+    def says(name: str, *values: int) -> bool:
+        return model.fixed(name) and model.read(name).ravel().tolist() in [[v] for v in values]
+
+    start, end, axes, step = [*node.input[1:], *[""] * 4][:4]
+    slices = node.op_type == "Slice" and is_standard(node) and says(start, 0)
+    whole = not step or says(step, 1)
+    along = says(axes, rank - 2, -2) if axes else rank == 2
+    varies = not model.fixed(end) and end not in model.initializers
+    return end if slices and whole and along and varies else ""

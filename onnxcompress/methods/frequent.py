@@ -9,7 +9,8 @@ have a second set of numbers, for the error of the first::
 A row costs by its bits, and errs by how often it is read, so that bits follow the frequency (the
 reverse water-filling of rate-distortion theory).  Other samples read a row about as often as these
 do, less ``n1 / (n1 + 2 n2)`` times, with n1 rows that one of these reads, and n2 rows that two do
-(absolute discounting); what is left of all reads is of rows that none of these reads.
+(absolute discounting); what is left of all reads is of rows that none of these reads.  A table of
+places in a text, of which the first so many rows are read, is such a table too.
 
 References:
     Ginart et al. Mixed dimension embeddings. 2019. https://arxiv.org/abs/1909.11810
@@ -36,6 +37,8 @@ from onnxcompress.methods.lookup.weight import CodedWeight
 
 FIRST = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # These levels of all rows are tried where it is open,
 SECOND = (16, 256)  # with these of what they leave of the frequent ones.
+# Places that no sample has are those of all longer inputs, not of a rare word: they have more.
+LEAST_OF_PLACES = 8
 BYTE = 255  # The places of so many frequent rows take a byte each.
 MOST = 8  # At most one part in so many of the rows is frequent.
 
@@ -77,9 +80,10 @@ class Frequent(Method):
             return []
         counts = {min(self.rows or len(layer.weight), len(frequent))}
         counts |= set() if self.rows or self.fixed else {min(BYTE, len(frequent))}
+        least = LEAST_OF_PLACES if "ends" in layer.attributes else 0
         tried = [
             replace(self, levels=first, second=second, rows=count)
-            for first in ([self.levels] if self.levels else FIRST)
+            for first in ([self.levels] if self.levels else [n for n in FIRST if n >= least])
             for second in ([self.second] if self.second else SECOND)
             for count in sorted(counts)
             if all(layer.weight.shape[1] % DIGITS[radix] == 0 for radix in LEVELS[first])
@@ -89,7 +93,8 @@ class Frequent(Method):
 
     def declined(self, layer: Layer) -> str | None:
         """Which rows are read is not known before samples are."""
-        return None if "indices" in layer.attributes else "it is no large table that is looked up"
+        known = "indices" in layer.attributes or "ends" in layer.attributes
+        return None if known else "it is no large table that is looked up"
 
     def nbytes(self, layer: Layer) -> int:
         first, second = self._numbers()
