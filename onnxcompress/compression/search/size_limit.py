@@ -32,9 +32,10 @@ LEAST_KEPT = 0.25
 # After the first trial, a limit falls by so many bytes more than needed; after each that follows,
 # by twice as many.
 SPARE = 64
-# The real file may have so many bytes more, or this share: what is equal is stored once, or is not,
-# and whole numbers that turn out better than vectors bring a table of theirs.
-SLACK, SLACK_SHARE = 640, 0.0025
+SLACK = 128  # The real file may have so many bytes more: what is equal is stored once, or is not.
+# In a large file there is room for a table too, which whole numbers that turn out better than
+# vectors bring along: another build would take longer than this share of the bytes is worth.
+TABLE, TABLE_SHARE = 640, 0.0025
 # Sizes alone put a ratio out of reach if this share of the least bytes is too much for it: fits may
 # find forms that take a little less.
 SURELY = 0.8
@@ -191,7 +192,9 @@ def _byte_limit(job: Job, curves: Curves, ratio: float, work: float) -> float:
     """The layer bytes that make the file, graph overhead included, so many times smaller."""
     least, most = curves.bounds
     before = job.original.nbytes
-    goal = before / ratio - min(SLACK, SLACK_SHARE * before / ratio) * (ratio > 1)
+    slack = min(SLACK, before / ratio / 1000)
+    slack = TABLE if TABLE_SHARE * before / ratio > TABLE else slack
+    goal = before / ratio - slack * (ratio > 1)
     limit, best = goal - (before - most), None
     for trial in range(BYTE_TRIALS):
         limit = float(np.clip(limit, least, most))
