@@ -93,11 +93,8 @@ def ranges_of(model, region, x):
 
 
 @cache
-def most():
-    """The largest number of a weight whose products are exact.
-
-    Processors without VNNI add two products in 16 bits, which overflow beyond 63.
-    """
+def exact():
+    """Whether products are exact: processors without VNNI add two in 16 bits, which overflow."""
     product = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
     graph = helper.make_graph(
         [product], "g",
@@ -107,7 +104,14 @@ def most():
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     [y] = Session(Model(model)).run({"x": np.full((16, 64), 255, np.uint8)})
-    return 127 if (y == 64 * 255 * 127).all() else 63
+    return bool((y == 64 * 255 * 127).all())
+
+
+def rounded(weight):
+    """The nearest whole numbers, half as large where the products of these would overflow."""
+    whole = Rounded.of(weight)
+    half = np.rint(whole.numbers / 2).astype(np.int8)
+    return whole if exact() else Rounded(half, 2 * whole.scale)
 
 
 def static(model, x, names=None):
@@ -117,7 +121,7 @@ def static(model, x, names=None):
     ranges = ranges_of(model, region, x)
     read = {n: ranges[region.source[model.nodes[n][1].input[0]]] for n in chosen}
     kinds = {n: Arithmetic("static", read[n]) for n in chosen}
-    weights = {n: Rounded.of(layers[n].weight, most()) for n in chosen}
+    weights = {n: rounded(layers[n].weight) for n in chosen}
     return compute_int8(model, weights, kinds, ranges, region=region)
 
 
@@ -222,7 +226,7 @@ def test_a_layer_left_out_reads_floats():
 def test_matrix_products_find_their_ranges_while_they_run(tmp_path):
     model = products()
     layers, _ = find_layers(model)
-    weights = {n: Rounded.of(layer.weight, most()) for n, layer in layers.items()}
+    weights = {n: rounded(layer.weight) for n, layer in layers.items()}
     result = compute_int8(model, weights, dict.fromkeys(layers, Arithmetic("dynamic")), {})
     assert "DynamicQuantizeMatMul" in optimized(result, tmp_path)
     x = np.random.default_rng(5).normal(size=(4, 64)).astype(np.float32)

@@ -170,12 +170,12 @@ class Rounded(DecodedWeight):
     scale: Array
 
     @classmethod
-    def of(cls, weight: Array, most: int = 127) -> Self:
-        """The nearest, by the largest of each channel, which becomes ``most``."""
+    def of(cls, weight: Array) -> Self:
+        """The nearest, by the largest of each channel."""
         largest = np.abs(weight.reshape(len(weight), -1)).max(1)
-        scale = np.maximum(largest / most, 1e-20).astype(np.float32)
+        scale = np.maximum(largest / 127, 1e-20).astype(np.float32)
         numbers = np.rint(weight / _column(scale, weight.ndim))
-        return cls(np.clip(numbers, -most, most).astype(np.int8), scale)
+        return cls(np.clip(numbers, -127, 127).astype(np.int8), scale)
 
     def integers(self) -> tuple[Array, Array]:
         return self.numbers, self.scale

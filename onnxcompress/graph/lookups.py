@@ -10,6 +10,7 @@ from onnxcompress.graph.model import Model, is_overridable
 from onnxcompress.graph.nodes import attributes_of, is_standard
 
 # From so many values on, a table is looked up as codes: decoded as a whole it takes much memory.
+# Few constants have as many, so that all nodes can be looked at for each.
 LARGE_TABLE = 1 << 18
 
 
@@ -19,10 +20,7 @@ def lookups(model: Model, key: str) -> dict[str, NodeProto]:
     Args:
         key: of a constant.
     """
-    tensor = model.constants.get(key)
-    if tensor is None or key in model.views or is_overridable(model, key):
-        return {}
-    if len(tensor.dims) != 2 or prod(tensor.dims) < LARGE_TABLE:
+    if len(_large_table(model, key)) != 2:
         return {}
     found = {
         name: node
@@ -31,6 +29,14 @@ def lookups(model: Model, key: str) -> dict[str, NodeProto]:
     }
     by_rows = not any(attributes_of(node).get("axis", 0) for node in found.values())
     return found if by_rows and len(found) == model.consumers[key] else {}
+
+
+def _large_table(model: Model, key: str) -> list[int]:
+    """The shape of a large constant that stays as it is; empty where it is none."""
+    tensor = model.constants.get(key)
+    if tensor is None or key in model.views or is_overridable(model, key):
+        return []
+    return list(tensor.dims) if prod(tensor.dims) >= LARGE_TABLE else []
 
 
 def row_indices(model: Model, key: str) -> list[str]:
@@ -49,13 +55,10 @@ def row_ends(model: Model, key: str, rows: int) -> list[str]:
     So networks look up the places of words in a text.
 
     Args:
-        key: of a constant that is a matrix of so many rows, perhaps with axes of length 1 before.
+        key: of a large constant, a matrix of so many rows, perhaps with axes of length 1 before.
     """
-    tensor = model.constants.get(key)
-    if tensor is None or key in model.views or is_overridable(model, key):
-        return []
-    rank = len(tensor.dims)
-    if rank < 2 or tensor.dims[rank - 2] != rows or prod(tensor.dims[:-2]) != 1:
+    dims = _large_table(model, key)
+    if len(dims) < 2 or dims[-2] != rows or prod(dims[:-2]) != 1:
         return []
     readers = [
         (scope, node)
@@ -64,7 +67,7 @@ def row_ends(model: Model, key: str, rows: int) -> list[str]:
     ]
     if any(scope.outer is not None for scope, _ in readers):
         return []
-    ends = [_end(model, node, rank) for _, node in readers]
+    ends = [_end(model, node, len(dims)) for _, node in readers]
     return sorted({end for end in ends if end}) if all(ends) else []
 
 

@@ -69,7 +69,8 @@ def reachable(original: Model, settings: Settings, samples: object) -> Model:
     Raises:
         BudgetError: the ratio is out of reach.
     """
-    if samples is None and settings.target is not None and settings.target.ratio is not None:
+    known = samples is not None or original.large  # For large models none are made up.
+    if not known and settings.target is not None and settings.target.ratio is not None:
         offer = usable(settings.methods, original.opset)
         layers, _ = find_compressible(original, offer, settings.only)
         leaders = {name: layer for name, layer in layers.items() if layer.shared == name}
