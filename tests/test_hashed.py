@@ -88,6 +88,16 @@ def test_what_is_stored_is_the_share_that_was_asked_for(layer, allocation, share
     assert 0.8 / share <= fitted.nbytes / layer.weight.nbytes <= 1.02 / share
 
 
+@pytest.mark.parametrize("side", [3, 5, 7])
+def test_depthwise_kernels_of_any_size_have_a_fit_for_every_share(side, rng):
+    weight = rng.normal(size=(96, 1, side, side)).astype(np.float32)
+    layer = Layer("depthwise", "Conv", weight, None, {"group": 96})
+    for setting in Hashed().settings(layer):  # One value for a filter is the least there is.
+        fitted = setting.fit(layer, Statistics.white(layer))
+        assert fitted.nbytes <= max(weight.nbytes / setting.share, 96 * 4)
+        assert np.sum((fitted.decode() - weight) ** 2) < np.sum(weight**2)
+
+
 def test_the_papers_rule_gives_low_bands_more(layer):
     [setting] = Hashed(share=4, allocation="beta").settings(layer)
     fitted = setting.fit(layer, Statistics.white(layer))

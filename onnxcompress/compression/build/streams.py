@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxcompress.compression.build.fitted import Fitted
+from onnxcompress.compression.measure.tails import typed
 from onnxcompress.core.arithmetic import Range
 from onnxcompress.core.layer import Array
 from onnxcompress.core.method import CompressedWeight
@@ -44,9 +45,8 @@ class Streams:
         self._twins = self._counterparts()
         self._keys = model.keys
         self._last = {name: i for i, node in enumerate(self._nodes) for name in reads(node)}
-        # They have the types of the model, which may be the float32 twin of another one.
         inputs = {
-            name: [_typed(batch[name], dtype) for batch in batches]
+            name: [typed(batch[name], dtype) for batch in batches]
             for name, dtype, _ in declared_inputs(model)
             if name in batches[0]
         }
@@ -180,10 +180,3 @@ class Streams:
         for name in list(values):
             if self._last.get(name, -1) < self._next and name not in needed:
                 del values[name]
-
-
-def _typed(value: Any, dtype: Any) -> Any:
-    """An array, or a list of arrays, in this type."""
-    if isinstance(value, list):
-        return [_typed(item, dtype) for item in value]
-    return value.astype(dtype, copy=False)

@@ -27,8 +27,9 @@ ENOUGH_PER_INPUT = 128  # Depthwise filters, which have few inputs, need no more
 # It has fewer where a second moment would take more multiplications, which bounds the time.
 PATCH_WORK = 2**36
 PATCHES_PER_INPUT = 2  # Even then it has so many per input of a patch, up to `PATCHES`.
-# Activations that are read out of the model at a time take at most so many bytes per batch.
-EXPOSED_BYTES = 64 << 20
+# Activations that are read out of the model at a time take at most so many bytes per batch: few
+# samples at once, of which all layers are seen, take fewer runs than many, of which few are.
+EXPOSED_BYTES = 160 << 20
 WAITING_BYTES = 96 << 20  # Patches of all layers that wait to be multiplied take at most so many.
 
 
@@ -57,7 +58,8 @@ def calibrate(
     samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
     shapes = input_shapes(model, next(iter(samples.batches(1))))[0] if shapes is None else shapes
     original, (model, read) = model, _readable(model, layers, samples)
-    batch, count = batching(samples, shapes)
+    known = [shapes.get(name, ()) for name in layers if name in read]
+    batch, count = batching(samples, shapes, EXPOSED_BYTES // max(1, 4 * sum(map(prod, known))))
     result: dict[str, Statistics] = {}
     for names in _groups({n: layers[n] for n in layers if n in read}, shapes, batch):
         most = {n: None if exact else quota(layers[n], count) for n in names}
@@ -71,7 +73,9 @@ def calibrate(
             result[name] = result[name] + seen if name in result else seen
             waiting[name].clear()
 
+        exposed = 4 * batch * sum(prod(shapes.get(name, ())) for name in names)
         some = threads(largest_input(shapes.values()), batch, jobs)
+        some = max(1, min(some, 2 * EXPOSED_BYTES // max(1, exposed)))
         with blaming(original, samples):
             for parts in apart(look, batches, jobs) if elsewhere() else each(look, batches, some):
                 for name, part in parts.items():
@@ -164,9 +168,12 @@ def quota(layer: Layer, batches: int) -> int:
     return -(-most // batches)
 
 
-def batching(samples: Samples, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+def batching(
+    samples: Samples, shapes: Mapping[str, tuple[int, ...]], most: int | None = None
+) -> tuple[int, int]:
     """Samples per batch so that one layer's input stays small, and how many batches that makes."""
-    size = batch_size(largest_input(shapes.values()), samples.even)
+    most = samples.even if most is None else max(1, min(samples.even, most))
+    size = batch_size(largest_input(shapes.values()), most)
     size = samples.batch if samples.exact else size
     return size, -(-len(samples) // size)
 

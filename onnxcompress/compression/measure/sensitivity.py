@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from onnxcompress.compression.job import Job
-from onnxcompress.compression.measure.at_once import batch_size, largest_input, threads
+from onnxcompress.compression.measure.at_once import batch_size, kept, largest_input, threads
+from onnxcompress.compression.measure.tails import Tail, behind
 from onnxcompress.compression.validate.fidelity import Fidelity
 from onnxcompress.core.layer import Layer
 from onnxcompress.core.method import Candidate, CompressedWeight, Plain
 from onnxcompress.core.parallel import each
 from onnxcompress.core.statistics import Statistics
-from onnxcompress.execution.session import Session, session_of
-from onnxcompress.graph import rewrite
+from onnxcompress.execution.session import session_of
 
 WEIGH_WORK = 3 * 10**11  # To measure sensitivities takes about so many multiplications.
 # The outputs of so many samples are compared: one alone says little of the others.
@@ -35,17 +35,18 @@ def weigh(
     that errors of other layers pile up on top, and was worse on every model that we measured,
     as were equal weights.
     """
-    names = [n for n in largest_first(job.layers) if candidates.get(n)]
+    names = [name for name in job.layers if candidates.get(name)]
     if job.fit is None or not names:
         return dict.fromkeys(candidates, 1.0)
     work = sum(job.macs.values()) * (len(names) + 1)
     count = int(np.clip(WEIGH_WORK // max(work, 1), WEIGH_FEWEST, WEIGH_SAMPLES))
     largest = largest_input(job.shapes.values())
-    size = batch_size(largest, WEIGH_BATCH)
-    batches = list(job.fit.spread(min(count, len(job.fit))).batches(size))
+    size, count = batch_size(largest, WEIGH_BATCH), min(count, kept(largest), len(job.fit))
+    batches = list(job.fit.spread(count).batches(size))
     reference = list(map(session_of(job.runnable).run, batches))
 
-    def sensitivity(name: str) -> float:
+    def sensitivity(work: tuple[str, Tail]) -> float:
+        name, tail = work
         layer = job.layers[name].read()
         weight, error = _changed(layer, candidates[name], statistics[name])
         readers = job.readers(name)
@@ -55,13 +56,14 @@ def weigh(
             for reader in readers
             if job.layers[reader].correctable
         }
-        alone = Session(rewrite(job.runnable, dict.fromkeys(readers, weight), biases, {}))
-        fidelity = Fidelity()
-        for batch, expected in zip(batches, reference, strict=True):
-            fidelity.add(alone.outputs, expected, alone.run(batch))
+        changed, fidelity = dict.fromkeys(readers, weight), Fidelity()
+        outputs = [output.name for output in job.runnable.graph.output]
+        for before, after in zip(reference, tail.outputs(changed, biases, reference), strict=True):
+            fidelity.add(outputs, before, after)
         return float(np.sqrt(fidelity.loss / max(error, 1e-9)))
 
-    at_once = each(sensitivity, names, threads(largest, size, job.settings.jobs), len(names))
+    work = behind(job.runnable, {name: job.readers(name) for name in names}, batches)
+    at_once = each(sensitivity, work, threads(largest, size, job.settings.jobs))
     measured = job.settings.track(at_once, "measuring sensitivity", len(names))
     weights = dict(zip(names, measured, strict=True))
     typical = float(np.median(list(weights.values()))) or 1.0

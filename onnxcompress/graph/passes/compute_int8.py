@@ -32,6 +32,7 @@ from onnxcompress.graph.rewrite import rewrite
 
 STATIC_OPSET = 13  # DequantizeLinear has a scale for each channel from this opset on.
 DYNAMIC_OPSET = 11  # There is DynamicQuantizeLinear from this opset on.
+CAST_BYTES = 28  # A node that makes floats of float16 takes about so many.
 BIAS = 2.0**30  # The largest bias in int32 leaves half the range to the products that are added.
 
 
@@ -77,24 +78,32 @@ def _static(
     bias = layer.bias
     if isinstance(bias, Array):  # It is so large beside weights that hardly count.
         scale = np.maximum(scale, np.abs(bias) / np.float32(BIAS * reads.scale))
-    weight = op.DequantizeLinear(integers, scale, np.zeros(len(scale), np.int8), axis=0)
+    steps = _narrow(op, scale)
+    weight = op.DequantizeLinear(integers, steps, np.zeros(len(scale), np.int8), axis=0)
     if layer.op_type != "MatMul" and bias is not None:
         if not isinstance(bias, Array):
             raise ValueError("its bias is computed while the model runs")
-        unit = scale * np.float32(reads.scale)
-        whole = np.rint(bias.astype(np.float64) / unit)
-        bias = op.DequantizeLinear(
-            whole.astype(np.int32), unit, np.zeros(len(unit), np.int32), axis=0
-        )
+        step = np.float32(reads.scale)
+        whole = np.rint(bias.astype(np.float64) / (scale * step)).astype(np.int32)
+        unit = op.Mul(steps, np.array(step))  # Computed when the model is loaded, not stored.
+        bias = op.DequantizeLinear(whole, unit, np.zeros_like(whole), axis=0)
     plain = replace(layer, attributes={**layer.attributes, "beta": 1.0})
     return (plain if layer.op_type == "Gemm" else layer).apply(op, x, weight, bias=bias)
+
+
+def _narrow(op: Emitter, scale: Array) -> Array | Value:
+    """Scales as float16, where that holds them and takes fewer bytes."""
+    with np.errstate(over="ignore"):
+        half = scale.astype(np.float16)
+    exact = len(scale) > CAST_BYTES // 2 and np.array_equal(half.astype(np.float32), scale)
+    return op.Cast(half, to=np.float32) if exact else scale
 
 
 def _dynamic(op: Emitter, x: Value, layer: Layer, integers: Value, scale: Array) -> Value:
     """A product of integers; the range of the input is found in every run."""
     whole, step, zero = _several(op, "DynamicQuantizeLinear", x, 3)
     product = op.MatMulInteger(whole, op.Transpose(integers, perm=[1, 0]), zero)
-    y = op.Mul(op.Cast(product, to=np.float32), op.Mul(step, scale))
+    y = op.Mul(op.Cast(product, to=np.float32), op.Mul(step, _narrow(op, scale)))
     return y if layer.bias is None else op.Add(y, layer.bias)
 
 
@@ -145,18 +154,14 @@ def with_bytes(model: Model, region: Int8Region, ranges: Mapping[str, Range]) ->
         steps = ranges[region.source[name]]
         scale = store.add(np.array(steps.scale, np.float32), "")
         zero = store.add(np.array(steps.zero, np.uint8), "")
-        whole = store.unique(f"{name}/bytes")
-        for op_type, read, made in (
-            ("QuantizeLinear", source, whole),
-            ("DequantizeLinear", whole, output),
-        ):
-            key = store.unique(f"{name}/{op_type}")
-            nodes.append(onnx.helper.make_node(op_type, [read, scale, zero], [made], key))
+        whole = store.unique("")
+        nodes.append(onnx.helper.make_node("QuantizeLinear", [source, scale, zero], [whole]))
+        nodes.append(onnx.helper.make_node("DequantizeLinear", [whole, scale, zero], [output]))
 
     def start(name: str) -> None:
         """A tensor of the region that is computed in floats, or given."""
         if name in region.source and name not in region.made:
-            renamed[name] = store.unique(f"{name}/rounded")
+            renamed[name] = store.unique("")
             rounded(name, name, renamed[name])
 
     for value in result.graph.input:
@@ -166,7 +171,7 @@ def with_bytes(model: Model, region: Int8Region, ranges: Mapping[str, Range]) ->
         if inside:
             node.input[:] = [renamed.get(name, name) for name in node.input]
         outputs = list(node.output)
-        made = {name: store.unique(f"{name}/float") for name in outputs if name in region.made}
+        made = {name: store.unique("") for name in outputs if name in region.made}
         node.output[:] = [made.get(name, name) for name in outputs]
         nodes.append(node)
         for name in outputs:

@@ -24,8 +24,9 @@ def allocations(problem: Problem, share: float, rule: str) -> Iterator[tuple[int
     elif rule == "uniform" or len(sizes) == 1:
         yield tuple(int(max(1, n // share)) for n in sizes)
     else:
-        for density in problem.densities():
-            yield from _graded(np.argsort(-density, kind="stable"), sizes, budget)
+        orders = [np.argsort(-density, kind="stable") for density in problem.densities()]
+        graded = [buckets for order in orders for buckets in _graded(order, sizes, budget)]
+        yield from graded or [_smallest(sizes, budget)]
 
 
 def _graded(order: Array, sizes: Array, budget: int) -> Iterator[tuple[int, ...]]:
@@ -40,6 +41,14 @@ def _graded(order: Array, sizes: Array, budget: int) -> Iterator[tuple[int, ...]
         buckets[exact] = EXACT
         buckets[hashed] = sizes[hashed] * left // max(sizes[hashed].sum(), 1)
         yield tuple(int(b) for b in buckets)
+
+
+def _smallest(sizes: Array, budget: int) -> tuple[int, ...]:
+    """The smallest band alone, where the budget is enough for no other choice."""
+    buckets = [DROPPED] * len(sizes)
+    least = int(np.argmin(sizes))
+    buckets[least] = EXACT if sizes[least] <= budget else budget
+    return tuple(buckets)
 
 
 def _beta(sizes: Array, budget: int) -> tuple[int, ...]:
