@@ -61,6 +61,8 @@ ROOM = 2.0  # Fits and corrections may change a scale by this factor, either way
 GROUP = 64  # Groups of so many input channels, which share a scale, are tried where this is open.
 GROUPED = (8, 16, 32)  # Such groups are tried with these numbers of levels.
 PLAIN: tuple[Kind, ...] = ("odd", "signed")  # These grids have no zero points.
+# Two roundings are compared on filters for so many multiplications, but on no fewer than these.
+COMPARED, FEWEST = 2**31, 32
 BIT = 20 * log10(2)  # A bit more for each weight is worth so many dB.
 
 
@@ -195,7 +197,8 @@ class Integer(Method):
         return grid
 
     def plain_error(self, layer: Layer, statistics: Statistics) -> float:
-        """Relative squared output error of the nearest values."""
+        """Relative squared output error of the nearest values, on `_compared` filters."""
+        layer = replace(layer, weight=layer.weight[_compared(layer)])
         grid, rows, _ = self._start(grouped_for_fit(layer), self._parts(layer))
         nearest = fit_blind(rows.starting(rows.usual), Grid(grid.table))
         return cautious(statistics).error(layer.weight, nearest.decoded(layer))
@@ -287,12 +290,20 @@ def or_integer(weight: CompressedWeight, layer: Layer, statistics: Statistics) -
     setting = largest_within(weight.nbytes, layer)
     if setting is None:
         return weight
-    statistics = cautious(statistics)
-    error = statistics.error(layer.weight, weight.decode())
-    if setting.plain_error(layer, statistics) >= error:
+    statistics, some, decoded = cautious(statistics), _compared(layer), weight.decode()
+    if setting.plain_error(layer, statistics) >= statistics.error(
+        layer.weight[some], decoded[some]
+    ):
         return weight
     other = setting.fit(layer, statistics)
+    error = statistics.error(layer.weight, decoded)
     return other if statistics.error(layer.weight, other.decode()) < error else weight
+
+
+def _compared(layer: Layer) -> slice:
+    """Filters enough to tell which of two roundings errs less."""
+    enough = max(FEWEST, COMPARED // layer.fan_in**2)
+    return slice(None, None, -(-len(layer.weight) // enough) if layer.groups == 1 else None)
 
 
 def largest_within(nbytes: int, layer: Layer) -> Integer | None:

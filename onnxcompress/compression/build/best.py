@@ -68,10 +68,10 @@ def _best(builder: Builder, curves: Curves, plan: Plan) -> Built:
     if not tried or not worth_trying_alone(builder, curves):
         return best
     close = [*methods_close_to(curves, plan.limits, best.chosen)]
-    loss = builder.loss(best.fitted) if close else 0.0
+    loss = builder.loss_of(best) if close else 0.0
     for method in close:
         other = _within(builder, curves, plan._replace(method=method))
-        error = builder.loss(other.fitted)
+        error = builder.loss_of(other)
         if error < loss and builder.job.fits(other.model):
             best, loss = other, error
     return best
@@ -117,11 +117,11 @@ def _without_data_where_better(builder: Builder, built: Built) -> Built:
         blind = builder.without_data(built)
         weights = {**built.fitted, **blind}
         error = builder.loss(weights)
-        least = CLEARLY * builder.loss(built.fitted)
+        least = CLEARLY * builder.loss_of(built)
     if error >= least:
         return built
     seeing = in_groups({name: built.fitted[name] for name in blind})
-    other = builder.with_weights(built, builder.improved(weights, error, seeing))
+    other = builder.with_weights(built, *builder.improved(weights, error, seeing))
     return other if job.fits(other.model) else built
 
 
@@ -135,7 +135,7 @@ def _without(builder: Builder, curves: Curves, worst: str, built: Built) -> Buil
         other = _within(builder, fewer, Plan(limits))
     except BudgetError:
         return None
-    better = builder.loss(other.fitted) < builder.loss(built.fitted)
+    better = builder.loss_of(other) < builder.loss_of(built)
     if not better or (job.target.faithful and not job.holds(other.model)):
         return None
     return other

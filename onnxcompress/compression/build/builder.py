@@ -25,10 +25,11 @@ from onnxcompress.core.statistics import Statistics
 from onnxcompress.graph import Model, annotate
 
 # At most so many groups of layers are judged, whose corrections, or fits to data, stay or go.
+REFIT_BATCH = 16  # A batch has at most so many samples: patches of few batches would be large.
 CORRECTION_TRIALS = 8
 CORRECTION_SAMPLES = 64  # Each is judged by runs on at most so many held-out samples.
 # All these runs together take about so many multiplications, which bounds the time.
-CORRECTION_WORK = 10**12
+CORRECTION_WORK = 6 * 10**11
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +40,14 @@ class Built:
         chosen: what every weight got.
         fitted: the layers as they were fitted.
         failed: layer -> why it could not be replaced.
+        loss: error of the outputs, see `Builder.loss`, where it is known.
     """
 
     chosen: Mapping[str, Candidate]
     model: Model
     fitted: Mapping[str, Fitted]
     failed: Mapping[str, str]
+    loss: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +69,14 @@ class Builder:
         outer = set(job.model.keys)
         fixed = self._one_by_one({n: s for n, s in settings.items() if n not in outer})
         settings = {name: s for name, s in settings.items() if name not in fixed}
+        loss = None
         if job.fit is None or not settings:
-            fitted = self._from_weights(settings, self.observed.kept)
+            fitted = self._from_weights(settings, self.observed.kept) | fixed
         elif job.settings.correct:
-            fitted = self._in_order(settings, fixed, progress)
+            fitted, loss = self._in_order(settings, fixed, progress)
         else:
-            fitted = self._one_by_one(settings)
-        return self.with_weights(Built(chosen, job.model, {}, {}), fitted | fixed)
+            fitted = self._one_by_one(settings) | fixed
+        return self.with_weights(Built(chosen, job.model, {}, {}), fitted, loss)
 
     def without_data(self, built: Built) -> dict[str, Fitted]:
         """The same settings fitted to the weights alone, as if nothing were known of the inputs."""
@@ -82,28 +86,37 @@ class Builder:
         blind = self._from_weights(settings, {n: Statistics.white(layers[n]) for n in leaders})
         return {name: fitted for name, fitted in blind.items() if name in built.fitted}
 
-    def with_weights(self, built: Built, fitted: Mapping[str, Fitted]) -> Built:
-        """The same with other weights in its settings."""
+    def with_weights(
+        self, built: Built, fitted: Mapping[str, Fitted], loss: float | None = None
+    ) -> Built:
+        """The same with other weights in its settings; ``loss`` where it is known."""
         failed = dict(built.failed)
         made = self._changed(self.job.model, fitted, failed)
         result = annotate(made, self.job.entries(changed=bool(fitted)))
         kept = {name: f for name, f in fitted.items() if name not in failed}
-        return replace(built, model=result, fitted=kept, failed=failed)
+        return replace(built, model=result, fitted=kept, failed=failed, loss=loss)
 
     def improved(
         self, fitted: Mapping[str, Fitted], least: float, others: Iterable[Mapping[str, Fitted]]
-    ) -> dict[str, Fitted]:
+    ) -> tuple[dict[str, Fitted], float]:
         """The weights with those others, one group after another, that lower the held-out error.
 
         Args:
             least: the error with the weights as they are.
+
+        Returns:
+            The weights, and the error with them.
         """
         best = dict(fitted)
         for group in others:
             error = self.loss({**best, **group})
             if error < least:
                 best, least = {**best, **group}, error
-        return best
+        return best, least
+
+    def loss_of(self, built: Built) -> float:
+        """The `loss` with the weights of a model."""
+        return self.loss(built.fitted) if built.loss is None else built.loss
 
     def loss(self, fitted: Mapping[str, Fitted]) -> float:
         """Error of the outputs on some held-out samples with these weights in place."""
@@ -159,11 +172,11 @@ class Builder:
 
     def _in_order(
         self, settings: Mapping[str, Method], fixed: Mapping[str, Fitted], progress: str | None
-    ) -> dict[str, Fitted]:
-        """Every layer fitted on what the layers before it have become."""
+    ) -> tuple[dict[str, Fitted], float | None]:
+        """Every layer fitted on what the layers before it have become, and the `loss` if known."""
         job = self.job
         assert job.fit is not None
-        size, _ = batching(job.fit, job.shapes)
+        size, _ = batching(job.fit, job.shapes, REFIT_BATCH)
         largest = largest_input(job.shapes[name] for name in job.calibrated)
         fitting = kept(largest)
         samples = job.fit if fitting >= len(job.fit) else job.fit.spread(fitting)
@@ -183,12 +196,12 @@ class Builder:
         guessed = job.stand_ins is not None
         fitted = refit(streams, job.layers, settings, job.int8, limit, track, job.doubt, guessed)
         if progress is None:
-            return fitted
+            return {**fitted, **fixed}, None
         if guessed and job.samples is not None:  # One sample does not tell what helps.
-            return {**fitted, **{n: f.plain for n, f in fitted.items() if f.plain}, **fixed}
+            return {**fitted, **{n: f.plain for n, f in fitted.items() if f.plain}, **fixed}, None
         return self._helpful({**fitted, **fixed})
 
-    def _helpful(self, fitted: dict[str, Fitted]) -> dict[str, Fitted]:
+    def _helpful(self, fitted: dict[str, Fitted]) -> tuple[dict[str, Fitted], float | None]:
         """Keep the correction of the deviations only where it lowers the held-out error.
 
         Neighbouring layers are judged together where there are more than ``CORRECTION_TRIALS``, all
@@ -196,7 +209,7 @@ class Builder:
         """
         undone = {name: f.plain for name, f in fitted.items() if f.plain is not None}
         if not undone:
-            return fitted
+            return fitted, None
         groups = [undone]
         if not self.job.model.large:  # A run of a large one takes minutes.
             groups += in_groups(undone)

@@ -139,7 +139,7 @@ class _Fit:
             return Statistics.of(seen, centred), squares, responses.sum(1) * centred, cross
 
         work = zip(range(len(original)), original, compressed, strict=True)
-        groups = gathered(each(look, work, jobs))
+        groups = gathered(each(look, work, jobs), layer.fan_in)
         for statistics, squares, answers, cross in each(summed, groups, jobs, ahead=jobs - 1):
             self.statistics = self.statistics + statistics
             self.squares += squares

@@ -27,10 +27,10 @@ ENOUGH_PER_INPUT = 128  # Depthwise filters, which have few inputs, need no more
 # It has fewer where a second moment would take more multiplications, which bounds the time.
 PATCH_WORK = 2**36
 PATCHES_PER_INPUT = 2  # Even then it has so many per input of a patch, up to `PATCHES`.
-# Activations that are read out of the model at a time take at most so many bytes per batch: few
-# samples at once, of which all layers are seen, take fewer runs than many, of which few are.
-EXPOSED_BYTES = 160 << 20
-WAITING_BYTES = 96 << 20  # Patches of all layers that wait to be multiplied take at most so many.
+# Activations that are read out of the model at a time take at most so many bytes per batch; those
+# of one sample may take more, as every further group of layers runs the model once more.
+EXPOSED_BYTES, EXPOSED_OF_ONE = 16 << 20, 160 << 20
+WAITING_BYTES = 32 << 20  # Patches of all layers that wait to be multiplied take at most so many.
 
 
 def calibrate(
@@ -58,8 +58,7 @@ def calibrate(
     samples = samples if isinstance(samples, Samples) else from_batches(list(samples))
     shapes = input_shapes(model, next(iter(samples.batches(1))))[0] if shapes is None else shapes
     original, (model, read) = model, _readable(model, layers, samples)
-    known = [shapes.get(name, ()) for name in layers if name in read]
-    batch, count = batching(samples, shapes, EXPOSED_BYTES // max(1, 4 * sum(map(prod, known))))
+    batch, count = batching(samples, shapes, EXPOSED_BYTES // _exposed(read, shapes))
     result: dict[str, Statistics] = {}
     for names in _groups({n: layers[n] for n in layers if n in read}, shapes, batch):
         most = {n: None if exact else quota(layers[n], count) for n in names}
@@ -73,9 +72,7 @@ def calibrate(
             result[name] = result[name] + seen if name in result else seen
             waiting[name].clear()
 
-        exposed = 4 * batch * sum(prod(shapes.get(name, ())) for name in names)
         some = threads(largest_input(shapes.values()), batch, jobs)
-        some = max(1, min(some, 2 * EXPOSED_BYTES // max(1, exposed)))
         with blaming(original, samples):
             for parts in apart(look, batches, jobs) if elsewhere() else each(look, batches, some):
                 for name, part in parts.items():
@@ -85,6 +82,11 @@ def calibrate(
         for name in filter(waiting.get, names):
             absorb(name)
     return result
+
+
+def _exposed(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of what these layers read of one sample."""
+    return sum(4 * prod(shapes.get(name, ())) for name in names) or 1
 
 
 def _readable(
@@ -183,10 +185,10 @@ def _groups(
 ) -> list[list[str]]:
     """Layers, in order, in groups whose inputs fit into memory together."""
     groups: list[list[str]] = [[]]
-    filled = 0
+    most, filled = EXPOSED_BYTES if batch > 1 else EXPOSED_OF_ONE, 0
     for name in layers:
         nbytes = 4 * batch * prod(shapes.get(name, ()))
-        if groups[-1] and filled + nbytes > EXPOSED_BYTES:
+        if groups[-1] and filled + nbytes > most:
             groups.append([])
             filled = 0
         groups[-1].append(name)

@@ -18,7 +18,8 @@ from onnxcompress.core.layer import Array, Layer
 from onnxcompress.core.padding import cropping, extents, padding
 
 T = TypeVar("T", bound=Any)
-GATHERED_BYTES = 16 << 20  # About so many bytes of patches are multiplied at once.
+# Between so many bytes of patches are multiplied at once, as many as their second moment has.
+GATHERED_LEAST, GATHERED_BYTES = 2 << 20, 16 << 20
 
 
 def patches(layer: Layer, x: Array, limit: int | None = None, seed: int = 0) -> Array:
@@ -61,8 +62,9 @@ def _by_group(x: Array, lead: Sequence[int]) -> Array:
     return moved.reshape(-1 if prod(own) > 1 else 1, *moved.shape[count:])
 
 
-def gathered(parts: Iterable[T], nbytes: int = GATHERED_BYTES) -> Iterator[list[T]]:
-    """Groups of consecutive parts of about so many bytes: few large products beat many small."""
+def gathered(parts: Iterable[T], fan_in: int) -> Iterator[list[T]]:
+    """Groups of consecutive parts: few large products beat many small."""
+    nbytes = min(max(GATHERED_LEAST, 4 * fan_in**2), GATHERED_BYTES)
     group: list[T] = []
     filled = 0
     for part in parts:

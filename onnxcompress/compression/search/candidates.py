@@ -26,7 +26,7 @@ from onnxcompress.graph import digest
 FITTING = "fitting"  # Progress calls what `sweep` does so.
 FEW = 4  # Fits follow fewer patches for each input of a patch closely.
 JUDGED = 4  # Then so many settings are tried on held-out patches.
-FILTERS = 128  # They are tried with at most so many filters of a layer.
+FILTERS = 64  # They are tried with at most so many filters of a layer.
 # Outputs count as varying on held-out patches by at least this share of what they vary on others.
 VARIES = 0.01
 MOST = 1e3  # A setting counts as at most so many times worse there.
