@@ -25,7 +25,7 @@ from onnxcompress.core.statistics import Statistics
 from onnxcompress.graph import Model, annotate
 
 # At most so many groups of layers are judged, whose corrections, or fits to data, stay or go.
-REFIT_BATCH = 16  # A batch has at most so many samples: patches of few batches would be large.
+REFIT_BATCH = 8  # A batch has at most so many samples: patches of few batches would be large.
 CORRECTION_TRIALS = 8
 CORRECTION_SAMPLES = 64  # Each is judged by runs on at most so many held-out samples.
 # All these runs together take about so many multiplications, which bounds the time.
