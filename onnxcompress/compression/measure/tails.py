@@ -49,6 +49,9 @@ class Tail:
 
         What no node from here on computes is as expected.
         """
+        if not self.places:  # No output reads what the layer gives.
+            yield from map(list, expected)
+            return
         own = {self.keys[name]: weight for name, weight in weights.items()}
         shifted = {self.keys[name]: bias for name, bias in biases.items()}
         session = Session(rewrite(self.model, own, shifted, {}))
