@@ -15,6 +15,7 @@ import pytest
 from hostile import outside, value, written
 from hostile import small as small_model
 
+from onnxcompress.cli import supervisor
 from onnxcompress.cli.commands import main
 from onnxcompress.cli.json_schema import FILE, json_schema
 from onnxcompress.core.errors import OnnxCompressError
@@ -167,6 +168,15 @@ def test_a_signal_at_any_time_is_one_line_that_is_true(folder, delay, group):
     assert code == 130 and err == ["Error: interrupted; nothing was written"]
     assert json.loads(out)["exit"] == 130 and not Path("out.onnx").exists()
     assert sorted(os.listdir()) == ["data.npz", "model.onnx"]
+
+
+def test_an_interruption_while_native_code_starts_waits_until_it_has_started(monkeypatch):
+    for name, value in (("_starting", True), ("_interrupted", False), ("_raised", False)):
+        monkeypatch.setattr(supervisor, name, value)
+    supervisor._interrupt(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        supervisor.start_native()
+    supervisor._interrupt(signal.SIGINT, None)  # It was raised once.
 
 
 # -------------------------------------------------------------------------------- foreign code

@@ -393,6 +393,7 @@ def _run(words: list[str], call: dict[str, Any]) -> int:
         cli.main(words, "onnxcompress")
     try:
         with cli.make_context("onnxcompress", words, obj=call) as context:
+            supervisor.start_native()
             return cli.invoke(context)
     except click.exceptions.Exit as done:
         return done.exit_code

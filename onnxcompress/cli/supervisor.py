@@ -36,6 +36,7 @@ STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(
 _decision: Any = None
 _interrupted = False  # A signal has told this process to stop.
 _raised = False  # KeyboardInterrupt has been raised for it.
+_starting = False  # Native code starts, which no exception may leave.
 
 
 def main() -> NoReturn:
@@ -188,11 +189,29 @@ def _keep_stdout() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """A terminal tells parent and child, and the parent tells the child: the first one counts."""
-    global _interrupted, _raised
+    global _interrupted
     _interrupted = True
+    if not _starting:
+        _raise_once()
+
+
+def _raise_once() -> None:
+    global _raised
     if not _raised:
         _raised = True
         raise KeyboardInterrupt
+
+
+def start_native() -> None:
+    """Import onnx, whose native part ends the process if it is interrupted while it starts."""
+    global _starting
+    _starting = True
+    try:
+        import onnx  # noqa: F401
+    finally:
+        _starting = False
+    if _interrupted:
+        _raise_once()
 
 
 def _raise_again(unraisable: Any) -> None:

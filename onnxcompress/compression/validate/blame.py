@@ -6,7 +6,6 @@ from onnxcompress.compression.build.builder import Builder, Built
 from onnxcompress.compression.search.trade_off import Curves
 
 SUSPECTS = 6  # At most so many layers are put back, one at a time: each one costs runs.
-SUSPECT = 0.1  # Where sensitivities are known, they are foreseen to cause this share of it.
 HURTS = 0.3  # A layer is named if more than this share of the outputs' error goes with it.
 
 
@@ -20,9 +19,7 @@ def find_hurting(builder: Builder, curves: Curves, built: Built) -> dict[str, fl
         for name, candidate in chosen.items()
         if candidate.setting is not None and name in built.fitted
     }
-    least = SUSPECT * sum(expected.values()) if job.has_choice else 0.0
     suspects = sorted(expected, key=lambda name: -expected[name])[:SUSPECTS]
-    suspects = [name for name in suspects if expected[name] >= least]
     whole, shares = builder.loss_of(built), dict[str, float]()
     for name in job.settings.track(suspects, "looking for layers that hurt", len(suspects)):
         readers = job.readers(name)
