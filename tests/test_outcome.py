@@ -171,8 +171,8 @@ def test_a_signal_at_any_time_is_one_line_that_is_true(folder, delay, group):
 
 
 def test_an_interruption_while_native_code_starts_waits_until_it_has_started(monkeypatch):
-    for name, value in (("_starting", True), ("_interrupted", False), ("_raised", False)):
-        monkeypatch.setattr(supervisor, name, value)
+    for name, flag in (("_starting", True), ("_interrupted", False), ("_raised", False)):
+        monkeypatch.setattr(supervisor, name, flag)
     supervisor._interrupt(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         supervisor.start_native()
