@@ -207,7 +207,7 @@ def start_native() -> None:
     global _starting
     _starting = True
     try:
-        import onnx  # noqa: F401
+        import onnxcompress.graph  # noqa: F401
     finally:
         _starting = False
     if _interrupted:
