@@ -35,15 +35,17 @@ def test_what_lies_behind_each_layer_gives_the_outputs_of_the_whole_model(rng):
     assert nodes == sorted(nodes, reverse=True) and nodes[-1] < nodes[0]
 
 
-TWO_OUTPUTS = """
+THREE_OUTPUTS = """
 <ir_version: 8, opset_import: ["" : 17]>
-agraph (float[n, 4] x) => (float[n, 4] early, float[n, 4] late)
+agraph (float[n, 4] x) => (float[n, 4] early, float[n, 4] head, float[n, 4] late)
 {
     early = Relu(x)
     t = Transpose <perm = [1, 0]> (w)
     a = MatMul(early, t)
     b = Gemm <transB = 1> (a, v)
-    c = MatMul(b, t)
+    head = MatMul(b, s)
+    q = MatMul(b, p)
+    c = MatMul(q, t)
     late = Add(c, early)
     unread = MatMul(late, u)
 }
@@ -52,8 +54,8 @@ agraph (float[n, 4] x) => (float[n, 4] early, float[n, 4] late)
 
 @pytest.mark.parametrize("name", ["", "same"])
 def test_shared_weights_skips_and_outputs_made_before_or_without_a_layer_are_right(name, rng):
-    proto = onnx.parser.parse_model(TWO_OUTPUTS)
-    for key in "wvu":
+    proto = onnx.parser.parse_model(THREE_OUTPUTS)
+    for key in "wvspu":
         array = rng.normal(size=(4, 4)).astype(np.float32)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, key))
     for index, node in enumerate(proto.graph.node):
@@ -62,6 +64,6 @@ def test_shared_weights_skips_and_outputs_made_before_or_without_a_layer_are_rig
     layers = find_layers(model)[0]
     readers = {lead: [n for n, other in layers.items() if other.shared == lead]
                for lead, layer in layers.items() if layer.shared == lead}  # fmt: skip
-    assert sorted(map(len, readers.values())) == [1, 1, 2]
+    assert sorted(map(len, readers.values())) == [1, 1, 1, 1, 2]
     batches = [{"x": rng.normal(size=(3, 4)).astype(np.float32)} for _ in range(2)]
-    assert len(list(check(model, readers, batches))) == 3
+    assert len(list(check(model, readers, batches))) == 5

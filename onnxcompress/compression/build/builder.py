@@ -24,8 +24,8 @@ from onnxcompress.core.method import Candidate, CompressedWeight, Method
 from onnxcompress.core.statistics import Statistics
 from onnxcompress.graph import Model, annotate
 
-# At most so many groups of layers are judged, whose corrections, or fits to data, stay or go.
 REFIT_BATCH = 8  # A batch has at most so many samples: patches of few batches would be large.
+# At most so many groups of layers are judged, whose corrections, or fits to data, stay or go.
 CORRECTION_TRIALS = 8
 CORRECTION_SAMPLES = 64  # Each is judged by runs on at most so many held-out samples.
 # All these runs together take about so many multiplications, which bounds the time.
@@ -195,11 +195,12 @@ class Builder:
         limit = partial(quota, batches=len(batches))
         guessed = job.stand_ins is not None
         fitted = refit(streams, job.layers, settings, job.int8, limit, track, job.doubt, guessed)
+        fitted |= fixed
         if progress is None:
-            return {**fitted, **fixed}, None
+            return fitted, None
         if guessed and job.samples is not None:  # One sample does not tell what helps.
-            return {**fitted, **{n: f.plain for n, f in fitted.items() if f.plain}, **fixed}, None
-        return self._helpful({**fitted, **fixed})
+            return fitted | {n: f.plain for n, f in fitted.items() if f.plain}, None
+        return self._helpful(fitted)
 
     def _helpful(self, fitted: dict[str, Fitted]) -> tuple[dict[str, Fitted], float | None]:
         """Keep the correction of the deviations only where it lowers the held-out error.

@@ -170,12 +170,13 @@ def quota(layer: Layer, batches: int) -> int:
     return -(-most // batches)
 
 
-def batching(
-    samples: Samples, shapes: Mapping[str, tuple[int, ...]], most: int | None = None
-) -> tuple[int, int]:
-    """Samples per batch so that one layer's input stays small, and how many batches that makes."""
-    most = samples.even if most is None else max(1, min(samples.even, most))
-    size = batch_size(largest_input(shapes.values()), most)
+def batching(samples: Samples, shapes: Mapping[str, tuple[int, ...]], most: int) -> tuple[int, int]:
+    """Samples per batch so that one layer's input stays small, and how many batches that makes.
+
+    Args:
+        most: samples per batch in any case, where the model does not say how many.
+    """
+    size = batch_size(largest_input(shapes.values()), min(samples.even, most))
     size = samples.batch if samples.exact else size
     return size, -(-len(samples) // size)
 

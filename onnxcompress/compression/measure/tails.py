@@ -89,7 +89,7 @@ class _Walk:
     """The values of a model's tensors at one of its nodes.
 
     Attributes:
-        values: of every batch, those that nodes from ``place`` on read.
+        values: of every batch, those that nodes from ``place`` on read; replaced, not changed.
     """
 
     model: Model
@@ -114,23 +114,22 @@ class _Walk:
         """Run the nodes before this one."""
         nodes = [self.model.graph.node[i] for i in self.running if self.place <= i < index]
         self.place = index
-        if not nodes:
-            return
         after = self._read(self._after())
         made = [name for node in nodes for name in node.output if name in after]
-        read = self._read(nodes)
-        session = Session(segment(self.model, nodes, _some(self.values[0], read), made))
-        for values in self.values:
-            values |= dict(zip(session.outputs, session.run(_some(values, read)), strict=True))
-            for name in values.keys() - after:
-                del values[name]
+        if made:  # Of a head, nothing is read later but what it reads itself.
+            read = self._read(nodes)
+            session = Session(segment(self.model, nodes, _some(self.values[0], read), made))
+            self.values = [
+                values | dict(zip(session.outputs, session.run(_some(values, read)), strict=True))
+                for values in self.values
+            ]
+        self.values = [_some(values, after) for values in self.values]
 
     def tail(self) -> Tail:
         after, keys = self._after(), self.model.keys
         made = {name for node in after for name in node.output}
         places = [i for i, name in enumerate(self.outputs) if name in made]
-        read = self._read(after)
-        batches = [_some(values, read) for values in self.values]
+        batches = self.values
         model = segment(self.model, after, batches[0], [self.outputs[i] for i in places])
         running = [i for i in self.running if i >= self.place]
         own = model.keys[len(model.keys) - len(running) :]
